@@ -1,0 +1,9 @@
+"""ReelsRS: a video recommender around a vector database.
+
+The package is flat, a module for one noun. Imports point down this list, never up:
+
+    cli > app > routes > schemas > worker > folder | export > ingest | recommend > runtime > follower
+        > files | video | embedder | catalog | index | drawing > db | vectors > config | domain | errors | log
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,288 @@
+"""The REST service: `create_app(settings)`. Nothing is built at import.
+
+Holds what belongs to HTTP alone: the table from the core's errors to statuses, request ids, logs, metrics, the
+docs page. Starting loads the text tower and the index before the first request is answered, so that `/readyz`
+never lies and the first search is as quick as the second.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import __version__, catalog, errors, jobs
+from service.config import Settings
+from service.errors import ReelsError
+from service.routes import search, system, videos
+from service.routes.common import require_key
+from service.runtime import Runtime
+from service.schemas import FieldError, Problem
+from service.worker import WorkerProcess
+
+log = structlog.get_logger(__name__)
+
+STATUSES: dict[type[ReelsError], int] = {
+    errors.InvalidInput: 422,
+    errors.NotFound: 404,
+    errors.NotReady: 409,
+    errors.TooLarge: 413,
+    errors.Undecodable: 415,
+    errors.Unavailable: 503,
+    errors.StorageFull: 507,
+    errors.ConfigurationError: 503,
+}
+
+_PAGE = Path(__file__).parent / "explore"
+
+_DESCRIPTION = """
+Upload short clips, get back "more like this": CLIP embeddings of frames and captions, searched by weighted
+similarity over what is seen and what is written.
+
+**In three calls:** `POST /v1/videos?wait=30` with a clip as the form's `file`, another clip, then
+`GET /v1/videos/{id}/recommendations`. Errors are `application/problem+json`; lists are `{items, next_cursor}`;
+times are seconds, sizes bytes.
+
+A `score` orders the hits of one answer. It is a weighted sum of cosines (or of z-scores), not a probability, and
+scores of different questions are not to be compared.
+"""
+
+
+def create_app(settings: Settings, *, worker: bool = True) -> FastAPI:
+    """The application. Its parts are built when it starts; `worker` False leaves embedding to other processes."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runtime = await run_in_threadpool(_start, settings)
+        app.state.runtime = runtime
+        app.state.metrics.watch(runtime)
+        app.state.worker = await run_in_threadpool(WorkerProcess, settings, runtime) if worker else None
+        log.info("ready", version=__version__, model=settings.model, data=str(settings.data_dir))
+        try:
+            yield
+        finally:
+            if app.state.worker is not None:
+                await run_in_threadpool(app.state.worker.stop)
+            await run_in_threadpool(runtime.close)
+
+    app = FastAPI(
+        title="ReelsRS",
+        version=__version__,
+        summary="Video recommendations as a service.",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_tags=[
+            {"name": "videos", "description": "Upload, list, change, delete; bytes, pictures, vectors, progress."},
+            {"name": "search", "description": "More like this, and search by words."},
+            {"name": "service", "description": "Categories, health, figures."},
+        ],
+        responses={
+            401: {"model": Problem, "description": "an API key is needed"},
+            403: {"model": Problem, "description": "the API key is not known"},
+            422: {"model": Problem, "description": "a wrong parameter; `errors` names it"},
+        },
+    )
+    app.state.metrics = _Metrics()
+    for resource in (videos.router, search.router):
+        app.include_router(resource, dependencies=[Depends(require_key)])
+    app.include_router(system.router)
+    app.include_router(system.open_router)
+    _add_pages(app)
+    app.add_exception_handler(ReelsError, _on_reels_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Location", "X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(_Observed, metrics=app.state.metrics)
+    return app
+
+
+def _start(settings: Settings) -> Runtime:
+    runtime = Runtime(settings, pictures=False)
+    runtime.files.sweep()
+    runtime.activate()
+    runtime.follower.save()  # built and caught up by now
+    return runtime
+
+
+def _add_pages(app: FastAPI) -> None:
+    # Swagger UI comes out of an installed package, so that the docs page needs no other host.
+    assets = Path(str(package_files("fastapi_offline"))) / "static"
+    app.mount("/docs/assets", StaticFiles(directory=assets), name="docs-assets")
+    app.mount("/explore/assets", StaticFiles(directory=_PAGE), name="explore-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="ReelsRS API",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+        )
+
+    @app.get("/explore", include_in_schema=False)
+    def explore() -> FileResponse:
+        return FileResponse(_PAGE / "index.html", media_type="text/html")
+
+
+# --- errors
+
+
+async def _on_reels_error(request: Request, error: Exception) -> Response:
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    headers = {}
+    wrong = None
+    if status == 503:
+        headers["Retry-After"] = str(getattr(error, "retry_after_seconds", 5))
+    if status == 413:
+        headers["Connection"] = "close"  # the rest of the upload will not be read
+    if isinstance(error, errors.InvalidInput):
+        wrong = [FieldError(field=error.field, message=error.message)]
+    return _problem(request, status, str(error), headers=headers, wrong=wrong)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = []
+    for item in error.errors():
+        # ("query", "k") and ("body", "query"): where it stood says less than what it is called.
+        field = ".".join(str(part) for part in item["loc"][1:] if not isinstance(part, int)) or str(item["loc"][0])
+        wrong.append(FieldError(field=field, message=item["msg"]))
+    detail = "; ".join(f"{one.field}: {one.message}" for one in wrong)
+    return _problem(request, 422, detail, wrong=wrong)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", path=request.url.path, exc_info=error)
+    return _problem(request, 500, "something went wrong inside the service; its log says what")
+
+
+def _problem(
+    request: Request,
+    status: int,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    wrong: list[FieldError] | None = None,
+) -> Response:
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        request_id=request.scope.get("request_id", ""),
+        errors=wrong,
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
+    )
+
+
+# --- what an operator sees
+
+
+class _Metrics(Collector):
+    """Figures of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "reelsrs_http_requests", "requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "reelsrs_http_request_seconds", "time to answer", ["method", "route"], registry=self.registry
+        )
+        self._runtime: Runtime | None = None
+
+    def watch(self, runtime: Runtime) -> None:
+        """Report the state of the library too, read when it is asked for."""
+        if self._runtime is None:
+            self.registry.register(self)
+        self._runtime = runtime
+
+    def collect(self) -> Iterable[Any]:
+        """Gauges, from the database and the index."""
+        if self._runtime is None:
+            return
+        with self._runtime.follower.current() as index, self._runtime.db.read() as connection:
+            size, counts, depth = len(index), catalog.status_counts(connection), jobs.depth(connection)
+        videos_by_status = GaugeMetricFamily("reelsrs_videos", "videos by status", labels=["status"])
+        for status in ("queued", "processing", "ready", "failed"):
+            videos_by_status.add_metric([status], counts.get(status, 0))
+        yield videos_by_status
+        yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
+        yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
+
+
+class _Observed:
+    """Gives every request an id, a log line and its place in the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: _Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope["request_id"] = secrets.token_hex(8)
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                route = getattr(scope.get("route"), "path", "none")
+                self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+                self._metrics.seconds.labels(scope["method"], route).observe(seconds)
+                if route not in ("/livez", "/readyz", "/metrics"):
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        milliseconds=round(seconds * 1000, 1),
+                    )

@@ -1,0 +1,400 @@
+"""The catalogue: rows and vectors of videos in the database, which is the truth. Knows no index and no file.
+
+Every function takes the connection of a transaction that its caller holds, so that a row, its vectors, its job
+and its change number are committed together or not at all.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from service import db
+from service.domain import (
+    Aggregation,
+    Embeddings,
+    Generation,
+    Keys,
+    Kind,
+    Probe,
+    Sampling,
+    Status,
+    Vectors,
+    Video,
+)
+from service.errors import NotFound
+from service.vectors import pack, unpack
+
+# SQLite allows 32,766 parameters in one statement.
+_CHUNK = 10_000
+
+
+def library_id(connection: sa.Connection) -> str:
+    """The id of this database, made when first asked for."""
+    found = connection.execute(sa.select(db.library.c.id)).scalar()
+    if found is None:
+        found = secrets.token_hex(8)
+        connection.execute(sa.insert(db.library).values(id=found))
+    return found
+
+
+# --- videos
+
+
+def add_video(
+    connection: sa.Connection,
+    *,
+    sha256: str,
+    size_bytes: int,
+    filename: str,
+    title: str,
+    caption: str | None,
+    category: str | None,
+    sampling: Sampling,
+    probe: Probe,
+) -> Video:
+    """A new row with `status: queued`. Its bytes must be in place already."""
+    now = _now()
+    key = connection.execute(
+        sa.insert(db.videos)
+        .values(
+            id=secrets.token_hex(8),
+            sha256=sha256,
+            size_bytes=size_bytes,
+            filename=filename,
+            title=title,
+            caption=caption,
+            category=category,
+            status="queued",
+            progress=0.0,
+            num_frames=sampling.num_frames,
+            frame_interval=sampling.frame_interval,
+            media_type=probe.media_type,
+            codec=probe.codec,
+            width=probe.width,
+            height=probe.height,
+            duration_seconds=probe.duration_seconds,
+            frames_per_second=probe.frames_per_second,
+            frame_times=[],
+            created_at=now,
+            updated_at=now,
+        )
+        .returning(db.videos.c.key)
+    ).scalar_one()
+    return video_by_key(connection, key)
+
+
+def video(connection: sa.Connection, video_id: str) -> Video:
+    """The video with this id. Raises NotFound."""
+    found = _one(connection, db.videos.c.id == video_id)
+    if found is None:
+        raise NotFound(f"there is no video {video_id!r}")
+    return found
+
+
+def video_by_key(connection: sa.Connection, key: int) -> Video:
+    """The video with this key. Raises NotFound."""
+    found = _one(connection, db.videos.c.key == key)
+    if found is None:
+        raise NotFound("the video was deleted")
+    return found
+
+
+def video_by_sha256(connection: sa.Connection, sha256: str) -> Video | None:
+    """The video with these bytes, None where there is none."""
+    return _one(connection, db.videos.c.sha256 == sha256)
+
+
+def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, Video]:
+    """The videos with these keys; one that was deleted is missing."""
+    found: dict[int, Video] = {}
+    for chunk in _chunks(list(keys)):
+        for row in connection.execute(sa.select(db.videos).where(db.videos.c.key.in_(chunk))):
+            found[row.key] = _video(row)
+    return found
+
+
+def list_videos(
+    connection: sa.Connection,
+    *,
+    category: str | None = None,
+    status: str | None = None,
+    before: int | None = None,
+    limit: int,
+) -> list[Video]:
+    """Videos from the newest to the oldest, those older than the key `before` where it is given."""
+    query = sa.select(db.videos).order_by(db.videos.c.key.desc()).limit(limit)
+    if category is not None:
+        query = query.where(db.videos.c.category == category)
+    if status is not None:
+        query = query.where(db.videos.c.status == status)
+    if before is not None:
+        query = query.where(db.videos.c.key < before)
+    return [_video(row) for row in connection.execute(query)]
+
+
+def update_video(connection: sa.Connection, key: int, **values: Any) -> None:
+    """Set columns of a video."""
+    connection.execute(
+        sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=_now(), **values)
+    )
+
+
+def set_status(
+    connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None
+) -> None:
+    """Set status, progress (0 to 1) and error together."""
+    update_video(connection, key, status=status, progress=progress, error=error)
+
+
+def delete_video(connection: sa.Connection, key: int) -> None:
+    """Remove a video's row, vectors, job and sources, and tell the followers."""
+    connection.execute(sa.delete(db.videos).where(db.videos.c.key == key))
+    record_change(connection, key)
+
+
+def categories(connection: sa.Connection) -> list[tuple[str | None, int]]:
+    """Every category with its number of videos, by name; None for those without one."""
+    column = db.videos.c.category
+    rows = connection.execute(sa.select(column, sa.func.count()).group_by(column).order_by(column))
+    return [(name, count) for name, count in rows]
+
+
+def status_counts(connection: sa.Connection) -> dict[str, int]:
+    """Number of videos by status."""
+    rows = connection.execute(sa.select(db.videos.c.status, sa.func.count()).group_by(db.videos.c.status))
+    return {status: count for status, count in rows}
+
+
+def keys_in_categories(
+    connection: sa.Connection,
+    *,
+    include: Sequence[str | None] | None,
+    exclude: Sequence[str | None],
+) -> Keys:
+    """Keys of the ready videos in one of `include` (None: any) and in none of `exclude`, ascending.
+
+    None among the names stands for videos without a category.
+    """
+    query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
+    if include is not None:
+        query = query.where(_in_categories(include))
+    if exclude:
+        query = query.where(sa.not_(_in_categories(exclude)))
+    return np.array(connection.execute(query).scalars().all(), dtype=np.int64)
+
+
+# --- generations and embeddings
+
+
+def active_generation(connection: sa.Connection) -> Generation | None:
+    """The generation that answers queries, None before the first."""
+    row = connection.execute(
+        sa.select(db.generations).join(db.library, db.library.c.active_generation == db.generations.c.id)
+    ).first()
+    return None if row is None else Generation(row.id, row.model, row.dimension, row.precision)
+
+
+def activate_generation(connection: sa.Connection, generation: Generation) -> None:
+    """Make this generation the one that answers queries; made known where it is new."""
+    connection.execute(
+        insert(db.generations)
+        .values(
+            id=generation.id,
+            model=generation.model,
+            dimension=generation.dimension,
+            precision=generation.precision,
+            created_at=_now(),
+        )
+        .on_conflict_do_nothing()
+    )
+    library_id(connection)
+    connection.execute(sa.update(db.library).values(active_generation=generation.id))
+
+
+def keys_without_embeddings(connection: sa.Connection, generation_id: str) -> list[int]:
+    """Keys of ready videos that have no vectors in this generation."""
+    present = sa.select(db.embeddings.c.video_key).where(
+        db.embeddings.c.generation == generation_id, db.embeddings.c.kind == "frame"
+    )
+    query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready", db.videos.c.key.not_in(present))
+    return list(connection.execute(query).scalars())
+
+
+def put_embeddings(
+    connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings
+) -> None:
+    """Replace all vectors of a video in this generation."""
+    put_text(connection, key, generation, embeddings.text)
+    _put(connection, key, generation, "frame", embeddings.frames)
+    _put(connection, key, generation, "mean", embeddings.mean)
+    _put(connection, key, generation, "max", embeddings.max)
+
+
+def put_text(connection: sa.Connection, key: int, generation: Generation, text: Vectors | None) -> None:
+    """Replace the caption's vector in this generation; None takes it away.
+
+    Those of other generations are of the old caption: they go, and are made anew when they are needed.
+    """
+    connection.execute(
+        sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text")
+    )
+    if text is not None:
+        _put(connection, key, generation, "text", text)
+
+
+def vectors(connection: sa.Connection, key: int, generation: Generation, kind: Kind) -> Vectors | None:
+    """(N, D) vectors of one kind, None where there are none."""
+    data = connection.execute(
+        sa.select(db.embeddings.c.vectors).where(
+            db.embeddings.c.video_key == key,
+            db.embeddings.c.generation == generation.id,
+            db.embeddings.c.kind == kind,
+        )
+    ).scalar()
+    return None if data is None else unpack(data, generation.dimension)
+
+
+def vectors_of(
+    connection: sa.Connection, keys: Iterable[int], generation: Generation, kind: Kind
+) -> dict[int, Vectors]:
+    """(N, D) vectors of one kind by video key, for ready videos only."""
+    found: dict[int, Vectors] = {}
+    for chunk in _chunks(list(keys)):
+        rows = connection.execute(
+            sa.select(db.embeddings.c.video_key, db.embeddings.c.vectors)
+            .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
+            .where(
+                db.videos.c.status == "ready",
+                db.embeddings.c.video_key.in_(chunk),
+                db.embeddings.c.generation == generation.id,
+                db.embeddings.c.kind == kind,
+            )
+        )
+        found.update((key, unpack(data, generation.dimension)) for key, data in rows)
+    return found
+
+
+def searchable(
+    connection: sa.Connection, keys: Sequence[int], generation: Generation, aggregation: Aggregation
+) -> tuple[Keys, Vectors, dict[int, Vectors]]:
+    """What an index needs of those videos that can be searched: keys (N,), vectors (N, D), captions by key."""
+    pictures = vectors_of(connection, keys, generation, aggregation)
+    captions = vectors_of(connection, pictures, generation, "text")
+    matrix = np.concatenate(list(pictures.values())) if pictures else np.zeros((0, generation.dimension))
+    return (
+        np.array(list(pictures), dtype=np.int64),
+        np.asarray(matrix, dtype=np.float32),
+        {key: vector[0] for key, vector in captions.items()},
+    )
+
+
+# --- changes
+
+
+def record_change(connection: sa.Connection, key: int) -> None:
+    """Tell the followers that this video's vectors came, changed or went."""
+    connection.execute(sa.delete(db.changes).where(db.changes.c.video_key == key))
+    connection.execute(sa.insert(db.changes).values(video_key=key))
+
+
+def last_change(connection: sa.Connection) -> int:
+    """The number of the last change, 0 before the first."""
+    return connection.execute(sa.select(sa.func.max(db.changes.c.number))).scalar() or 0
+
+
+def changed_since(connection: sa.Connection, number: int) -> list[int]:
+    """Keys of the videos that changed after that number, oldest first."""
+    query = sa.select(db.changes.c.video_key).where(db.changes.c.number > number).order_by(db.changes.c.number)
+    return list(connection.execute(query).scalars())
+
+
+# --- files that were imported
+
+
+def source(connection: sa.Connection, path: str) -> sa.Row[Any] | None:
+    """The row of an imported file: path, size_bytes, modified_ns, video_key."""
+    return connection.execute(sa.select(db.sources).where(db.sources.c.path == path)).first()
+
+
+def put_source(
+    connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, key: int
+) -> None:
+    """Remember which video a file became."""
+    values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": key}
+    connection.execute(
+        insert(db.sources)
+        .values(path=path, **values)
+        .on_conflict_do_update(index_elements=["path"], set_=values)
+    )
+
+
+def source_paths(connection: sa.Connection, key: int) -> list[str]:
+    """Every imported file that became this video, by name."""
+    query = sa.select(db.sources.c.path).where(db.sources.c.video_key == key).order_by(db.sources.c.path)
+    return list(connection.execute(query).scalars())
+
+
+# --- inside
+
+
+def _put(connection: sa.Connection, key: int, generation: Generation, kind: Kind, vectors: Vectors) -> None:
+    values = {"vectors": pack(vectors)}
+    connection.execute(
+        insert(db.embeddings)
+        .values(video_key=key, generation=generation.id, kind=kind, **values)
+        .on_conflict_do_update(index_elements=["video_key", "generation", "kind"], set_=values)
+    )
+
+
+def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Video | None:
+    row = connection.execute(sa.select(db.videos).where(condition)).first()
+    return None if row is None else _video(row)
+
+
+def _video(row: sa.Row[Any]) -> Video:
+    return Video(
+        key=row.key,
+        id=row.id,
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        filename=row.filename,
+        title=row.title,
+        caption=row.caption,
+        category=row.category,
+        status=row.status,
+        progress=row.progress,
+        error=row.error,
+        sampling=Sampling(row.num_frames, row.frame_interval),
+        media_type=row.media_type,
+        codec=row.codec,
+        width=row.width,
+        height=row.height,
+        duration_seconds=row.duration_seconds,
+        frames_per_second=row.frames_per_second,
+        frame_times=tuple(row.frame_times),
+        created_at=row.created_at.replace(tzinfo=UTC),
+        updated_at=row.updated_at.replace(tzinfo=UTC),
+    )
+
+
+def _in_categories(names: Sequence[str | None]) -> sa.ColumnElement[bool]:
+    column = db.videos.c.category
+    named = sa.func.coalesce(column.in_([name for name in names if name is not None]), sa.false())
+    return sa.or_(named, column.is_(None)) if None in names else named
+
+
+def _chunks(keys: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(keys), _CHUNK):
+        yield keys[start : start + _CHUNK]
+
+
+def _now() -> datetime:
+    # Stored without a zone, always UTC: SQLite has no type for one.
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -1,0 +1,487 @@
+"""The commands. Data goes to stdout, progress and words to stderr.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 some items failed (each named). Heavy imports wait inside the
+commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service import __version__
+from service.errors import InvalidInput, ReelsError
+
+if TYPE_CHECKING:
+    from service.config import Settings
+    from service.recommend import Answer, Scope
+    from service.runtime import Runtime
+
+app = typer.Typer(
+    name="reelsrs",
+    help="Video recommendations: embed clips, ask for more like this, serve it over REST.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+database = typer.Typer(help="The database.", no_args_is_help=True)
+app.add_typer(database, name="db")
+
+# Tables keep their columns when they go to a file or a pipe.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False)
+
+_DEMO_CLIPS = 48
+_DEMO_SEED = 7
+
+K = Annotated[int, typer.Option("--k", min=1, max=1000, help="Number of hits.")]
+VideoWeight = Annotated[float, typer.Option(min=0, help="Weight of what is seen.")]
+TextWeight = Annotated[float, typer.Option(min=0, help="Weight of what is written.")]
+CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="Only this one; repeatable.")]
+ExcludeOption = Annotated[list[str] | None, typer.Option("--exclude-category", help="Not this one; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+
+
+def run() -> None:
+    """The command line, with errors as a sentence and an exit status."""
+    try:
+        app()
+    except InvalidInput as error:
+        err.print(f"reelsrs: {error}", style="red", markup=False)
+        sys.exit(2)
+    except ReelsError as error:
+        err.print(f"reelsrs: {error}", style="red", markup=False)
+        sys.exit(1)
+    except BrokenPipeError:  # `reelsrs search … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"reelsrs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and stop.")
+    ] = False,
+) -> None:
+    """Video recommendations: embed clips, ask for more like this, serve it over REST.
+
+    Settings come from environment variables that begin with REELSRS_ and from a file .env: `reelsrs config`
+    shows them all.
+    """
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
+    worker: Annotated[bool, typer.Option(help="Embed uploads too, in a process beside.")] = True,
+) -> None:
+    """Serve the REST API, the explorer page and the embedding worker."""
+    from service import config
+
+    _serve(config.load(host=host, port=port), worker=worker)
+
+
+@app.command()
+def embed(
+    data_folder: Annotated[
+        Path, typer.Option("--data-folder", "--data_folder", help="Folder of <Category>/<clip>.")
+    ] = Path("Data"),
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", "--num_frames", help="Frames per clip. [REELSRS_NUM_FRAMES]")
+    ] = None,
+    frame_interval: Annotated[
+        int | None,
+        typer.Option(
+            "--frame-interval",
+            "--frame_interval",
+            help="Every Nth frame; unset: spread evenly. [REELSRS_FRAME_INTERVAL]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed every video below Data/<Category>/, each with its caption from <stem>.txt beside it.
+
+    A second run embeds only what is new or changed. A bad file is reported and skipped (exit status 3).
+    """
+    from service import config
+    from service.folder import FolderImport, scan
+
+    settings = config.load()
+    default = settings.sampling
+    from service.domain import Sampling
+
+    sampling = Sampling(
+        default.num_frames if num_frames is None else num_frames,
+        default.frame_interval if frame_interval is None else frame_interval,
+    )
+    entries = scan(data_folder)
+    with _runtime(settings) as runtime, _progress(len(entries), "embedding") as step:
+        summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
+        runtime.follower.save()
+    for path, reason in summary.duplicates:
+        err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
+    for path, reason in summary.failures:
+        err.print(f"failed {path}: {reason}", style="red", markup=False, soft_wrap=True)
+    if as_json:
+        pairs = {"duplicates": summary.duplicates, "failures": summary.failures}
+        typer.echo(
+            json.dumps(
+                {
+                    "embedded": summary.embedded,
+                    "updated": summary.updated,
+                    "unchanged": summary.unchanged,
+                    **{
+                        name: [{"path": str(path), "reason": reason} for path, reason in found]
+                        for name, found in pairs.items()
+                    },
+                }
+            )
+        )
+    else:
+        typer.echo(
+            f"{summary.embedded} embedded, {summary.updated} updated, {summary.unchanged} unchanged, "
+            f"{len(summary.duplicates)} duplicates, {len(summary.failures)} failed"
+        )
+    if summary.failures:
+        raise typer.Exit(3)
+
+
+@app.command()
+def similar(
+    video: Annotated[str, typer.Argument(help="A clip (indexed or not) or a video id.")],
+    k: K = 10,
+    video_weight: VideoWeight = 0.7,
+    text_weight: TextWeight = 0.3,
+    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help="How the two are brought together.")] = "cosine",
+    category: CategoryOption = None,
+    exclude_category: ExcludeOption = None,
+    category_mode: Annotated[
+        Literal["any", "same", "other"], typer.Option(help="Relative to the video's own category.")
+    ] = "any",
+    as_json: AsJson = False,
+) -> None:
+    """The most similar videos over all categories, ranked, with scores."""
+    from service import config
+    from service.domain import Weights
+    from service.recommend import Scope
+
+    weights = Weights(video_weight, text_weight)
+    scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
+    with _runtime(_as_embedded(config.load())) as runtime:
+        answer = _similar(runtime, video, weights=weights, fusion=fusion, k=k, scope=scope)
+    _print_answer(answer, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="Words.")],
+    k: K = 10,
+    video_weight: VideoWeight = 0.7,
+    text_weight: TextWeight = 0.3,
+    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help="How the two are brought together.")] = "zscore",
+    category: CategoryOption = None,
+    exclude_category: ExcludeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find videos by words."""
+    from service import config
+    from service.domain import Weights
+    from service.recommend import Scope
+
+    weights = Weights(video_weight, text_weight)
+    scope = Scope(tuple(category or ()), tuple(exclude_category or ()))
+    with _runtime(_as_embedded(config.load()), pictures=False) as runtime:
+        answer = runtime.recommender.by_text(query, weights=weights, fusion=fusion, k=k, scope=scope)
+    _print_answer(answer, as_json)
+
+
+@app.command()
+def export(folder: Annotated[Path, typer.Argument(help="Where to write; made where it is missing.")]) -> None:
+    """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video."""
+    from service import catalog, config
+    from service.export import export_folder
+
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInput("folder", f"{folder} is not a folder")
+    with _runtime(config.load()) as runtime:
+        with runtime.db.read() as connection:
+            total = catalog.status_counts(connection).get("ready", 0)
+        with _progress(total, "exporting") as step:
+            count = export_folder(runtime, folder, lambda video: step(video.title))
+    typer.echo(f"{count} videos exported to {folder}")
+
+
+@app.command("config")
+def show_config(as_json: AsJson = False) -> None:
+    """Print every setting with its value and where it came from; secrets are masked."""
+    from service import config
+
+    rows = config.describe(config.load())
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "value", "source", "meaning"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("setting", "source"))
+    for row in rows:
+        table.add_row(*(str(row[name] or "") for name in ("name", "value", "source", "description")))
+    out.print(table)
+
+
+@database.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database's schema up to date; `serve` and `embed` do the same when they start."""
+    from service import config, db
+
+    settings = config.load()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    db.upgrade(settings.database)
+    typer.echo(f"{settings.database} is up to date")
+
+
+@app.command()
+def worker(
+    while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
+) -> None:
+    """Embed what is queued, until interrupted. `serve` starts one of its own."""
+    import signal
+    import threading
+
+    from service import config, log
+    from service.worker import Worker, lower_priority, stop_with_stdin
+
+    log.configure()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if while_stdin_is_open:
+        stop_with_stdin(stop)
+    lower_priority()
+    with _runtime(config.load()) as runtime:
+        runtime.activate()
+        Worker(runtime).run(stop)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demonstration lives.")] = Path("reelsrs-demo"),
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
+    serve_it: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is made.")] = True,
+) -> None:
+    """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
+    from service import config
+    from service.folder import FolderImport, scan
+
+    settings = config.load(
+        data_dir=folder / "data", database_url="", storage_url="", model="tiny", host=host, port=port
+    )
+    clips = folder / "Data"
+    _draw_demo(clips)
+    entries = scan(clips)
+    with _runtime(settings) as runtime, _progress(len(entries), "embedding") as step:
+        summary = FolderImport(runtime, settings.sampling, lambda path, _: step(path.name)).run(entries)
+        runtime.follower.save()
+    if summary.failures:
+        path, reason = summary.failures[0]
+        raise InvalidInput("folder", f"{len(summary.failures)} clips failed, the first {path}: {reason}")
+    if not serve_it:
+        typer.echo(f"{len(entries)} clips in {clips}, their library in {settings.data_dir}")
+        return
+    url = f"http://{settings.host}:{settings.port}"
+    example = entries[0].path
+    err.print(
+        f"\n{len(entries)} drawn clips are embedded with the small model [b]tiny[/b] (not for production).\n\n"
+        f"  Look around     [b]{url}/explore[/b]\n"
+        f"  API, to try     [b]{url}/docs[/b]\n"
+        f"  From a shell    curl {url}/v1/videos?limit=3\n"
+        f"                  REELSRS_MODEL=tiny REELSRS_DATA_DIR={settings.data_dir} reelsrs similar {example}\n\n"
+        "  Ctrl-C stops it.\n",
+        soft_wrap=True,
+    )
+    _serve(settings, worker=True)
+
+
+# --- inside
+
+
+def _serve(settings: Settings, *, worker: bool) -> None:
+    import uvicorn
+
+    from service import log
+    from service.app import create_app
+
+    log.configure()
+    uvicorn.run(
+        create_app(settings, worker=worker),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=5,  # streams of events never end by themselves
+    )
+
+
+def _as_embedded(settings: Settings) -> Settings:
+    """For commands that only ask: where no model is set, the one that the library was embedded with."""
+    from service import catalog
+    from service.db import Database
+
+    if "model" in settings.model_fields_set or not (settings.data_dir / "reelsrs.db").exists():
+        return settings
+    db = Database(settings.database)
+    try:
+        with db.read() as connection:
+            generation = catalog.active_generation(connection)
+    finally:
+        db.close()
+    return settings.model_copy(update={"model": generation.model}) if generation else settings
+
+
+def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> Answer:
+    """By path where there is such a file, indexed or not; by id otherwise."""
+    import hashlib
+
+    from service import catalog
+    from service.errors import NotFound, Unavailable
+    from service.folder import sidecar
+    from service.vectors import aggregate
+
+    path = Path(video)
+    if not path.is_file():
+        try:
+            return runtime.recommender.like_video(video, scope=scope, **question)
+        except NotFound:
+            raise NotFound(f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}") from None
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with runtime.db.read() as connection:
+        known = catalog.video_by_sha256(connection, sha256)
+    if known and known.status == "ready":
+        return runtime.recommender.like_video(known.id, scope=scope, **question)
+    if scope.category_mode != "any":
+        raise InvalidInput("category_mode", "same and other need a video that is in the library")
+    embedder = runtime.embedder()
+    if embedder.generation.id != runtime.recommender.generation.id:
+        raise Unavailable(
+            f"the library was embedded with {runtime.recommender.generation.model}, the settings say "
+            f"{embedder.generation.model}: set REELSRS_MODEL, or run `reelsrs embed` to move the library over"
+        )
+    sample = runtime.decoder.sample(path, runtime.settings.sampling, embedder.picture)
+    caption = (sidecar(path) or "").strip()
+    vectors = aggregate(
+        embedder.embed_pictures(sample.pixels), embedder.embed_texts([caption])[0] if caption else None
+    )
+    picture = vectors.mean if runtime.settings.aggregation == "mean" else vectors.max
+    return runtime.recommender.like_vectors(picture, vectors.text, scope=scope, **question)
+
+
+def _print_answer(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        from service import schemas
+
+        typer.echo(schemas.Answer.of(answer).model_dump_json(indent=2))
+        return
+    if not answer.hits:
+        err.print("nothing found")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("rank", "score", "seen", "written"):
+        table.add_column(column, justify="right")
+    for column in ("category", "title", "caption", "id"):
+        table.add_column(column, no_wrap=column == "id")
+    for hit in answer.hits:
+        written = hit.text_part.similarity
+        marked = "-" if written is None else f"{written:.3f}{'*' if hit.text_part.imputed else ''}"
+        table.add_row(
+            str(hit.rank),
+            f"{hit.score:.4f}",
+            f"{hit.video_part.similarity:.3f}",
+            marked,
+            hit.video.category or "-",
+            _plain(hit.video.title),
+            _plain((hit.video.caption or "-")[:100]),
+            hit.video.id,
+        )
+    out.print(table)
+    weights = f"weights: video {answer.weights.video:g}, text {answer.weights.text:g}; {answer.fusion}"
+    imputed = any(hit.text_part.imputed for hit in answer.hits) and answer.weights.text > 0
+    err.print(weights + ("; * has no caption, counts as average" if imputed else ""), style="dim")
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _draw_demo(clips: Path) -> None:
+    from service.drawing import distinct_scenes, write_clip
+
+    scenes = distinct_scenes(_DEMO_CLIPS, seed=_DEMO_SEED)
+    with _progress(len(scenes), "drawing") as step:
+        for number, scene in enumerate(scenes):
+            target = clips / scene.category / f"clip_{number:02d}.mp4"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside = target.with_suffix(".part.mp4")
+                write_clip(scene, aside)
+                target.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
+                aside.replace(target)
+            step(target.name)
+
+
+@contextmanager
+def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
+    import logging
+
+    from service import log
+    from service.runtime import Runtime
+
+    if not logging.getLogger().handlers:
+        log.configure(logging.WARNING)
+    runtime = Runtime(settings, pictures=pictures)
+    try:
+        yield runtime
+    finally:
+        runtime.close()
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """A bar with rate and time left on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}", markup=False, style="dim"),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total, rate="", name="")
+
+        def step(name: str) -> None:
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "", name=name[:40])
+
+        yield step

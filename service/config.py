@@ -1,0 +1,150 @@
+"""The settings: environment variables with the prefix `REELSRS_`, an `.env` file, and nothing else.
+
+Knows names, defaults and limits; builds nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Sampling
+from service.errors import ConfigurationError
+
+PREFIX = "REELSRS_"
+DEFAULT_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
+
+
+class Settings(BaseSettings):
+    """Every setting, checked. Build it with `load`, which says what is wrong in a sentence."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    data_dir: Path = Field(Path("data"), description="folder of everything that ReelsRS keeps")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
+    vector_store: Literal["faiss"] = Field("faiss", description="engine of the vector index")
+    storage_url: str | None = Field(None, description="folder of the stored clips; unset: in the data folder")
+    model: str = Field(
+        DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="auto: float16 on CUDA, float32 elsewhere"
+    )
+    num_frames: int = Field(10, ge=1, le=MAX_FRAMES, description="frames sampled per clip")
+    frame_interval: int | None = Field(
+        None, ge=1, le=MAX_FRAME_INTERVAL, description="unset: frames spread evenly; N: every Nth frame"
+    )
+    aggregation: Aggregation = Field("mean", description="how frames become one vector: mean or max")
+    host: str = Field("127.0.0.1", description="address that `serve` listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port that `serve` listens on")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="comma-separated; where any is set, every request under /v1 needs one"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated origins that a browser may call from; none by default"
+    )
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest upload, bytes")
+    max_duration_seconds: float = Field(3600.0, gt=0, description="longest clip, seconds")
+    max_pixels: int = Field(8192 * 4352, ge=1, description="most pixels in one frame")
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        base, _, number = value.partition(":")
+        if base not in ("auto", "cpu", "cuda", "mps") or (number and not (base == "cuda" and number.isdigit())):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("sqlite:///"):
+            raise ValueError("must start with sqlite:/// (PostgreSQL is not supported yet)")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not value.startswith("file://"):
+            raise ValueError("must be a folder or start with file:// (object stores are not supported yet)")
+        return value
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling of a clip that names none of its own."""
+        return Sampling(self.num_frames, self.frame_interval)
+
+    @property
+    def database(self) -> str:
+        """The database's URL, the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'reelsrs.db'}"
+
+    @property
+    def storage(self) -> Path:
+        """The folder of the stored clips, the default filled in."""
+        if self.storage_url is None:
+            return self.data_dir / "media"
+        return Path(self.storage_url.removeprefix("file://"))
+
+    def environ(self) -> dict[str, str]:
+        """These settings as environment variables, to hand them to a child process unchanged."""
+        return {
+            PREFIX + name.upper(): _as_text(getattr(self, name), secrets=True)
+            for name in type(self).model_fields
+            if getattr(self, name) is not None
+        }
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; `overrides` (flags of a command) win, None among them is ignored.
+
+    Raises ConfigurationError, naming the variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{PREFIX}{'_'.join(str(part) for part in item['loc'][:1]).upper()}: {item['msg']} "
+            f"(got {item['input']!r})"
+            if "keys" not in str(item["loc"])
+            else f"{PREFIX}API_KEYS: {item['msg']}"
+            for item in error.errors()
+        )
+        raise ConfigurationError(f"a setting cannot be used: {problems}") from error
+
+
+def describe(settings: Settings) -> list[dict[str, str | None]]:
+    """Every setting with its value (secrets masked), where it came from, and what it means."""
+    environment, dotenv = EnvSettingsSource(Settings)(), DotEnvSettingsSource(Settings)()
+    rows: list[dict[str, str | None]] = []
+    for name, field in Settings.model_fields.items():
+        source = "environment" if name in environment else ".env" if name in dotenv else "default"
+        value = getattr(settings, name)
+        rows.append(
+            {
+                "name": PREFIX + name.upper(),
+                "value": None if value is None else _as_text(value),
+                "source": source,
+                "description": field.description,
+            }
+        )
+    return rows
+
+
+def _as_text(value: Any, *, secrets: bool = False) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_as_text(part, secrets=secrets) for part in value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value() if secrets else "********"
+    return str(value)

@@ -1,0 +1,228 @@
+"""The database: its tables, its transactions, its schema. Knows no video; `catalog.py` gives rows meaning.
+
+SQLite has one writer at a time. Every write transaction says so at its start (`BEGIN IMMEDIATE`), because a
+transaction that reads first and writes later fails with "database is locked" when another got in between,
+however long the time-out. Readers see the last commit and never wait (WAL).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+
+from service.errors import ConfigurationError, StorageFull, Unavailable
+
+BUSY_TIMEOUT_SECONDS = 30
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+library = sa.Table(
+    "library",
+    metadata,
+    # One row. The id tells an index snapshot whether it belongs to this database at all.
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("active_generation", sa.String, nullable=True),
+)
+
+videos = sa.Table(
+    "videos",
+    metadata,
+    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("sha256", sa.String, nullable=False, unique=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("filename", sa.String, nullable=False),
+    sa.Column("title", sa.String, nullable=False),
+    sa.Column("caption", sa.Text, nullable=True),
+    sa.Column("category", sa.String, nullable=True, index=True),
+    sa.Column("status", sa.String, nullable=False, index=True),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("error", sa.Text, nullable=True),
+    sa.Column("num_frames", sa.Integer, nullable=False),
+    sa.Column("frame_interval", sa.Integer, nullable=True),
+    sa.Column("media_type", sa.String, nullable=False),
+    sa.Column("codec", sa.String, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("duration_seconds", sa.Float, nullable=True),
+    sa.Column("frames_per_second", sa.Float, nullable=True),
+    sa.Column("frame_times", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("updated_at", sa.DateTime, nullable=False),
+    # A key is never used again, so an index entry can never come to mean another video.
+    sqlite_autoincrement=True,
+)
+
+generations = sa.Table(
+    "generations",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("dimension", sa.Integer, nullable=False),
+    sa.Column("precision", sa.String, nullable=False),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+)
+
+_video_key = sa.ForeignKey("videos.key", ondelete="CASCADE")
+
+embeddings = sa.Table(
+    "embeddings",
+    metadata,
+    sa.Column("video_key", sa.Integer, _video_key, primary_key=True),
+    sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),  # frame (N, D); mean, max, text (1, D)
+    sa.Column("vectors", sa.LargeBinary, nullable=False),
+)
+
+changes = sa.Table(
+    "changes",
+    metadata,
+    # The last change of every video that ever was, in order. An index that has seen number S asks for what
+    # came after it; a video that is gone by then is taken out.
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("video_key", sa.Integer, nullable=False, unique=True),
+    sqlite_autoincrement=True,
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("video_key", sa.Integer, _video_key.copy(), primary_key=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("available_at", sa.Float, nullable=False),  # seconds since the epoch
+    sa.Column("owner", sa.String, nullable=True),
+    sa.Column("lease_expires_at", sa.Float, nullable=True),  # seconds since the epoch
+)
+
+sources = sa.Table(
+    "sources",
+    metadata,
+    # Which file of a folder became which video, so that a second run reads only what is new or changed.
+    sa.Column("path", sa.String, primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("modified_ns", sa.BigInteger, nullable=False),
+    sa.Column("video_key", sa.Integer, _video_key.copy(), nullable=False, index=True),
+)
+
+
+class Database:
+    """Two doors to one database: `read` and `write`.
+
+    Both give a SQLAlchemy connection inside a transaction that is committed when the block ends well and
+    rolled back when it does not. Raises Unavailable where the lock cannot be had, StorageFull where the disk
+    is full.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self._reader = _engine(self.url, "BEGIN")
+        self._writer = _engine(self.url, "BEGIN IMMEDIATE")
+        # Threads of this process queue here in turn; SQLite's own lock only keeps processes apart, by polling.
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A snapshot of the last commit."""
+        with _wrapped(), self._reader.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """The one writer; nothing else writes until the block ends."""
+        with _wrapped(), self._turn, self._writer.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._reader.dispose()
+        self._writer.dispose()
+
+
+def upgrade(url: str) -> None:
+    """Bring the schema to the newest revision, making the database where there is none.
+
+    Raises ConfigurationError for a database that a newer ReelsRS has written.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from alembic.util.exc import CommandError
+
+    parsed = make_url(url)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["url"] = url
+    head = ScriptDirectory.from_config(config).get_current_head()
+    if _revision(parsed) == head:
+        return
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            f"the database {parsed.render_as_string()} is at a revision that this version does not know: {error}"
+        ) from error
+
+
+def migrations_folder() -> Path:
+    """Where the migrations are: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).parent / "migrations"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "migrations"
+
+
+def _revision(url: sa.URL) -> str | None:
+    engine = _engine(url, "BEGIN")
+    try:
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    finally:
+        engine.dispose()
+
+
+def _engine(url: sa.URL, begin: str) -> sa.Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged upload survives a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+@contextmanager
+def _wrapped() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        name = getattr(error.orig, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise Unavailable("the database is busy; try again") from error
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            raise StorageFull(f"the database cannot be written: {error.orig}") from error
+        raise

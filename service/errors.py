@@ -1,0 +1,72 @@
+"""What can go wrong, in the words of the product. Knows no HTTP and no library.
+
+    ReelsError
+    ├── InvalidInput         a value that a caller gave; names the field
+    ├── NotFound             no such video, frame, embedding
+    ├── NotReady             the video exists but has no vectors yet; names its status
+    ├── TooLarge             more bytes than the limit allows
+    ├── Undecodable          not a video, or not one that can be decoded
+    ├── Unavailable          try again later: a lock, a stopped part
+    │   └── ModelUnavailable the weights cannot be had
+    ├── StorageFull          no room left for bytes or rows
+    └── ConfigurationError   a setting that cannot be used
+
+One table in `app.py` turns these into HTTP statuses; `cli.py` turns them into exit statuses.
+"""
+
+from __future__ import annotations
+
+
+class ReelsError(Exception):
+    """The root of everything that ReelsRS raises on purpose. The message is a sentence for a person."""
+
+
+class InvalidInput(ReelsError):
+    """A value that cannot be used.
+
+    `field` is the parameter's name as the caller wrote it.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class NotFound(ReelsError):
+    """The thing that was named does not exist."""
+
+
+class NotReady(ReelsError):
+    """The video exists, but what was asked of it does not exist yet."""
+
+    def __init__(self, video_id: str, status: str) -> None:
+        hint = {"failed": "see its `error`"}.get(status, "ask again once its status is `ready`")
+        super().__init__(f"video {video_id} is {status}: {hint}")
+        self.status = status
+
+
+class TooLarge(ReelsError):
+    """More bytes than a limit allows."""
+
+
+class Undecodable(ReelsError):
+    """The bytes are not a video that can be decoded; the message says why."""
+
+
+class Unavailable(ReelsError):
+    """Something that is needed cannot be had right now. `retry_after_seconds` says when to ask again."""
+
+    retry_after_seconds = 5
+
+
+class ModelUnavailable(Unavailable):
+    """The model's weights cannot be had; the message says which, from where, and what to do."""
+
+
+class StorageFull(ReelsError):
+    """No room left on the device that holds the data."""
+
+
+class ConfigurationError(ReelsError):
+    """A setting cannot be used; the message names it."""

@@ -1,0 +1,163 @@
+"""The stored bytes of clips and the pictures of their frames, in a local folder. Knows no row and no vector.
+
+    incoming/                uploads on their way; emptied of strays at start
+    ab/abcdef.../video       the bytes, under their SHA-256
+    ab/abcdef.../0003.jpg    the picture of frame 3
+
+A file is written aside, synced and renamed, so that a name always stands for all of its bytes. One folder holds
+all that is kept of a clip, so that deleting it leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from service.errors import NotFound, StorageFull, TooLarge
+
+_STRAY_SECONDS = 24 * 3600
+
+
+class Incoming:
+    """A clip on its way in: write its bytes, then `place` it in the store. Removed if it is never placed.
+
+    Raises TooLarge as soon as more than `limit_bytes` were written, StorageFull where the disk has no room.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._hash = hashlib.sha256()
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        self.path = Path(name)
+        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+        self.size_bytes = 0
+        self.sha256 = ""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self.size_bytes += len(data)
+        if self.size_bytes > self.limit_bytes:
+            raise TooLarge(f"the file is larger than {self.limit_bytes:,} bytes")
+        self._hash.update(data)
+        with _room():
+            self._file.write(data)
+
+    def finish(self) -> None:
+        """Sync the bytes to disk; afterwards `sha256` is known and nothing more can be written."""
+        with _room():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        self.sha256 = self._hash.hexdigest()
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Files:
+    """The store, below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+        with _room():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def receive(self, limit_bytes: int) -> Incoming:
+        """A place for the bytes of a new clip; use it as a context manager."""
+        with _room():
+            return Incoming(self._incoming, limit_bytes)
+
+    def place(self, incoming: Incoming) -> None:
+        """Give finished bytes their name. What is there already under that name is the same, and stays."""
+        folder = self._folder(incoming.sha256)
+        with _room():
+            folder.mkdir(parents=True, exist_ok=True)
+            target = folder / "video"
+            if not target.exists():
+                # The file was synced under its temporary name: from here on the name stands for all of it.
+                incoming.path.rename(target)
+            for changed in (folder, folder.parent, self._root):
+                _sync(changed)
+
+    def video(self, sha256: str) -> Path:
+        """The path of a clip's bytes. Raises NotFound."""
+        return _existing(self._folder(sha256) / "video")
+
+    def picture(self, sha256: str, number: int) -> Path:
+        """The path of a frame's JPEG. Raises NotFound."""
+        return _existing(self._folder(sha256) / f"{number:04d}.jpg")
+
+    def put_pictures(self, sha256: str, jpegs: Sequence[bytes]) -> None:
+        """Replace the pictures of a clip's frames. They can be made again, so they are renamed but not synced."""
+        folder = self._folder(sha256)
+        _existing(folder / "video")  # a clip that was deleted meanwhile must not come back as a folder
+        with _room():
+            for number, jpeg in enumerate(jpegs):
+                aside = folder / f"{number:04d}.tmp"
+                aside.write_bytes(jpeg)
+                aside.replace(folder / f"{number:04d}.jpg")
+            for stale in folder.glob("*.jpg"):
+                if int(stale.stem) >= len(jpegs):
+                    stale.unlink()
+
+    def delete(self, sha256: str) -> None:
+        """Remove a clip and its pictures; nothing happens where there is none."""
+        folder = self._folder(sha256)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.parent.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+
+    def sweep(self) -> None:
+        """Remove uploads that were cut off a day ago or earlier; younger ones may still be on their way."""
+        for stray in self._incoming.iterdir():
+            try:
+                if time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
+                    stray.unlink()
+            except FileNotFoundError:
+                continue  # placed or removed by its owner meanwhile
+
+    def _folder(self, sha256: str) -> Path:
+        return self._root / sha256[:2] / sha256
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise NotFound(f"there is no stored file {path.parent.name[:12]}/{path.name}")
+    return path
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise StorageFull(f"the clip cannot be stored: {error.strerror}") from error
+        raise

@@ -1,0 +1,272 @@
+"""The way of an upload: store, decode, embed, aggregate, persist, index. Knows no HTTP and no command line.
+
+`accept` acknowledges a clip only once its bytes are synced and its row and job are committed. `process` does the
+work of claimed jobs. Bytes are placed and removed while the database's write lock is held, so that an upload and a
+deletion of the same bytes cannot cross; a crash in between leaves at worst bytes without a row, never a row
+without bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+
+from service import catalog, jobs
+from service.db import Database
+from service.domain import (
+    Sampling,
+    Vectors,
+    Video,
+    clean_caption,
+    clean_category,
+    clean_filename,
+    clean_title,
+)
+from service.embedder import BATCH, Embedder
+from service.errors import InvalidInput, NotFound, Undecodable
+from service.files import Files, Incoming
+from service.vectors import aggregate
+from service.video import Decoder, Sample
+
+log = structlog.get_logger(__name__)
+
+Outcome = Literal["created", "existing", "requeued"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said about a clip, already checked. Build it with `describe`."""
+
+    filename: str
+    title: str
+    caption: str | None
+    category: str | None
+    sampling: Sampling
+
+
+def describe(
+    filename: str | None,
+    *,
+    sampling: Sampling,
+    title: str | None = None,
+    caption: str | None = None,
+    category: str | None = None,
+) -> Description:
+    """Checks every word that came with a clip. Raises InvalidInput, naming the field."""
+    clean = clean_filename(filename)
+    return Description(
+        filename=clean,
+        title=clean_title(title) or clean.rsplit(".", 1)[0] or clean,
+        caption=clean_caption(caption),
+        category=clean_category(category),
+        sampling=sampling,
+    )
+
+
+class Ingest:
+    """The way in, and out again."""
+
+    def __init__(
+        self,
+        db: Database,
+        files: Files,
+        decoder: Decoder,
+        embedder: Callable[[], Embedder],
+        *,
+        max_upload_bytes: int,
+        threads: int,
+    ) -> None:
+        self._db = db
+        self._files = files
+        self._decoder = decoder
+        self._embedder = embedder
+        self._max_upload_bytes = max_upload_bytes
+        self._threads = threads
+
+    def receive(self) -> Incoming:
+        """A place for the bytes of a clip, with the size limit; a context manager."""
+        return self._files.receive(self._max_upload_bytes)
+
+    def accept(self, incoming: Incoming, description: Description) -> tuple[Video, Outcome]:
+        """Take finished bytes into the catalogue. The same bytes again are the video that is there; one that had
+        failed is queued once more.
+
+        Raises Undecodable, InvalidInput (longer or larger than the limits), StorageFull.
+        """
+        if incoming.size_bytes == 0:
+            raise Undecodable("the file is empty")
+        with self._db.read() as connection:
+            known = catalog.video_by_sha256(connection, incoming.sha256)
+        # A clip that is known was probed when it came; before any lock is taken, for this takes its time.
+        probe = None if known else self._decoder.probe(incoming.path)
+        with self._db.write() as connection:
+            existing = catalog.video_by_sha256(connection, incoming.sha256)
+            if existing is None:
+                if probe is None:  # deleted since the first look
+                    raise Undecodable("the video was deleted while its bytes were sent again; send them once more")
+                self._files.place(incoming)
+                video = catalog.add_video(
+                    connection,
+                    sha256=incoming.sha256,
+                    size_bytes=incoming.size_bytes,
+                    filename=description.filename,
+                    title=description.title,
+                    caption=description.caption,
+                    category=description.category,
+                    sampling=description.sampling,
+                    probe=probe,
+                )
+                jobs.enqueue(connection, video.key)
+                return video, "created"
+            if existing.status != "failed":
+                return existing, "existing"
+            jobs.enqueue(connection, existing.key)
+            return catalog.video_by_key(connection, existing.key), "requeued"
+
+    def edit(self, video_id: str, changes: dict[str, str | None]) -> Video:
+        """Change `caption`, `category` or `title`, whichever are given. A new caption embeds text, nothing else.
+
+        Raises NotFound, InvalidInput.
+        """
+        checks = {"caption": clean_caption, "category": clean_category, "title": clean_title}
+        values = {name: checks[name](value) for name, value in changes.items()}
+        if "title" in values and values["title"] is None:
+            raise InvalidInput("title", "must not be empty")
+        with self._db.read() as connection:
+            before = catalog.video(connection, video_id)
+        vector: Vectors | None = None
+        embedder: Embedder | None = None
+        if values.get("caption") is not None and values["caption"] != before.caption:
+            embedder = self._embedder()
+            vector = embedder.embed_texts([str(values["caption"])])[0]
+        with self._db.write() as connection:
+            video = catalog.video(connection, video_id)
+            catalog.update_video(connection, video.key, **values)
+            if "caption" in values and values["caption"] != video.caption and video.status == "ready":
+                self._replace_text(connection, video.key, embedder, vector)
+            return catalog.video(connection, video_id)
+
+    def resample(self, video_id: str, sampling: Sampling) -> Video:
+        """Decode and embed a video again, with this sampling. Raises NotFound."""
+        with self._db.write() as connection:
+            video = catalog.video(connection, video_id)
+            catalog.update_video(
+                connection, video.key, num_frames=sampling.num_frames, frame_interval=sampling.frame_interval
+            )
+            jobs.enqueue(connection, video.key)
+            return catalog.video(connection, video_id)
+
+    def delete(self, video_id: str) -> None:
+        """Remove a video: row, vectors, job, then bytes and pictures. Raises NotFound."""
+        with self._db.write() as connection:
+            video = catalog.video(connection, video_id)
+            catalog.delete_video(connection, video.key)
+        # Only now that the row is gone for good; under the lock, and only if nobody brought the bytes back.
+        with self._db.write() as connection:
+            if catalog.video_by_sha256(connection, video.sha256) is None:
+                self._files.delete(video.sha256)
+
+    def process(self, keys: Iterable[int], owner: str) -> None:
+        """Do the work of these jobs, which `owner` has claimed. Decoding of the next clips goes on while the frames
+        of the last are embedded, several videos to a batch. What goes wrong with one video stays with it."""
+        batch: list[tuple[Video, Sample]] = []
+        for video, sample in self._decoded(keys, owner):
+            batch.append((video, sample))
+            if sum(len(one.times) for _, one in batch) >= BATCH:
+                self._embed(batch, owner)
+                batch = []
+        if batch:
+            self._embed(batch, owner)
+
+    def _decoded(self, keys: Iterable[int], owner: str) -> Iterator[tuple[Video, Sample]]:
+        picture = self._embedder().picture
+
+        def decode(video: Video) -> Sample:
+            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, picture)
+            with self._db.write() as connection:
+                if jobs.owns(connection, video.key, owner):
+                    catalog.set_status(connection, video.key, "processing", 0.5)
+            return sample
+
+        with self._db.read() as connection:
+            videos = catalog.videos_by_key(connection, list(keys))
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
+            running: dict[Future[Sample], Video] = {pool.submit(decode, video): video for video in videos.values()}
+            for future in as_completed(running):
+                video = running[future]
+                try:
+                    yield video, future.result()
+                except (Undecodable, InvalidInput) as error:
+                    self._settle(video, owner, jobs.fail, error)
+                except Exception as error:
+                    self._settle(video, owner, jobs.retry, error)
+
+    def _embed(self, batch: list[tuple[Video, Sample]], owner: str) -> None:
+        embedder = self._embedder()
+        try:
+            frames = embedder.embed_pictures(np.concatenate([sample.pixels for _, sample in batch]))
+            captions = [video.caption for video, _ in batch if video.caption]
+            texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
+        except Exception as error:
+            for video, _ in batch:
+                self._settle(video, owner, jobs.retry, error)
+            return
+        start = 0
+        for video, sample in batch:
+            own = frames[start : start + len(sample.times)]
+            start += len(sample.times)
+            try:
+                self._persist(video, sample, own, texts, owner)
+            except Exception as error:
+                self._settle(video, owner, jobs.retry, error)
+
+    def _persist(
+        self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str
+    ) -> None:
+        embedder = self._embedder()
+        with self._db.write() as connection:
+            if not jobs.owns(connection, video.key, owner):
+                return  # deleted, or queued afresh, or another worker has it
+            caption = catalog.video_by_key(connection, video.key).caption
+            if caption and caption not in texts:  # edited while the frames were embedded
+                texts = {caption: embedder.embed_texts([caption])[0]}
+            self._files.put_pictures(video.sha256, sample.jpegs)
+            embeddings = aggregate(frames, texts[caption] if caption else None)
+            catalog.put_embeddings(connection, video.key, embedder.generation, embeddings)
+            catalog.update_video(
+                connection,
+                video.key,
+                status="ready",
+                progress=1.0,
+                error=None,
+                frame_times=sample.times.tolist(),
+                width=sample.probe.width,
+                height=sample.probe.height,
+                duration_seconds=sample.probe.duration_seconds,
+            )
+            jobs.finish(connection, video.key)
+            catalog.record_change(connection, video.key)
+
+    def _settle(
+        self, video: Video, owner: str, how: Callable[[sa.Connection, int, str], Any], error: Exception
+    ) -> None:
+        reason = str(error) or type(error).__name__
+        log.warning("a video could not be embedded", video=video.id, reason=reason, then=how.__name__)
+        with self._db.write() as connection:
+            if jobs.owns(connection, video.key, owner):
+                how(connection, video.key, reason)
+
+    def _replace_text(
+        self, connection: sa.Connection, key: int, embedder: Embedder | None, vector: Vectors | None
+    ) -> None:
+        generation = embedder.generation if embedder else catalog.active_generation(connection)
+        if generation is None:
+            raise NotFound("the library has no generation yet")
+        catalog.put_text(connection, key, generation, vector)
+        catalog.record_change(connection, key)

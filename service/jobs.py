@@ -1,0 +1,121 @@
+"""The queue of embedding work, one row per video in the same database. Knows nothing of how work is done.
+
+A worker claims a job with a lease that it renews; when the worker dies the lease runs out and another claims
+the job. A job that outlives MAX_ATTEMPTS claims is given up, with the reason in the video's `error`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from service import catalog, db
+
+LEASE_SECONDS = 30.0
+MAX_ATTEMPTS = 3
+_BACKOFF_SECONDS = 2.0
+
+
+def enqueue(connection: sa.Connection, key: int) -> None:
+    """Queue a video, in the transaction that makes or changes it. One that is queued already starts afresh."""
+    fresh = {"attempts": 0, "available_at": time.time(), "owner": None, "lease_expires_at": None}
+    connection.execute(
+        insert(db.jobs)
+        .values(video_key=key, **fresh)
+        .on_conflict_do_update(index_elements=["video_key"], set_=fresh)
+    )
+    catalog.set_status(connection, key, "queued", 0.0)
+    catalog.record_change(connection, key)  # not searchable until it is ready (again)
+
+
+def waiting(connection: sa.Connection) -> bool:
+    """Whether a claim would find something; cheap, for a worker's idle loop."""
+    return connection.execute(sa.select(db.jobs.c.video_key).where(_claimable()).limit(1)).first() is not None
+
+
+def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
+    """Keys of at most `limit` videos, oldest first, that are now `owner`'s for LEASE_SECONDS."""
+    rows = connection.execute(
+        sa.select(db.jobs).where(_claimable()).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
+    ).all()
+    claimed = []
+    for row in rows:
+        if row.attempts >= MAX_ATTEMPTS:
+            _give_up(connection, row.video_key, f"gave up after {row.attempts} attempts: the worker died each time")
+            continue
+        connection.execute(
+            sa.update(db.jobs)
+            .where(db.jobs.c.video_key == row.video_key)
+            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=time.time() + LEASE_SECONDS)
+        )
+        catalog.set_status(connection, row.video_key, "processing", 0.05)
+        claimed.append(row.video_key)
+    return claimed
+
+
+def renew(connection: sa.Connection, owner: str) -> None:
+    """Hold on to everything that `owner` has claimed for another LEASE_SECONDS."""
+    connection.execute(
+        sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=time.time() + LEASE_SECONDS)
+    )
+
+
+def owns(connection: sa.Connection, key: int, owner: str) -> bool:
+    """Whether the job is still `owner`'s; not so once it was deleted, queued afresh or claimed by another."""
+    held = connection.execute(sa.select(db.jobs.c.owner).where(db.jobs.c.video_key == key)).scalar()
+    return held == owner
+
+
+def finish(connection: sa.Connection, key: int) -> None:
+    """Take the job off the queue, in the transaction that stores its result."""
+    connection.execute(sa.delete(db.jobs).where(db.jobs.c.video_key == key))
+
+
+def fail(connection: sa.Connection, key: int, reason: str) -> None:
+    """The video itself is at fault: no other attempt would end better."""
+    _give_up(connection, key, reason)
+
+
+def retry(connection: sa.Connection, key: int, reason: str) -> None:
+    """Something else is at fault: try again later, twice as late each time, until MAX_ATTEMPTS."""
+    attempts = connection.execute(sa.select(db.jobs.c.attempts).where(db.jobs.c.video_key == key)).scalar_one()
+    if attempts >= MAX_ATTEMPTS:
+        _give_up(connection, key, f"gave up after {attempts} attempts: {reason}")
+        return
+    later = time.time() + _BACKOFF_SECONDS * 2 ** (attempts - 1)
+    connection.execute(
+        sa.update(db.jobs)
+        .where(db.jobs.c.video_key == key)
+        .values(owner=None, lease_expires_at=None, available_at=later)
+    )
+    catalog.set_status(connection, key, "queued", 0.0, f"attempt {attempts} failed: {reason}")
+
+
+def release(connection: sa.Connection, owner: str) -> None:
+    """Give back everything that `owner` holds, at once; the attempt counts, for it may be what killed it."""
+    keys = connection.execute(sa.select(db.jobs.c.video_key).where(db.jobs.c.owner == owner)).scalars().all()
+    for key in keys:
+        connection.execute(
+            sa.update(db.jobs).where(db.jobs.c.video_key == key).values(owner=None, lease_expires_at=None)
+        )
+        catalog.set_status(connection, key, "queued", 0.0)
+
+
+def depth(connection: sa.Connection) -> int:
+    """Number of jobs that are not finished."""
+    return connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
+
+
+def _claimable() -> sa.ColumnElement[bool]:
+    now = time.time()
+    return sa.and_(
+        db.jobs.c.available_at <= now,
+        sa.or_(db.jobs.c.lease_expires_at.is_(None), db.jobs.c.lease_expires_at < now),
+    )
+
+
+def _give_up(connection: sa.Connection, key: int, reason: str) -> None:
+    finish(connection, key)
+    catalog.set_status(connection, key, "failed", 1.0, reason)

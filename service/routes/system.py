@@ -1,0 +1,104 @@
+"""The service itself: welcome, health, figures, categories."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service import __version__, catalog
+from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
+from service.errors import ReelsError
+from service.routes.common import Service, require_key
+from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
+
+open_router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
+
+
+@open_router.get("/", summary="Welcome", response_model=Welcome)
+def welcome(request: Request) -> Response:
+    """Links for a program; a browser is sent to the explorer."""
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/explore", headers={"Vary": "Accept"})
+    links = {
+        "explore": "/explore",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+        "videos": "/v1/videos",
+        "info": "/v1/info",
+    }
+    body = Welcome(message="Welcome to ReelsRS", version=__version__, links=links)
+    return JSONResponse(body.model_dump(), headers={"Vary": "Accept"})
+
+
+@open_router.get("/livez", summary="Alive")
+def livez() -> Health:
+    """The process answers."""
+    return Health(status="ok")
+
+
+@open_router.get(
+    "/readyz", summary="Ready", responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}}
+)
+def readyz(request: Request, service: Service, response: Response) -> Health:
+    """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs."""
+    checks = {"model": "ok", "worker": "ok"}
+    try:
+        with service.follower.current():
+            checks["database"] = checks["index"] = "ok"
+    except ReelsError as error:
+        checks["database"] = str(error)
+    worker = request.app.state.worker
+    if worker is None:
+        checks["worker"] = "not started here"
+    elif not worker.alive:
+        checks["worker"] = "died; it is being started again"
+    ready = all(state in ("ok", "not started here") for state in checks.values())
+    if not ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+    return Health(status="ok" if ready else "unavailable", checks=checks)
+
+
+@open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Requests by route and status, their durations, videos by status, jobs waiting, size of the index."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/info", summary="What runs here")
+def info(service: Service) -> Info:
+    """Version, model, device, index and limits. A score is a weighted sum of cosines (or of z-scores): it orders
+    the videos of one answer, and is neither a probability nor comparable between questions."""
+    settings, embedder = service.settings, service.embedder()
+    with service.follower.current() as index, service.db.read() as connection:
+        size, kind, exact = len(index), index.kind, index.exact
+        videos = catalog.status_counts(connection)
+    return Info(
+        version=__version__,
+        model=settings.model,
+        generation=service.follower.generation.id,
+        dimension=service.follower.generation.dimension,
+        device=embedder.device,
+        precision=service.follower.generation.precision,
+        aggregation=settings.aggregation,
+        videos=videos,
+        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=None),
+        limits=Limits(
+            max_upload_bytes=settings.max_upload_bytes,
+            max_duration_seconds=settings.max_duration_seconds,
+            max_pixels=settings.max_pixels,
+            max_caption_characters=MAX_CAPTION_CHARACTERS,
+            max_frames=MAX_FRAMES,
+            max_k=MAX_K,
+        ),
+    )
+
+
+@router.get("/v1/categories", summary="Categories")
+def categories(service: Service) -> CategoryList:
+    """Every category with its number of videos; null stands for videos without one."""
+    with service.db.read() as connection:
+        found = catalog.categories(connection)
+    return CategoryList(items=[Category(name=name, count=count) for name, count in found])

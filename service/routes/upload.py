@@ -1,0 +1,154 @@
+"""A multipart form read as it comes: the file straight to the store, never into memory, with the limit on the way.
+
+FastAPI's own forms spool a whole upload before a handler sees it, which is too late to refuse one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+
+from service.domain import MAX_CAPTION_CHARACTERS
+from service.errors import InvalidInput, TooLarge
+from service.files import Incoming
+from service.ingest import Ingest
+
+_Default = TypeVar("_Default", int, int | None)
+_FIELD_BYTES = 8 * MAX_CAPTION_CHARACTERS
+_OVERHEAD_BYTES = 1 << 20
+
+
+@dataclass
+class Form:
+    """A form that was read to its end. `incoming` is finished: its hash is known and its bytes are synced."""
+
+    incoming: Incoming
+    filename: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def integer(self, name: str, default: _Default) -> int | _Default:
+        """A field as a whole number, `default` where it is left out. Raises InvalidInput."""
+        text = self.fields.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return int(text)
+        except ValueError:
+            raise InvalidInput(name, f"must be a whole number, not {text[:100]!r}") from None
+
+
+@asynccontextmanager
+async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
+    """The form of a request whose fields are `names` and whose file is `file`.
+
+    Raises InvalidInput for anything else, TooLarge as soon as the file passes the limit.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise InvalidInput("file", "send a multipart/form-data form with the clip as its part `file`")
+    with ingest.receive() as incoming:
+        stated = request.headers.get("content-length", "")
+        if stated.isdigit() and int(stated) > incoming.limit_bytes + _OVERHEAD_BYTES:
+            raise TooLarge(f"the upload has {int(stated):,} bytes; at most {incoming.limit_bytes:,} are taken")
+        reader = _Reader(Form(incoming), names)
+        parser = MultipartParser(boundary, reader.callbacks())
+        try:
+            async for chunk in request.stream():
+                parser.write(chunk)
+                if reader.file_data:
+                    data = b"".join(reader.file_data)
+                    reader.file_data.clear()
+                    await run_in_threadpool(incoming.write, data)
+            parser.finalize()
+        except MultipartParseError as error:
+            raise InvalidInput("file", f"the multipart form is broken: {error}") from error
+        if not reader.ended:
+            raise InvalidInput("file", "the multipart form broke off before its end")
+        if not reader.has_file:
+            raise InvalidInput("file", "the form has no part `file` with a file name")
+        await run_in_threadpool(incoming.finish)
+        yield reader.form
+
+
+class _Reader:
+    """Turns the parser's events into a form. Keeps bytes of the file only until they are written."""
+
+    def __init__(self, form: Form, names: frozenset[str]) -> None:
+        self.form = form
+        self.file_data: list[bytes] = []
+        self.has_file = False
+        self.ended = False
+        self._names = names
+        self._headers: dict[bytes, bytes] = {}
+        self._header_name = b""
+        self._header_value = b""
+        self._field: str | None = None  # None while the part is the file
+        self._value = b""
+
+    def callbacks(self) -> dict[str, object]:
+        """For python-multipart."""
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_content,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def _part_begin(self) -> None:
+        self._headers, self._value = {}, b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_content(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name == "file" and b"filename" in options:
+            if self.has_file:
+                raise InvalidInput("file", "send one file at a time")
+            self.has_file, self._field = True, None
+            self.form.filename = options[b"filename"].decode("utf-8", "replace")
+        elif name == "file":
+            raise InvalidInput("file", "must be a file, sent with a file name")
+        elif name in self._names:
+            self._field = name
+        else:
+            known = ", ".join(sorted({"file", *self._names}))
+            raise InvalidInput(name[:100] or "file", f"there is no such field; the form takes {known}")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._field is None:
+            self.file_data.append(data[start:end])
+            return
+        self._value += data[start:end]
+        if len(self._value) > _FIELD_BYTES:
+            raise InvalidInput(self._field, f"is longer than {_FIELD_BYTES:,} bytes")
+
+    def _part_end(self) -> None:
+        if self._field is not None:
+            try:
+                self.form.fields[self._field] = self._value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidInput(self._field, "must be text in UTF-8") from error
+
+    def _end(self) -> None:
+        self.ended = True

@@ -1,0 +1,294 @@
+"""Videos: in, out, changed, and everything that hangs on one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from service import catalog
+from service.domain import Sampling, Status
+from service.domain import Video as DomainVideo
+from service.errors import InvalidInput, NotFound, NotReady
+from service.ingest import describe
+from service.routes.common import ExistingVideo, Service, existing_video, problems
+from service.routes.upload import received
+from service.runtime import Runtime
+from service.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+_FIELDS = frozenset({"caption", "category", "title", "num_frames", "frame_interval"})
+_POLL_SECONDS = 0.1
+_MAX_WAIT_SECONDS = 300
+_FRAMES_CACHE = {"Cache-Control": "private, max-age=3600"}
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "the clip"},
+                        "caption": {"type": "string", "description": "what it shows, hashtags and all; any length "
+                                    "up to 10,000 characters is used to its end"},
+                        "category": {"type": "string", "description": "one name, no slashes"},
+                        "title": {"type": "string", "description": "left out: the file's name"},
+                        "num_frames": {"type": "integer", "minimum": 1, "maximum": 256},
+                        "frame_interval": {"type": "integer", "minimum": 1, "description": "every Nth frame from "
+                                           "the start; left out: spread evenly"},
+                    },
+                },
+                "example": {"file": "(dog.mp4)", "caption": "a dog jumps over a log", "category": "animals"},
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    summary="Upload a video",
+    status_code=202,
+    response_model=Video,
+    responses={
+        200: {"model": Video, "description": "the same bytes are there already: that video, unchanged"},
+        201: {"model": Video, "description": "with `wait`: stored, embedded and searchable"},
+        202: {"model": Video, "description": "stored safely and queued; `Location` is where to ask"},
+        **problems(413, 415, 507),
+    },
+    openapi_extra=_FORM,
+)
+async def upload(
+    request: Request,
+    service: Service,
+    wait: Annotated[
+        float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for it to become ready")
+    ] = 0,
+) -> JSONResponse:
+    """The clip is on disk, synced, and its row committed before this answers. Embedding goes on behind it: ask
+    `Location`, listen to its `events`, or `wait`. The same bytes twice are one video."""
+    async with received(request, service.ingest, _FIELDS) as form:
+        default = service.settings.sampling
+        description = describe(
+            form.filename,
+            sampling=Sampling(
+                form.integer("num_frames", default.num_frames),
+                form.integer("frame_interval", default.frame_interval),
+            ),
+            title=form.fields.get("title"),
+            caption=form.fields.get("caption"),
+            category=form.fields.get("category"),
+        )
+        video, outcome = await run_in_threadpool(service.ingest.accept, form.incoming, description)
+    if wait:
+        video = await _settled(service, video, wait)
+    status = 200 if outcome == "existing" else 201 if wait and video.status == "ready" else 202
+    return JSONResponse(
+        Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"}
+    )
+
+
+@router.get("", summary="List videos", responses=problems())
+def list_videos(
+    service: Service,
+    category: Annotated[str | None, Query(description="only this category")] = None,
+    status: Annotated[Status | None, Query(description="only this status")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> VideoPage:
+    """The newest first. A page begins where the last one ended, whatever was added or deleted meanwhile."""
+    before = None if cursor is None else _read_cursor(cursor)
+    with service.db.read() as connection:
+        found = catalog.list_videos(
+            connection, category=category, status=status, before=before, limit=limit + 1
+        )
+    more = len(found) > limit
+    return VideoPage(
+        items=[Video.of(video) for video in found[:limit]],
+        next_cursor=_cursor(found[limit - 1].key) if more else None,
+    )
+
+
+@router.get("/{video_id}", summary="One video", responses=problems(404))
+def get_video(video: ExistingVideo) -> Video:
+    """Its description, status and progress."""
+    return Video.of(video)
+
+
+@router.patch("/{video_id}", summary="Change caption, category or title", responses=problems(404, 503))
+def edit_video(service: Service, video_id: str, edit: VideoEdit) -> Video:
+    """What is left out stays; null takes a caption or a category away. A new caption embeds the text again and
+    leaves the frames as they are; when this answers, searches know it."""
+    return Video.of(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
+
+
+@router.delete("/{video_id}", summary="Delete a video", status_code=204, responses=problems(404))
+def delete_video(service: Service, video_id: str) -> Response:
+    """File, rows, vectors, pictures and index entry: when this answers, all of it is gone."""
+    service.ingest.delete(video_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{video_id}/content",
+    summary="The clip's bytes",
+    response_class=FileResponse,
+    responses={
+        200: {"description": "the whole file", "content": {"video/mp4": {}}},
+        206: {"description": "the range that was asked for", "content": {"video/mp4": {}}},
+        **problems(404),
+        416: {"description": "the range lies outside the file"},
+    },
+)
+def content(service: Service, video: ExistingVideo) -> FileResponse:
+    """As they were uploaded, with `Range` for players that jump."""
+    return FileResponse(
+        service.files.video(video.sha256),
+        media_type=video.media_type,
+        filename=video.filename,
+        content_disposition_type="inline",
+        headers={"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"},
+    )
+
+
+@router.get(
+    "/{video_id}/thumbnail",
+    summary="A picture of the clip",
+    response_class=FileResponse,
+    responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
+)
+def thumbnail(service: Service, video: ExistingVideo) -> FileResponse:
+    """Its middle frame: first frames are often black."""
+    if video.thumbnail_frame is None:
+        raise NotReady(video.id, video.status)
+    return _picture(service, video, video.thumbnail_frame)
+
+
+@router.get("/{video_id}/frames", summary="The sampled frames", responses=problems(404, 409))
+def frames(video: ExistingVideo) -> FrameList:
+    """With the time of each, in seconds from the clip's start."""
+    if not video.frame_times:
+        raise NotReady(video.id, video.status)
+    return FrameList(
+        items=[
+            Frame(n=n, time=time, url=f"/v1/videos/{video.id}/frames/{n}") for n, time in enumerate(video.frame_times)
+        ]
+    )
+
+
+@router.get(
+    "/{video_id}/frames/{n}",
+    summary="One sampled frame",
+    response_class=FileResponse,
+    responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
+)
+def frame(service: Service, video: ExistingVideo, n: int) -> FileResponse:
+    """As a JPEG, upright and in its true proportions."""
+    if not video.frame_times:
+        raise NotReady(video.id, video.status)
+    if not 0 <= n < len(video.frame_times):
+        raise NotFound(f"video {video.id} has frames 0 to {len(video.frame_times) - 1}, not {n}")
+    return _picture(service, video, n)
+
+
+@router.get(
+    "/{video_id}/embeddings",
+    summary="The vectors",
+    response_model=Embedding,
+    responses={200: {"content": {"application/x-npy": {}}}, **problems(404, 409)},
+)
+def embeddings(
+    service: Service,
+    video: ExistingVideo,
+    type: Annotated[Literal["frame", "aggregated", "text"], Query()] = "aggregated",
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+) -> Response:
+    """Unit length. As JSON, or with `Accept: application/x-npy` as a NumPy file: (N, D) for frames, (D,) else."""
+    kind = service.settings.aggregation if type == "aggregated" else type
+    generation = service.follower.generation
+    with service.db.read() as connection:
+        vectors = catalog.vectors(connection, video.key, generation, kind)
+    if video.status != "ready":
+        raise NotReady(video.id, video.status)
+    if vectors is None:
+        raise NotFound(f"video {video.id} has no caption, so it has no text embedding")
+    if "application/x-npy" in accept:
+        buffer = io.BytesIO()
+        np.save(buffer, vectors if type == "frame" else vectors[0], allow_pickle=False)
+        return Response(buffer.getvalue(), media_type="application/x-npy")
+    body = Embedding(
+        video_id=video.id,
+        type=type,
+        generation=generation.id,
+        shape=(vectors.shape[0], vectors.shape[1]),
+        times=list(video.frame_times) if type == "frame" else None,
+        vectors=vectors.tolist(),
+    )
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/{video_id}/events",
+    summary="Progress, as it happens",
+    response_class=EventSourceResponse,
+    responses=problems(404),
+)
+async def events(service: Service, video: ExistingVideo) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `progress` with the video at every change, then `ready`, `failed` or `deleted`, and the
+    stream ends."""
+    last: tuple[Any, ...] = ()
+    while True:
+        state = (video.status, video.progress, video.error)
+        if video.status in ("ready", "failed"):
+            yield ServerSentEvent(event=video.status, data=Video.of(video).model_dump(mode="json"))
+            return
+        if state != last:
+            yield ServerSentEvent(event="progress", data=Video.of(video).model_dump(mode="json"))
+            last = state
+        await asyncio.sleep(_POLL_SECONDS)
+        try:
+            video = await run_in_threadpool(existing_video, service, video.id)
+        except NotFound:
+            yield ServerSentEvent(event="deleted", data={"id": video.id})
+            return
+
+
+def _picture(service: Runtime, video: DomainVideo, n: int) -> FileResponse:
+    path = service.files.picture(video.sha256, n)
+    return FileResponse(path, media_type="image/jpeg", headers=_FRAMES_CACHE)
+
+
+async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) -> DomainVideo:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_seconds
+    while video.status not in ("ready", "failed") and loop.time() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
+        video = await run_in_threadpool(existing_video, service, video.id)
+    return video
+
+
+def _cursor(key: int) -> str:
+    return base64.urlsafe_b64encode(f"v{key}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> int:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        if not text.startswith("v") or not text[1:].isdecimal() or len(text) > 19:
+            raise ValueError(text)
+        return int(text[1:])
+    except (ValueError, binascii.Error):
+        raise InvalidInput("cursor", "is not one that this service gave out") from None

@@ -1,0 +1,448 @@
+"""What goes over the wire: requests and answers as pydantic models, with the examples that the docs page shows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.domain import MAX_K, CategoryMode, Fusion, Status
+from service.domain import Video as DomainVideo
+from service.recommend import Answer as DomainAnswer
+from service.recommend import Hit as DomainHit
+from service.recommend import Scope
+
+_ID = "5f2d9c31ab047e68"
+_URLS = {
+    "content_url": f"/v1/videos/{_ID}/content",
+    "thumbnail_url": f"/v1/videos/{_ID}/thumbnail",
+}
+_SHORT = {
+    "id": _ID,
+    "title": "dog_jumps_log",
+    "category": "animals",
+    "caption": "a brown dog jumps over a fallen log in the woods",
+    "duration": 3.2,
+    **_URLS,
+}
+_VIDEO = {
+    **_SHORT,
+    "filename": "dog_jumps_log.mp4",
+    "status": "ready",
+    "progress": 1.0,
+    "error": None,
+    "size": 229745,
+    "sha256": "9f6d81c2e1ac6b0cf5f2f35d8a9cfb6f9a2ad6d8a8b8a9f7a3d5b1c0e4f6a7b8",
+    "media_type": "video/mp4",
+    "codec": "h264",
+    "width": 848,
+    "height": 464,
+    "frame_rate": 30.0,
+    "num_frames": 10,
+    "frame_interval": None,
+    "created_at": "2026-11-22T10:00:00Z",
+    "updated_at": "2026-11-22T10:00:02Z",
+}
+_HIT = {
+    "rank": 1,
+    "score": 0.812,
+    "video": _SHORT,
+    "breakdown": {
+        "video": {"similarity": 0.86, "weight": 0.7, "contribution": 0.602},
+        "text": {"similarity": 0.7, "weight": 0.3, "contribution": 0.21, "imputed": False},
+    },
+    "moment": {"time": 1.44, "frame": 4, "similarity": 0.83},
+}
+
+
+def _examples(*examples: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
+class VideoSummary(BaseModel):
+    """The part of a video that a hit carries."""
+
+    model_config = _examples(_SHORT)
+
+    id: str = Field(description="opaque")
+    title: str
+    category: str | None
+    caption: str | None
+    duration: float | None = Field(description="seconds")
+    content_url: str
+    thumbnail_url: str | None = Field(description="null until the video is ready")
+
+    @classmethod
+    def of(cls, video: DomainVideo) -> VideoSummary:
+        """From a row of the catalogue."""
+        return cls(**_summary(video))
+
+
+class Video(VideoSummary):
+    """One uploaded clip."""
+
+    model_config = _examples(_VIDEO)
+
+    filename: str = Field(description="as the client named it, for display")
+    status: Status
+    progress: float = Field(description="0 to 1")
+    error: str | None = Field(description="why the status is `failed`, or why the last attempt was given up")
+    size: int = Field(description="bytes")
+    sha256: str
+    media_type: str
+    codec: str
+    width: int = Field(description="pixels, as displayed")
+    height: int = Field(description="pixels, as displayed")
+    frame_rate: float | None = Field(description="frames per second")
+    num_frames: int = Field(description="frames asked for")
+    frame_interval: int | None = Field(description="null: spread evenly; N: every Nth frame")
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, video: DomainVideo) -> Video:
+        """From a row of the catalogue."""
+        return cls(
+            **_summary(video),
+            filename=video.filename,
+            status=video.status,
+            progress=video.progress,
+            error=video.error,
+            size=video.size_bytes,
+            sha256=video.sha256,
+            media_type=video.media_type,
+            codec=video.codec,
+            width=video.width,
+            height=video.height,
+            frame_rate=video.frames_per_second,
+            num_frames=video.sampling.num_frames,
+            frame_interval=video.sampling.frame_interval,
+            created_at=video.created_at,
+            updated_at=video.updated_at,
+        )
+
+
+class VideoPage(BaseModel):
+    """A page of videos, the newest first."""
+
+    model_config = _examples({"items": [_VIDEO], "next_cursor": None})
+
+    items: list[Video]
+    next_cursor: str | None = Field(description="hand it in as `cursor` for the next page; null on the last")
+
+
+class VideoEdit(BaseModel):
+    """What to change; what is left out stays. null takes the caption or the category away."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"caption": "a dog leaps over a log", "category": "dogs"}]}
+    )
+
+    caption: str | None = None
+    category: str | None = None
+    title: str | None = None
+
+
+class Frame(BaseModel):
+    """One sampled frame."""
+
+    n: int
+    time: float = Field(description="seconds from the clip's start")
+    url: str
+
+
+class FrameList(BaseModel):
+    """The sampled frames of a video, in order."""
+
+    model_config = _examples(
+        {"items": [{"n": 0, "time": 0.16, "url": f"/v1/videos/{_ID}/frames/0"}], "next_cursor": None}
+    )
+
+    items: list[Frame]
+    next_cursor: str | None = None
+
+
+class Embedding(BaseModel):
+    """Vectors of one kind of one video, unit length."""
+
+    model_config = _examples(
+        {
+            "video_id": _ID,
+            "type": "aggregated",
+            "generation": "g0123456789abcdef",
+            "shape": [1, 512],
+            "times": None,
+            "vectors": [[0.031, -0.012]],
+        }
+    )
+
+    video_id: str
+    type: Literal["frame", "aggregated", "text"]
+    generation: str
+    shape: tuple[int, int] = Field(description="number of vectors, dimension")
+    times: list[float] | None = Field(description="for frames: seconds from the clip's start")
+    vectors: list[list[float]]
+
+
+class Category(BaseModel):
+    """A category with its number of videos; the name null stands for videos without one."""
+
+    name: str | None
+    count: int
+
+
+class CategoryList(BaseModel):
+    """Every category."""
+
+    model_config = _examples({"items": [{"name": "animals", "count": 11}], "next_cursor": None})
+
+    items: list[Category]
+    next_cursor: str | None = None
+
+
+class Breakdown(BaseModel):
+    """What the pictures added to a score."""
+
+    similarity: float | None = Field(description="cosine; null where the query has no such vector")
+    weight: float
+    contribution: float
+
+
+class TextBreakdown(Breakdown):
+    """What the captions added to a score."""
+
+    imputed: bool = Field(description="the video has no caption, and counts as one of average similarity")
+
+
+class Breakdowns(BaseModel):
+    """The contributions add up to the score."""
+
+    video: Breakdown
+    text: TextBreakdown
+
+
+class Moment(BaseModel):
+    """The frame of a hit that answers best."""
+
+    time: float = Field(description="seconds from the clip's start")
+    frame: int
+    similarity: float
+
+
+class Hit(BaseModel):
+    """One answer of a search or a recommendation."""
+
+    model_config = _examples(_HIT)
+
+    rank: int
+    score: float
+    video: VideoSummary
+    breakdown: Breakdowns
+    moment: Moment
+
+    @classmethod
+    def of(cls, hit: DomainHit) -> Hit:
+        """From the core's hit."""
+        seen, read = hit.video_part, hit.text_part
+        return cls(
+            rank=hit.rank,
+            score=hit.score,
+            video=VideoSummary.of(hit.video),
+            breakdown=Breakdowns(
+                video=Breakdown(
+                    similarity=seen.similarity, weight=seen.weight, contribution=seen.contribution
+                ),
+                text=TextBreakdown(
+                    similarity=read.similarity,
+                    weight=read.weight,
+                    contribution=read.contribution,
+                    imputed=read.imputed,
+                ),
+            ),
+            moment=Moment(time=hit.moment.time, frame=hit.moment.frame, similarity=hit.moment.similarity),
+        )
+
+
+class Weights(BaseModel):
+    """The weights that were used; text is 0 where the query has no caption."""
+
+    video: float
+    text: float
+
+
+class Answer(BaseModel):
+    """Hits, best first, and how they were found."""
+
+    model_config = _examples(
+        {
+            "items": [_HIT],
+            "weights": {"video": 0.7, "text": 0.3},
+            "fusion": "cosine",
+            "generation": "g0123456789abcdef",
+            "exact": True,
+        }
+    )
+
+    items: list[Hit]
+    weights: Weights
+    fusion: Fusion
+    generation: str
+    exact: bool = Field(description="whether this is the exact answer over the whole catalogue")
+
+    @classmethod
+    def of(cls, answer: DomainAnswer) -> Answer:
+        """From the core's answer."""
+        return cls(
+            items=[Hit.of(hit) for hit in answer.hits],
+            weights=Weights(video=answer.weights.video, text=answer.weights.text),
+            fusion=answer.fusion,
+            generation=answer.generation,
+            exact=answer.exact,
+        )
+
+
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=MAX_K)]
+Name = Annotated[str, Field(max_length=200)]
+
+
+class Parameters(BaseModel):
+    """What every search takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Count = Field(10, description="number of hits")
+    video_weight: Weight = Field(0.7, description="weight of what is seen")
+    text_weight: Weight = Field(0.3, description="weight of what is written")
+    category: list[Name] = Field([], max_length=100, description="only videos in one of these")
+    exclude_category: list[Name] = Field([], max_length=100, description="no videos in any of these")
+    category_mode: CategoryMode = Field("any", description="relative to the query video's category")
+
+    @property
+    def scope(self) -> Scope:
+        """The filters, for the core."""
+        return Scope(tuple(self.category), tuple(self.exclude_category), self.category_mode)
+
+
+class RecommendationParameters(Parameters):
+    """Of a recommendation from a video."""
+
+    fusion: Fusion = Field("cosine", description="how the two similarities are brought together")
+
+
+class TextSearch(Parameters):
+    """A search by words."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"query": "a dog on a beach", "k": 5}, {"query": "snow", "category": ["animals"]}]
+        },
+    )
+
+    query: str = Field(min_length=1, max_length=10_000)
+    fusion: Fusion = Field("zscore", description="how the two similarities are brought together")
+
+
+class IndexInfo(BaseModel):
+    """The vector index."""
+
+    kind: str
+    size: int = Field(description="videos in it")
+    exact: bool
+    approximate_from: int | None = Field(description="number of videos from which it is approximate; null: never")
+
+
+class Limits(BaseModel):
+    """What an upload and a question may ask for."""
+
+    max_upload_bytes: int
+    max_duration_seconds: float
+    max_pixels: int
+    max_caption_characters: int
+    max_frames: int
+    max_k: int
+
+
+class Info(BaseModel):
+    """What runs here."""
+
+    version: str
+    model: str
+    generation: str
+    dimension: int
+    device: str
+    precision: str
+    aggregation: str
+    videos: dict[str, int] = Field(description="number by status")
+    index: IndexInfo
+    limits: Limits
+
+
+class Welcome(BaseModel):
+    """Where to go from here."""
+
+    model_config = _examples(
+        {
+            "message": "Welcome to ReelsRS",
+            "version": "0.1.0",
+            "links": {"explore": "/explore", "docs": "/docs", "openapi": "/openapi.json"},
+        }
+    )
+
+    message: str
+    version: str
+    links: dict[str, str]
+
+
+class Health(BaseModel):
+    """Alive, or ready with the state of each part."""
+
+    model_config = _examples({"status": "ok", "checks": {"database": "ok", "model": "ok", "worker": "ok"}})
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = {}
+
+
+class FieldError(BaseModel):
+    """One wrong parameter."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, after RFC 9457 (application/problem+json)."""
+
+    model_config = _examples(
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "there is no video 'nope'",
+            "instance": "/v1/videos/nope",
+            "request_id": "0c7f5d0e8d2b4c0f",
+        }
+    )
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[FieldError] | None = Field(None, description="with 422: each wrong parameter")
+
+
+def _summary(video: DomainVideo) -> dict[str, Any]:
+    base = f"/v1/videos/{video.id}"
+    return {
+        "id": video.id,
+        "title": video.title,
+        "category": video.category,
+        "caption": video.caption,
+        "duration": video.duration_seconds,
+        "content_url": f"{base}/content",
+        "thumbnail_url": f"{base}/thumbnail" if video.status == "ready" else None,
+    }

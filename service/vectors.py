@@ -1,0 +1,70 @@
+"""Arithmetic on embeddings, and their form in the database. Knows NumPy and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import Embeddings, Vectors
+
+_STORED = np.dtype("<f4")
+
+
+def pack(vectors: Vectors) -> bytes:
+    """Little-endian float32 bytes, row by row; the same on every machine."""
+    return np.ascontiguousarray(vectors, dtype=_STORED).tobytes()
+
+
+def unpack(data: bytes, dimension: int) -> Vectors:
+    """(N, dimension) float32 from what `pack` wrote. Raises ValueError where the length does not fit."""
+    return np.frombuffer(data, dtype=_STORED).astype(np.float32).reshape(-1, dimension)
+
+
+def normalise(vectors: npt.NDArray[np.floating]) -> Vectors:
+    """Unit length along the last axis, float32. A zero vector stays zero: it is similar to nothing."""
+    wide = np.asarray(vectors, dtype=np.float64)
+    norm = np.linalg.norm(wide, axis=-1, keepdims=True)
+    return np.asarray(wide / np.where(norm > 0, norm, 1), dtype=np.float32)
+
+
+def aggregate(frames: Vectors, text: Vectors | None) -> Embeddings:
+    """All vectors of a video from those of its frames, (N, D), and of its caption, (D,) or None.
+
+    The mean is the usual zero-shot baseline for clips (CLIP4Clip, Luo et al. 2021); the maximum keeps, per
+    dimension, what any one frame shows strongly.
+    """
+    return Embeddings(
+        frames=np.ascontiguousarray(frames, dtype=np.float32),
+        mean=normalise(frames.mean(axis=0, dtype=np.float64)),
+        max=normalise(frames.max(axis=0)),
+        text=text,
+    )
+
+
+class Moments:
+    """Running first and second moments of a set of vectors, exact under adding and removing.
+
+    For any query q the mean and standard deviation of <q, x> over the whole set follow from them without a
+    scan: mean = <q, m>, variance = q' (S / n) q - mean^2.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.count = 0
+        self._sum = np.zeros(dimension, dtype=np.float64)
+        self._outer = np.zeros((dimension, dimension), dtype=np.float64)
+
+    def add(self, vectors: Vectors, sign: int = 1) -> None:
+        """Take (N, D) vectors in; `sign` -1 takes them out."""
+        wide = vectors.astype(np.float64)
+        self.count += sign * len(wide)
+        self._sum += sign * wide.sum(axis=0)
+        self._outer += sign * (wide.T @ wide)
+
+    def similarity(self, query: Vectors) -> tuple[float, float]:
+        """Mean and standard deviation of <query, x> over the set; (0, 0) where the set is empty."""
+        if self.count == 0:
+            return 0.0, 0.0
+        wide = query.astype(np.float64)
+        mean = float(wide @ self._sum) / self.count
+        variance = float(wide @ self._outer @ wide) / self.count - mean * mean
+        return mean, float(np.sqrt(max(variance, 0.0)))

@@ -1,0 +1,153 @@
+"""The embedding worker: claims jobs and has them done, in this process or in one that `reelsrs serve` watches.
+
+A worker that dies costs its attempt at what it held, nothing else: the lease runs out and the job is claimed
+again. Embedding runs at a lower priority than answering.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import structlog
+
+from service import jobs
+from service.config import Settings
+from service.errors import ReelsError
+from service.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+_IDLE_SECONDS = 0.2
+_CLAIM = 8
+
+
+class Worker:
+    """Runs in the thread that calls `run`, until it is told to stop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.owner = owner_of(os.getpid())
+
+    def run(self, stop: threading.Event) -> None:
+        """Claim and process until `stop` is set; what was claimed and not begun is given back."""
+        heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
+        heart.start()
+        try:
+            while not stop.is_set():
+                try:
+                    if not self._step():
+                        stop.wait(_IDLE_SECONDS)
+                except ReelsError as error:  # a full disk or a locked database passes
+                    log.warning("the worker waits", reason=str(error))
+                    stop.wait(_IDLE_SECONDS * 10)
+        finally:
+            with self._runtime.db.write() as connection:
+                jobs.release(connection, self.owner)
+
+    def _step(self) -> bool:
+        db = self._runtime.db
+        with db.read() as connection:
+            if not jobs.waiting(connection):
+                return False
+        with db.write() as connection:
+            claimed = jobs.claim(connection, self.owner, _CLAIM)
+        self._runtime.ingest.process(claimed, self.owner)
+        return True
+
+    def _renew(self, stop: threading.Event) -> None:
+        while not stop.wait(jobs.LEASE_SECONDS / 3):
+            try:
+                with self._runtime.db.write() as connection:
+                    jobs.renew(connection, self.owner)
+            except ReelsError as error:
+                log.warning("the leases were not renewed", reason=str(error))
+
+
+class WorkerProcess:
+    """A worker in a process of its own, started again when it dies, ended with this one.
+
+    The child's standard input is a pipe from here: when this process ends, however it ends, the pipe closes and
+    the worker stops.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        self._environment = {**os.environ, **settings.environ()}
+        self._runtime = runtime
+        self._stop = threading.Event()
+        self._process = self._start()
+        self._watch = threading.Thread(target=self._watching, name="worker-watch", daemon=True)
+        self._watch.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to stop and wait; kill it when it takes too long."""
+        self._stop.set()
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._watch.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - our own module, no words of a user's
+            [sys.executable, "-m", "service", "worker", "--while-stdin-is-open"],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def _watching(self) -> None:
+        delay = 1.0
+        while True:
+            started = time.monotonic()
+            code = self._process.wait()
+            if self._stop.is_set():
+                return
+            owner = owner_of(self._process.pid)
+            log.error("the embedding worker died and is started again", exit_code=code)
+            delay = 1.0 if time.monotonic() - started > 60 else min(delay * 2, 60)
+            try:
+                with self._runtime.db.write() as connection:
+                    jobs.release(connection, owner)
+            except ReelsError as error:
+                log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
+            if self._stop.wait(delay):
+                return
+            self._process = self._start()
+
+
+def owner_of(pid: int) -> str:
+    """The name under which the worker process `pid` of this machine holds its jobs."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+def stop_with_stdin(stop: threading.Event) -> None:
+    """Set `stop` when standard input ends; end the process if the work in hand takes too long after that."""
+
+    def wait() -> None:
+        # Not sys.stdin: its lock would be held for ever and block the interpreter's exit.
+        while os.read(0, 1024):
+            pass
+        stop.set()
+        time.sleep(10)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def lower_priority() -> None:
+    """Let searches go first, where the system knows priorities."""
+    if hasattr(os, "nice"):
+        os.nice(10)
