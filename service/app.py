@@ -93,7 +93,10 @@ def create_app(settings: Settings, *, worker: bool = True) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_tags=[
-            {"name": "videos", "description": "Upload, list, change, delete; bytes, pictures, vectors, progress."},
+            {
+                "name": "videos",
+                "description": "Upload, list, change, delete; bytes, pictures, vectors, progress.",
+            },
             {"name": "search", "description": "More like this, and search by words."},
             {"name": "service", "description": "Categories, health, figures."},
         ],
@@ -221,7 +224,10 @@ class _Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "reelsrs_http_requests", "requests answered", ["method", "route", "status"], registry=self.registry
+            "reelsrs_http_requests",
+            "requests answered",
+            ["method", "route", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "reelsrs_http_request_seconds", "time to answer", ["method", "route"], registry=self.registry

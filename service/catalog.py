@@ -141,14 +141,10 @@ def list_videos(
 
 def update_video(connection: sa.Connection, key: int, **values: Any) -> None:
     """Set columns of a video."""
-    connection.execute(
-        sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=_now(), **values)
-    )
+    connection.execute(sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=_now(), **values))
 
 
-def set_status(
-    connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None
-) -> None:
+def set_status(connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None) -> None:
     """Set status, progress (0 to 1) and error together."""
     update_video(connection, key, status=status, progress=progress, error=error)
 
@@ -169,7 +165,7 @@ def categories(connection: sa.Connection) -> list[tuple[str | None, int]]:
 def status_counts(connection: sa.Connection) -> dict[str, int]:
     """Number of videos by status."""
     rows = connection.execute(sa.select(db.videos.c.status, sa.func.count()).group_by(db.videos.c.status))
-    return {status: count for status, count in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def keys_in_categories(
@@ -227,9 +223,7 @@ def keys_without_embeddings(connection: sa.Connection, generation_id: str) -> li
     return list(connection.execute(query).scalars())
 
 
-def put_embeddings(
-    connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings
-) -> None:
+def put_embeddings(connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings) -> None:
     """Replace all vectors of a video in this generation."""
     put_text(connection, key, generation, embeddings.text)
     _put(connection, key, generation, "frame", embeddings.frames)
@@ -242,9 +236,7 @@ def put_text(connection: sa.Connection, key: int, generation: Generation, text: 
 
     Those of other generations are of the old caption: they go, and are made anew when they are needed.
     """
-    connection.execute(
-        sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text")
-    )
+    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
     if text is not None:
         _put(connection, key, generation, "text", text)
 
@@ -323,15 +315,11 @@ def source(connection: sa.Connection, path: str) -> sa.Row[Any] | None:
     return connection.execute(sa.select(db.sources).where(db.sources.c.path == path)).first()
 
 
-def put_source(
-    connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, key: int
-) -> None:
+def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, key: int) -> None:
     """Remember which video a file became."""
     values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": key}
     connection.execute(
-        insert(db.sources)
-        .values(path=path, **values)
-        .on_conflict_do_update(index_elements=["path"], set_=values)
+        insert(db.sources).values(path=path, **values).on_conflict_do_update(index_elements=["path"], set_=values)
     )
 
 

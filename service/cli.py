@@ -369,7 +369,9 @@ def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> 
         try:
             return runtime.recommender.like_video(video, scope=scope, **question)
         except NotFound:
-            raise NotFound(f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}") from None
+            raise NotFound(
+                f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
+            ) from None
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with runtime.db.read() as connection:
@@ -386,9 +388,7 @@ def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> 
         )
     sample = runtime.decoder.sample(path, runtime.settings.sampling, embedder.picture)
     caption = (sidecar(path) or "").strip()
-    vectors = aggregate(
-        embedder.embed_pictures(sample.pixels), embedder.embed_texts([caption])[0] if caption else None
-    )
+    vectors = aggregate(embedder.embed_pictures(sample.pixels), embedder.embed_texts([caption])[0] if caption else None)
     picture = vectors.mean if runtime.settings.aggregation == "mean" else vectors.max
     return runtime.recommender.like_vectors(picture, vectors.text, scope=scope, **question)
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Sampling
 from service.errors import ConfigurationError
@@ -29,9 +35,7 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
     vector_store: Literal["faiss"] = Field("faiss", description="engine of the vector index")
     storage_url: str | None = Field(None, description="folder of the stored clips; unset: in the data folder")
-    model: str = Field(
-        DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)"
-    )
+    model: str = Field(DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on CUDA, float32 elsewhere"
@@ -115,8 +119,7 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         problems = "; ".join(
-            f"{PREFIX}{'_'.join(str(part) for part in item['loc'][:1]).upper()}: {item['msg']} "
-            f"(got {item['input']!r})"
+            f"{PREFIX}{'_'.join(str(part) for part in item['loc'][:1]).upper()}: {item['msg']} (got {item['input']!r})"
             if "keys" not in str(item["loc"])
             else f"{PREFIX}API_KEYS: {item['msg']}"
             for item in error.errors()

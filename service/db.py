@@ -77,12 +77,15 @@ generations = sa.Table(
     sa.Column("created_at", sa.DateTime, nullable=False),
 )
 
-_video_key = sa.ForeignKey("videos.key", ondelete="CASCADE")
+
+def _of_a_video() -> sa.ForeignKey:
+    return sa.ForeignKey("videos.key", ondelete="CASCADE")
+
 
 embeddings = sa.Table(
     "embeddings",
     metadata,
-    sa.Column("video_key", sa.Integer, _video_key, primary_key=True),
+    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True),
     sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
     sa.Column("kind", sa.String, primary_key=True),  # frame (N, D); mean, max, text (1, D)
     sa.Column("vectors", sa.LargeBinary, nullable=False),
@@ -101,7 +104,7 @@ changes = sa.Table(
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("video_key", sa.Integer, _video_key.copy(), primary_key=True),
+    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("available_at", sa.Float, nullable=False),  # seconds since the epoch
     sa.Column("owner", sa.String, nullable=True),
@@ -115,7 +118,7 @@ sources = sa.Table(
     sa.Column("path", sa.String, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("modified_ns", sa.BigInteger, nullable=False),
-    sa.Column("video_key", sa.Integer, _video_key.copy(), nullable=False, index=True),
+    sa.Column("video_key", sa.Integer, _of_a_video(), nullable=False, index=True),
 )
 
 

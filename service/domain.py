@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from service.errors import InvalidInput
 
-
 Status = Literal["queued", "processing", "ready", "failed"]
 Aggregation = Literal["mean", "max"]
 Kind = Literal["frame", "mean", "max", "text"]
@@ -192,9 +191,7 @@ def clean_category(category: str | None) -> str | None:
             "category", f"must not contain slashes or control characters: {text[:MAX_NAME_CHARACTERS]!r}"
         )
     if text.startswith(".") or text.endswith("."):
-        raise InvalidInput(
-            "category", f"must not start or end with a dot: {text[:MAX_NAME_CHARACTERS]!r}"
-        )
+        raise InvalidInput("category", f"must not start or end with a dot: {text[:MAX_NAME_CHARACTERS]!r}")
     return _limited("category", text)
 
 

@@ -48,9 +48,11 @@ class Embedder:
     ) -> None:
         import torch
 
-        settings = asdict(model.visual.preprocess_cfg) if hasattr(
-            model.visual.preprocess_cfg, "__dataclass_fields__"
-        ) else dict(model.visual.preprocess_cfg)
+        settings = (
+            asdict(model.visual.preprocess_cfg)
+            if hasattr(model.visual.preprocess_cfg, "__dataclass_fields__")
+            else dict(model.visual.preprocess_cfg)
+        )
         self.picture = _picture(settings)
         self._torch_device = torch.device(device)
         self._dtype = getattr(torch, precision)
@@ -65,9 +67,7 @@ class Embedder:
             model.visual = None  # searches by words need only the text tower
         self._model = model.eval().to(device=self._torch_device, dtype=self._dtype)
         width = self.embed_texts(["warm up"]).shape[1]  # the first forward pass is the slow one
-        self.generation = Generation(
-            id=f"g{fingerprint[:16]}", model=name, dimension=width, precision=precision
-        )
+        self.generation = Generation(id=f"g{fingerprint[:16]}", model=name, dimension=width, precision=precision)
 
     @property
     def device(self) -> str:
@@ -87,7 +87,6 @@ class Embedder:
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """(N, D) float32 unit vectors of N captions of any length, with no template added."""
-        import torch
 
         windows = [self._windows(text) for text in texts]
         flat = [window for parts in windows for window, _ in parts]
@@ -96,9 +95,7 @@ class Embedder:
             return self._model.encode_text(batch.to(self._torch_device))  # type: ignore[no-any-return]
 
         vectors = iter(self._run(forward, self._tokenizer(flat)))
-        sums = [
-            np.sum([next(vectors).astype(np.float64) * tokens for _, tokens in parts], axis=0) for parts in windows
-        ]
+        sums = [np.sum([next(vectors).astype(np.float64) * tokens for _, tokens in parts], axis=0) for parts in windows]
         return normalise(np.stack(sums))
 
     def _run(self, forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Vectors:
@@ -240,7 +237,7 @@ def _offline() -> str:
     import huggingface_hub
     from huggingface_hub import constants
 
-    huggingface_hub.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     host = urlsplit(constants.ENDPOINT).hostname or ""
     if getproxies():
         return ""
@@ -270,11 +267,10 @@ def _cannot_load(name: str, tag: str | None, reason: str) -> str:
 def _picture(settings: dict[str, Any]) -> Picture:
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-    interpolation = "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
     return Picture(
         height=height,
         width=width,
-        interpolation=interpolation,
+        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
         resize_mode=settings.get("resize_mode") or "shortest",
         fill_color=int(settings.get("fill_color") or 0),
     )

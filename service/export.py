@@ -1,9 +1,9 @@
 """Writes the library's vectors to a folder: per category, per video, `.npy` files and a JSON of the metadata.
 
-    FOLDER/<category>/<title>-<id>/frame.npy        (N, D) float32, unit length
-                                   aggregated.npy   (D,)
-                                   text.npy         (D,), only where there is a caption
-                                   metadata.json
+FOLDER/<category>/<title>-<id>/frame.npy        (N, D) float32, unit length
+                               aggregated.npy   (D,)
+                               text.npy         (D,), only where there is a caption
+                               metadata.json
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ class FolderImport:
             incoming.finish()
             video, outcome = ingest.accept(incoming, description)
         with self._runtime.db.write() as connection:
-            catalog.put_source(
-                connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, key=video.key
-            )
+            catalog.put_source(connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, key=video.key)
             others = [other for other in catalog.source_paths(connection, video.key) if other != path]
             orphaned = known and known.key != video.key and not catalog.source_paths(connection, known.key)
         if known and orphaned:

@@ -123,9 +123,7 @@ class Follower:
         self._seen = last
 
     def _apply(self, connection: sa.Connection, changed: list[int]) -> None:
-        keys, pictures, captions = catalog.searchable(
-            connection, changed, self._generation, self._aggregation
-        )
+        keys, pictures, captions = catalog.searchable(connection, changed, self._generation, self._aggregation)
         self._index.replace(np.array(changed, dtype=np.int64), keys, pictures, captions)
 
 

@@ -226,9 +226,7 @@ class Ingest:
             except Exception as error:
                 self._settle(video, owner, jobs.retry, error)
 
-    def _persist(
-        self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str
-    ) -> None:
+    def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str) -> None:
         embedder = self._embedder()
         with self._db.write() as connection:
             if not jobs.owns(connection, video.key, owner):

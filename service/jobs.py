@@ -22,9 +22,7 @@ def enqueue(connection: sa.Connection, key: int) -> None:
     """Queue a video, in the transaction that makes or changes it. One that is queued already starts afresh."""
     fresh = {"attempts": 0, "available_at": time.time(), "owner": None, "lease_expires_at": None}
     connection.execute(
-        insert(db.jobs)
-        .values(video_key=key, **fresh)
-        .on_conflict_do_update(index_elements=["video_key"], set_=fresh)
+        insert(db.jobs).values(video_key=key, **fresh).on_conflict_do_update(index_elements=["video_key"], set_=fresh)
     )
     catalog.set_status(connection, key, "queued", 0.0)
     catalog.record_change(connection, key)  # not searchable until it is ready (again)

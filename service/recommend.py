@@ -21,7 +21,17 @@ import sqlalchemy as sa
 
 from service import catalog
 from service.db import Database
-from service.domain import Aggregation, CategoryMode, Fusion, Generation, Keys, Vectors, Video, Weights, check_k
+from service.domain import (
+    Aggregation,
+    CategoryMode,
+    Fusion,
+    Generation,
+    Keys,
+    Vectors,
+    Video,
+    Weights,
+    check_k,
+)
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotReady, Unavailable
 from service.follower import Follower
@@ -109,7 +119,13 @@ class Recommender:
         return self._follower.generation
 
     def like_video(
-        self, video_id: str, *, weights: Weights, fusion: Fusion = "cosine", k: int = 10, scope: Scope | None = None
+        self,
+        video_id: str,
+        *,
+        weights: Weights,
+        fusion: Fusion = "cosine",
+        k: int = 10,
+        scope: Scope | None = None,
     ) -> Answer:
         """The videos most like one in the catalogue, itself not among them.
 
@@ -146,7 +162,13 @@ class Recommender:
         return self._answer(picture, caption, weights=weights, fusion=fusion, k=k, scope=scope or Scope())
 
     def by_text(
-        self, query: str, *, weights: Weights, fusion: Fusion = "zscore", k: int = 10, scope: Scope | None = None
+        self,
+        query: str,
+        *,
+        weights: Weights,
+        fusion: Fusion = "zscore",
+        k: int = 10,
+        scope: Scope | None = None,
     ) -> Answer:
         """The videos that show, or whose captions say, what the query says. Raises InvalidInput, Unavailable."""
         if not query.strip():
@@ -173,7 +195,8 @@ class Recommender:
         if caption is None:
             if weights.video == 0:
                 raise InvalidInput(
-                    "video_weight", "the query video has no caption, so a video_weight of 0 leaves nothing to compare"
+                    "video_weight",
+                    "the query video has no caption, so a video_weight of 0 leaves nothing to compare",
                 )
             weights = replace(weights, text=0.0)
         words = np.zeros_like(picture) if caption is None else caption
@@ -188,12 +211,10 @@ class Recommender:
             seen, read = _similarities(pictures[here], captions[here], flags, picture, words, lines)
             parts = [line.a * (similarity - line.b) for line, similarity in zip(lines, (seen, read), strict=True)]
             scores = parts[0] + parts[1]
-            order = sorted(
-                range(len(keys)), key=lambda i: (-round(float(scores[i]), 9), videos[int(keys[i])].id)
-            )[:k]
+            order = sorted(range(len(keys)), key=lambda i: (-round(float(scores[i]), 9), videos[int(keys[i])].id))[:k]
             frames = catalog.vectors_of(connection, keys[order].tolist(), self.generation, "frame")
             exact = index.exact
-        hits = []
+        hits: list[Hit] = []
         for i in order:
             video = videos[int(keys[i])]
             if video.key not in frames:
@@ -226,9 +247,7 @@ def _lines(
     return lines[0], lines[1]
 
 
-def _keys_in_scope(
-    connection: sa.Connection, scope: Scope, own_category: tuple[str | None] | None
-) -> Keys | None:
+def _keys_in_scope(connection: sa.Connection, scope: Scope, own_category: tuple[str | None] | None) -> Keys | None:
     include: Sequence[str | None] | None = scope.category or None
     exclude: tuple[str | None, ...] = scope.exclude_category
     if scope.category_mode != "any":
@@ -268,7 +287,12 @@ def _candidates(
 
 
 def _similarities(
-    pictures: Vectors, captions: Vectors, flags: Vectors, picture: Vectors, words: Vectors, lines: tuple[_Line, _Line]
+    pictures: Vectors,
+    captions: Vectors,
+    flags: Vectors,
+    picture: Vectors,
+    words: Vectors,
+    lines: tuple[_Line, _Line],
 ) -> tuple[np.ndarray, np.ndarray]:
     # Row by row in double precision: equal vectors get equal scores, wherever in a matrix they stand.
     seen = (pictures.astype(np.float64) * picture.astype(np.float64)).sum(axis=1)

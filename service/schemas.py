@@ -136,7 +136,8 @@ class VideoEdit(BaseModel):
     """What to change; what is left out stays. null takes the caption or the category away."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"caption": "a dog leaps over a log", "category": "dogs"}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"caption": "a dog leaps over a log", "category": "dogs"}]},
     )
 
     caption: str | None = None
@@ -250,9 +251,7 @@ class Hit(BaseModel):
             score=hit.score,
             video=VideoSummary.of(hit.video),
             breakdown=Breakdowns(
-                video=Breakdown(
-                    similarity=seen.similarity, weight=seen.weight, contribution=seen.contribution
-                ),
+                video=Breakdown(similarity=seen.similarity, weight=seen.weight, contribution=seen.contribution),
                 text=TextBreakdown(
                     similarity=read.similarity,
                     weight=read.weight,

@@ -31,7 +31,6 @@ from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, ReelsError, Undecodable
 
 if TYPE_CHECKING:
-    import av
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -40,7 +39,26 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
 )
 """File name endings that an import takes for videos. What a file really is, its bytes say."""
 
@@ -98,7 +116,12 @@ class Decoder:
 
     def sample(self, path: Path, sampling: Sampling, picture: Picture) -> Sample:
         """The frames that `sampling` names, as `picture` asks; fewer where the clip has fewer."""
-        request = {"do": "sample", "path": str(path), "sampling": asdict(sampling), "picture": asdict(picture)}
+        request = {
+            "do": "sample",
+            "path": str(path),
+            "sampling": asdict(sampling),
+            "picture": asdict(picture),
+        }
         header, blobs = self._ask(request)
         pixels = np.frombuffer(blobs[0], dtype=np.uint8).reshape(-1, picture.height, picture.width, 3)
         return Sample(
@@ -265,7 +288,7 @@ def sample(path: Path, sampling: Sampling, picture: Picture, limits: Limits) -> 
             described = described or _describe(container, stream, frame, seconds)
             if frame.width * frame.height > limits.max_pixels:  # a stream may change its size on the way
                 raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
-            image = upright(frame, stream)
+            image = upright(frame)
             display = (described.width, described.height)
             times.append(time_seconds)
             pixels.append(fit(image, picture, display))
@@ -290,7 +313,8 @@ def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> np
     chosen = np.clip(np.searchsorted(times, middles, side="right") - 1, 0, count - 1)
     steps = np.arange(wanted)
     chosen = np.maximum.accumulate(chosen - steps) + steps  # strictly ascending, and
-    return np.minimum(chosen, count - wanted + steps)  # leaving room for those that follow
+    fitting: npt.NDArray[np.intp] = np.minimum(chosen, count - wanted + steps)  # leaving room for those that follow
+    return fitting
 
 
 def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
@@ -318,13 +342,13 @@ def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
     return _centred(np.asarray(resized), picture)
 
 
-def upright(frame: VideoFrame, stream: VideoStream) -> Image:
+def upright(frame: VideoFrame) -> Image:
     """The frame as RGB, turned as its display matrix says, brought down to standard dynamic range if it is HDR."""
     from PIL import Image as PillowImage
 
-    pixels = frame.to_ndarray(format="rgb24")
-    pixels = _standard_range(pixels, frame.color_trc)
-    return PillowImage.fromarray(np.ascontiguousarray(_turned(pixels, _display_matrix(frame, stream))))
+    rgb: Any = frame.to_ndarray(format="rgb24")
+    pixels = _standard_range(rgb, frame.color_trc)
+    return PillowImage.fromarray(np.ascontiguousarray(_turned(pixels, _display_matrix(frame))))
 
 
 # --- inside
@@ -350,7 +374,7 @@ class _Timeline:
         stamps: list[int] = []
         keyframes: list[int] = []
         last, length = None, 0
-        with _damage_ends():
+        with _DamageEnds():
             for packet in container.demux(stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if stamp is None or packet.size == 0 or packet.is_discard:
@@ -451,13 +475,11 @@ def _check_limits(stream: VideoStream, seconds: float | None, limits: Limits) ->
         )
 
 
-def _frames(
-    container: InputContainer, stream: VideoStream, max_packets: int | None = None
-) -> Iterator[VideoFrame]:
+def _frames(container: InputContainer, stream: VideoStream, max_packets: int | None = None) -> Iterator[VideoFrame]:
     """Frames in the order of display. A damaged packet is skipped, a damaged container ends the stream."""
     import av
 
-    with _damage_ends():
+    with _DamageEnds():
         for number, packet in enumerate(container.demux(stream)):
             if max_packets is not None and number >= max_packets:
                 return
@@ -472,7 +494,7 @@ def _frames(
         return
 
 
-class _damage_ends:  # noqa: N801 - reads as the statement that it is
+class _DamageEnds:
     """A container that cannot be read any further has ended, as far as a sampler is concerned."""
 
     def __enter__(self) -> None:
@@ -484,9 +506,7 @@ class _damage_ends:  # noqa: N801 - reads as the statement that it is
         return isinstance(error, av.error.FFmpegError)
 
 
-def _describe(
-    container: InputContainer, stream: VideoStream, frame: VideoFrame, seconds: float | None
-) -> Probe:
+def _describe(container: InputContainer, stream: VideoStream, frame: VideoFrame, seconds: float | None) -> Probe:
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio
     if aspect and aspect > 0:
@@ -495,7 +515,7 @@ def _describe(
             width = max(1, round(width * float(aspect)))
         else:
             height = max(1, round(height / float(aspect)))
-    if abs(_display_matrix(frame, stream)[1]) == 1:
+    if abs(_display_matrix(frame)[1]) == 1:
         width, height = height, width
     rate = stream.average_rate
     return Probe(
@@ -528,11 +548,11 @@ def _media_type(container: InputContainer, stream: VideoStream) -> str:
     return next((known[name] for name in names if name in known), "application/octet-stream")
 
 
-def _display_matrix(frame: VideoFrame, stream: VideoStream) -> tuple[int, int, int, int]:
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """(a, b, c, d), each -1, 0 or 1: pixel (x, y) is shown at (a x + c y, b x + d y). Odd angles count as none."""
     from av.sidedata.sidedata import Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if data is None:
         return 1, 0, 0, 1
     matrix = np.frombuffer(bytes(data), dtype=np.int32)
@@ -562,9 +582,12 @@ def _standard_range(pixels: Pixels, transfer: int) -> Pixels:
     if transfer not in (_PQ, _HLG):
         return pixels
     code = np.arange(256, dtype=np.float32) / 255
+    nits: npt.NDArray[np.floating]
     if transfer == _PQ:
         power = code ** np.float32(1 / 78.84375)
-        nits = 10_000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** np.float32(1 / 0.1593017578125)
+        nits = 10_000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** np.float32(
+            1 / 0.1593017578125
+        )
     else:
         scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
         nits = 1_000 * scene ** np.float32(1.2)

@@ -101,7 +101,7 @@ class WorkerProcess:
         self._watch.join()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - our own module, no words of a user's
+        return subprocess.Popen(
             [sys.executable, "-m", "service", "worker", "--while-stdin-is-open"],
             env=self._environment,
             stdin=subprocess.PIPE,

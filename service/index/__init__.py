@@ -33,9 +33,7 @@ class VectorIndex(Protocol):
         captions (D,) that exist. The caller keeps searches out meanwhile."""
         ...
 
-    def search(
-        self, query: Vectors, k: int, *, only: Keys | None, without: Keys
-    ) -> tuple[Keys, Vectors]:
+    def search(self, query: Vectors, k: int, *, only: Keys | None, without: Keys) -> tuple[Keys, Vectors]:
         """Keys and inner products with `query` (2 D + 1,) of the best `k`, best first; fewer where there are
         fewer. `only` None searches all."""
         ...

@@ -51,16 +51,18 @@ class FlatIndex:
 
     def search(self, query: Vectors, k: int, *, only: Keys | None, without: Keys) -> tuple[Keys, Vectors]:
         """See the protocol."""
+        selector: Any = None
         if only is not None:
             only = np.setdiff1d(only, without)
             count = min(k, len(only))
             selector = faiss.IDSelectorBatch(only)
         else:
             count = min(k, len(self))
-            selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(without)) if len(without) else None
+            if len(without):
+                selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(without))
         if count == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        parameters = faiss.SearchParameters(sel=selector) if selector is not None else None
+        parameters = faiss.SearchParameters(sel=selector) if selector is not None else None  # type: ignore[call-arg]
         products, keys = self._index.search(query.reshape(1, -1), count, params=parameters)
         found = keys[0] >= 0
         return keys[0][found], products[0][found]

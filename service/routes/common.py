@@ -68,6 +68,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of these error statuses."""
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
-        status: {"model": Problem, "description": _MEANINGS[status], "content": {"application/problem+json": schema}}
+        status: {
+            "model": Problem,
+            "description": _MEANINGS[status],
+            "content": {"application/problem+json": schema},
+        }
         for status in statuses
     }

@@ -39,7 +39,9 @@ def livez() -> Health:
 
 
 @open_router.get(
-    "/readyz", summary="Ready", responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}}
+    "/readyz",
+    summary="Ready",
+    responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
     """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from service.domain import MAX_CAPTION_CHARACTERS
@@ -93,7 +93,7 @@ class _Reader:
         self._field: str | None = None  # None while the part is the file
         self._value = b""
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> MultipartCallbacks:
         """For python-multipart."""
         return {
             "on_part_begin": self._part_begin,

@@ -42,13 +42,19 @@ _FORM = {
                     "required": ["file"],
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "the clip"},
-                        "caption": {"type": "string", "description": "what it shows, hashtags and all; any length "
-                                    "up to 10,000 characters is used to its end"},
+                        "caption": {
+                            "type": "string",
+                            "description": "what it shows, hashtags and all; any length "
+                            "up to 10,000 characters is used to its end",
+                        },
                         "category": {"type": "string", "description": "one name, no slashes"},
                         "title": {"type": "string", "description": "left out: the file's name"},
                         "num_frames": {"type": "integer", "minimum": 1, "maximum": 256},
-                        "frame_interval": {"type": "integer", "minimum": 1, "description": "every Nth frame from "
-                                           "the start; left out: spread evenly"},
+                        "frame_interval": {
+                            "type": "integer",
+                            "minimum": 1,
+                            "description": "every Nth frame from the start; left out: spread evenly",
+                        },
                     },
                 },
                 "example": {"file": "(dog.mp4)", "caption": "a dog jumps over a log", "category": "animals"},
@@ -74,9 +80,7 @@ _FORM = {
 async def upload(
     request: Request,
     service: Service,
-    wait: Annotated[
-        float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for it to become ready")
-    ] = 0,
+    wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for it to become ready")] = 0,
 ) -> JSONResponse:
     """The clip is on disk, synced, and its row committed before this answers. Embedding goes on behind it: ask
     `Location`, listen to its `events`, or `wait`. The same bytes twice are one video."""
@@ -96,9 +100,7 @@ async def upload(
     if wait:
         video = await _settled(service, video, wait)
     status = 200 if outcome == "existing" else 201 if wait and video.status == "ready" else 202
-    return JSONResponse(
-        Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"}
-    )
+    return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
 
 
 @router.get("", summary="List videos", responses=problems())
@@ -112,9 +114,7 @@ def list_videos(
     """The newest first. A page begins where the last one ended, whatever was added or deleted meanwhile."""
     before = None if cursor is None else _read_cursor(cursor)
     with service.db.read() as connection:
-        found = catalog.list_videos(
-            connection, category=category, status=status, before=before, limit=limit + 1
-        )
+        found = catalog.list_videos(connection, category=category, status=status, before=before, limit=limit + 1)
     more = len(found) > limit
     return VideoPage(
         items=[Video.of(video) for video in found[:limit]],

@@ -1,0 +1,210 @@
+"""What the tests share: clips made with PyAV, the small model, a library, and a real server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import httpx
+import numpy as np
+import pytest
+
+from service.config import Settings
+from service.drawing import distinct_scenes, write_clip
+from service.embedder import Embedder, load
+from service.runtime import Runtime
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "clips"
+CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("REELSRS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # no .env of the checkout either, and nothing is written into it
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """The folder of real clips."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared clips are not here: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Embedder:
+    """The small model, loaded once."""
+    return load("tiny", device="cpu")
+
+
+ClipMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> ClipMaker:
+    """Encode frames: `make_clip("a.mp4", frames)`, RGB uint8 (H, W, 3) each."""
+
+    def make(
+        name: str,
+        frames: list[np.ndarray],
+        *,
+        codec: str = "libx264",
+        rate: int = 10,
+        stamps: list[int] | None = None,
+        pixel_format: str = "yuv420p",
+        options: dict[str, str] | None = None,
+        rotation: int | None = None,
+        aspect: Fraction | None = None,
+        metadata: dict[str, str] | None = None,
+        transfer: int | None = None,
+        container_format: str | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        with av.open(str(path), "w", format=container_format) as container:
+            container.metadata.update(metadata or {})
+            stream = container.add_stream(codec, rate=rate, options=options or {"qp": "0"})
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt = pixel_format
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
+            if transfer is not None:
+                stream.codec_context.color_trc = transfer
+            if rotation is not None:
+                stream.set_display_rotation(rotation)
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts = number if stamps is None else stamps[number]
+                frame.time_base = Fraction(1, rate)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return make
+
+
+def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
+    """Grey frames, each of another brightness: frame i of n shows 20 + 200 i / (n - 1)."""
+    return [
+        np.full((height, width, 3), 20 + round(200 * number / max(1, count - 1)), np.uint8) for number in range(count)
+    ]
+
+
+def quarters(width: int = 64, height: int = 48) -> np.ndarray:
+    """A picture whose quarters are red, green, blue and white: upper left, upper right, lower left, lower right."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[: height // 2, : width // 2] = (220, 20, 20)
+    picture[: height // 2, width // 2 :] = (20, 200, 20)
+    picture[height // 2 :, : width // 2] = (20, 20, 220)
+    picture[height // 2 :, width // 2 :] = (240, 240, 240)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `<category>/<clip>` of twelve drawn clips; every third has no caption."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for number, scene in enumerate(distinct_scenes(12, seed=11)):
+        clip = folder / scene.category / f"clip{number:02d}.mp4"
+        clip.parent.mkdir(exist_ok=True)
+        write_clip(scene, clip, seconds=1.0, fps=8, width=128, height=128)
+        if number % 3:
+            clip.with_suffix(".txt").write_text(scene.caption, encoding="utf-8")
+    return folder
+
+
+def settings_for(folder: Path, **changes: object) -> Settings:
+    """Settings of a test library."""
+    return Settings(data_dir=folder, model="tiny", device="cpu", **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, tiny: Embedder) -> Iterator[Runtime]:
+    """An empty library with the small model, which is loaded once for all tests."""
+    built = Runtime(settings_for(tmp_path / "data"))
+    built.__dict__["_embedder"] = tiny
+    built.activate()
+    yield built
+    built.close()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A service in a process of its own."""
+
+    url: str
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self, **options: object) -> httpx.Client:
+        """A client of it."""
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving(data_dir: Path, **environment: str) -> Iterator[Server]:
+    """`reelsrs serve` over a data folder, until the block ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = data_dir.with_suffix(".log")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "serve", "--port", str(port)],
+            env={**CHILD_ENVIRONMENT, "REELSRS_MODEL": "tiny", "REELSRS_DATA_DIR": str(data_dir), **environment},
+            cwd=data_dir.parent,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(f"http://127.0.0.1:{port}", data_dir, process, log)
+    try:
+        with server.client() as client:
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()}")
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            else:
+                raise RuntimeError(f"the server was not ready in time:\n{log.read_text()}")
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[Server]:
+    """A real server with the twelve drawn clips in it; tests leave those as they are."""
+    with serving(tmp_path_factory.mktemp("server") / "data") as running, running.client() as client:
+        for clip in sorted(drawn.rglob("*.mp4")):
+            text = clip.with_suffix(".txt")
+            form = {"category": clip.parent.name}
+            if text.exists():
+                form["caption"] = text.read_text(encoding="utf-8")
+            with clip.open("rb") as file:
+                answer = client.post("/v1/videos", params={"wait": 60}, files={"file": (clip.name, file)}, data=form)
+            assert answer.status_code == 201, answer.text
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A client of the shared server."""
+    with server.client() as opened:
+        yield opened

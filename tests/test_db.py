@@ -1,0 +1,113 @@
+"""The schema and the two doors of the database."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from service import catalog, db
+from service.errors import ConfigurationError, StorageFull, Unavailable
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"
+
+
+def test_upgrading_makes_the_schema_that_the_code_describes(url: str) -> None:
+    db.upgrade(url)
+    db.upgrade(url)  # a second time changes nothing
+    config = Config()
+    config.set_main_option("script_location", str(db.migrations_folder()))
+    config.attributes["url"] = url
+    command.check(config)  # raises where the models and the migrated schema differ
+
+
+def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
+    db.upgrade(url)
+    database = db.Database(url)
+    with database.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    with pytest.raises(ConfigurationError, match="revision that this version does not know"):
+        db.upgrade(url)
+
+
+def test_many_writers_take_turns_and_lose_nothing(url: str) -> None:
+    db.upgrade(url)
+    # Two objects stand for two processes: they share no lock but SQLite's.
+    databases = [db.Database(url), db.Database(url)]
+
+    def read_then_write(number: int) -> None:
+        with databases[number % 2].write() as connection:
+            seen = catalog.last_change(connection)
+            catalog.record_change(connection, number)
+            assert catalog.last_change(connection) == seen + 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_then_write, range(200)))
+    with databases[0].read() as connection:
+        assert catalog.changed_since(connection, 0) and len(catalog.changed_since(connection, 0)) == 200
+    for database in databases:
+        database.close()
+
+
+def test_readers_do_not_wait_for_the_writer(url: str) -> None:
+    db.upgrade(url)
+    database = db.Database(url)
+    with database.write() as writing:
+        catalog.record_change(writing, 1)
+        with database.read() as reading:
+            assert catalog.last_change(reading) == 0
+    with database.read() as reading:
+        assert catalog.last_change(reading) == 1
+    database.close()
+
+
+def test_a_block_that_fails_leaves_nothing_behind(url: str) -> None:
+    db.upgrade(url)
+    database = db.Database(url)
+    with pytest.raises(RuntimeError), database.write() as connection:
+        catalog.record_change(connection, 1)
+        raise RuntimeError
+    with database.read() as connection:
+        assert catalog.last_change(connection) == 0
+    database.close()
+
+
+def test_a_lock_that_cannot_be_had_says_try_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    db.upgrade(url)
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.1)
+    holder, waiter = db.Database(url), db.Database(url)
+    entered = threading.Event()
+    leave = threading.Event()
+
+    def hold() -> None:
+        with holder.write():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(10)
+    with pytest.raises(Unavailable, match="busy"), waiter.write():
+        pass
+    leave.set()
+    thread.join()
+    for database in (holder, waiter):
+        database.close()
+
+
+def test_a_full_disk_is_said(url: str) -> None:
+    db.upgrade(url)
+    database = db.Database(url)
+    with pytest.raises(StorageFull, match="cannot be written"), database.write() as connection:
+        pages = connection.execute(sa.text("PRAGMA page_count")).scalar_one()
+        connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
+        for key in range(10_000):
+            catalog.record_change(connection, key)
+    database.close()
