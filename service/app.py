@@ -67,12 +67,14 @@ scores of different questions are not to be compared.
 """
 
 
-def create_app(settings: Settings, *, worker: bool = True) -> FastAPI:
-    """The application. Its parts are built when it starts; `worker` False leaves embedding to other processes."""
+def create_app(settings: Settings, *, worker: bool = True, runtime: Runtime | None = None) -> FastAPI:
+    """The application. `worker` False leaves embedding to other processes; `runtime` is what `start` gave, built
+    when the application starts where it is left out, and closed with it."""
+    given = runtime
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = await run_in_threadpool(_start, settings)
+        runtime = given or await run_in_threadpool(start, settings)
         app.state.runtime = runtime
         app.state.metrics.watch(runtime)
         app.state.worker = await run_in_threadpool(WorkerProcess, settings, runtime) if worker else None
@@ -128,7 +130,8 @@ def create_app(settings: Settings, *, worker: bool = True) -> FastAPI:
     return app
 
 
-def _start(settings: Settings) -> Runtime:
+def start(settings: Settings) -> Runtime:
+    """Everything that answers need, loaded and warm. Raises ReelsError where it cannot be had."""
     runtime = Runtime(settings, pictures=False)
     runtime.files.sweep()
     runtime.activate()

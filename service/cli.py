@@ -290,8 +290,14 @@ def demo(
     from service import config
     from service.folder import FolderImport, scan
 
+    data = folder / "data"
     settings = config.load(
-        data_dir=folder / "data", database_url="", storage_url="", model="tiny", host=host, port=port
+        data_dir=data,
+        database_url=f"sqlite:///{data / 'reelsrs.db'}",
+        storage_url=str(data / "media"),
+        model="tiny",
+        host=host,
+        port=port,
     )
     clips = folder / "Data"
     _draw_demo(clips)
@@ -326,11 +332,12 @@ def _serve(settings: Settings, *, worker: bool) -> None:
     import uvicorn
 
     from service import log
-    from service.app import create_app
+    from service.app import create_app, start
 
     log.configure()
     uvicorn.run(
-        create_app(settings, worker=worker),
+        # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
+        create_app(settings, worker=worker, runtime=start(settings)),
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -48,9 +48,7 @@ class Sampling:
         if not 1 <= self.num_frames <= MAX_FRAMES:
             raise InvalidInput("num_frames", f"must be from 1 to {MAX_FRAMES}, not {self.num_frames}")
         if self.frame_interval is not None and not 1 <= self.frame_interval <= MAX_FRAME_INTERVAL:
-            raise InvalidInput(
-                "frame_interval", f"must be from 1 to {MAX_FRAME_INTERVAL}, not {self.frame_interval}"
-            )
+            raise InvalidInput("frame_interval", f"must be from 1 to {MAX_FRAME_INTERVAL}, not {self.frame_interval}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +169,7 @@ def clean_caption(caption: str | None) -> str | None:
     """
     text = (caption or "").replace("\x00", " ").strip()
     if len(text) > MAX_CAPTION_CHARACTERS:
-        raise InvalidInput(
-            "caption", f"must have at most {MAX_CAPTION_CHARACTERS:,} characters, not {len(text):,}"
-        )
+        raise InvalidInput("caption", f"must have at most {MAX_CAPTION_CHARACTERS:,} characters, not {len(text):,}")
     return text or None
 
 

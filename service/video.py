@@ -123,11 +123,11 @@ class Decoder:
             "picture": asdict(picture),
         }
         header, blobs = self._ask(request)
-        pixels = np.frombuffer(blobs[0], dtype=np.uint8).reshape(-1, picture.height, picture.width, 3)
+        pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # writable, as torch wants it
         return Sample(
             probe=Probe(**header["probe"]),
             times=np.array(header["times"], dtype=np.float64),
-            pixels=pixels,
+            pixels=pixels.reshape(-1, picture.height, picture.width, 3),
             jpegs=tuple(blobs[1:]),
         )
 

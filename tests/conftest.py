@@ -22,6 +22,7 @@ from service.config import Settings
 from service.drawing import distinct_scenes, write_clip
 from service.embedder import Embedder, load
 from service.runtime import Runtime
+from service.video import Decoder, Limits
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "clips"
 CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
@@ -129,13 +130,22 @@ def settings_for(folder: Path, **changes: object) -> Settings:
     return Settings(data_dir=folder, model="tiny", device="cpu", **changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    """Decoding processes, started once."""
+    started = Decoder(Limits(3600, 40_000_000), processes=2)
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def runtime(tmp_path: Path, tiny: Embedder) -> Iterator[Runtime]:
-    """An empty library with the small model, which is loaded once for all tests."""
+def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
+    """An empty library. The model and the decoding processes are real, and started once for all tests."""
     built = Runtime(settings_for(tmp_path / "data"))
-    built.__dict__["_embedder"] = tiny
+    built.__dict__.update(_embedder=tiny, decoder=decoder)
     built.activate()
     yield built
+    del built.__dict__["decoder"]  # others use it after this one
     built.close()
 
 

@@ -34,7 +34,9 @@ def test_pictures_equal_open_clips_own(tiny: Embedder, reference: tuple, drawn: 
     frames = sample(clip, Sampling(5), large, Limits(60, 10**6)).pixels
     mine = tiny.embed_pictures(sample(clip, Sampling(5), tiny.picture, Limits(60, 10**6)).pixels)
     with torch.no_grad():
-        theirs = model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames]), normalize=True)
+        theirs = model.encode_image(
+            torch.stack([transform(Image.fromarray(frame)) for frame in frames]), normalize=True
+        )
     cosines = (mine * theirs.numpy()).sum(axis=1)
     assert cosines.min() >= 0.999
     np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1, atol=1e-6)

@@ -79,12 +79,14 @@ class Library:
             catalog.delete_video(connection, self.keys[name])
         del self.items[name]
 
-    def expect(self, answer: Answer, name: str, w_v: float, w_t: float, fusion: str, k: int, keep: object = None) -> None:
+    def expect(
+        self, answer: Answer, name: str, w_v: float, w_t: float, fusion: str, k: int, keep: object = None
+    ) -> None:
         """The oracle agrees, and every breakdown adds up."""
         query = self.items[name]
-        expected = rank(
-            list(self.items.values()), query.v, query.t, w_v, w_t, fusion=fusion, without=name, keep=keep
-        )[:k]
+        expected = rank(list(self.items.values()), query.v, query.t, w_v, w_t, fusion=fusion, without=name, keep=keep)[
+            :k
+        ]
         same([(hit.video.id, hit.score) for hit in answer.hits], expected)
         for hit in answer.hits:
             assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
@@ -230,8 +232,15 @@ def test_text_questions_equal_the_oracle(tmp_path: Path, tiny: Embedder) -> None
         t = normalise(rng.standard_normal(tiny.generation.dimension)) if number % 3 else None
         with database.write() as connection:
             video = catalog.add_video(
-                connection, sha256=str(number), size_bytes=1, filename="", title="", caption=None, category=None,
-                sampling=Sampling(1), probe=PROBE,
+                connection,
+                sha256=str(number),
+                size_bytes=1,
+                filename="",
+                title="",
+                caption=None,
+                category=None,
+                sampling=Sampling(1),
+                probe=PROBE,
             )
             catalog.put_embeddings(connection, video.key, tiny.generation, aggregate(v[None], t))
             catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])

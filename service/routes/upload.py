@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from service.domain import MAX_CAPTION_CHARACTERS
 from service.errors import InvalidInput, TooLarge
 from service.files import Incoming
 from service.ingest import Ingest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 _Default = TypeVar("_Default", int, int | None)
 _FIELD_BYTES = 8 * MAX_CAPTION_CHARACTERS

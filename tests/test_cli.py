@@ -1,0 +1,165 @@
+"""The command line as a user has it: processes, exit statuses, what goes where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import __version__
+from tests.conftest import CHILD_ENVIRONMENT
+
+
+def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=cwd,
+        env={**CHILD_ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
+    """A folder where `reelsrs embed` has run with the small model."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = reelsrs("embed", "--data-folder", str(drawn), "--json", cwd=folder, REELSRS_MODEL="tiny")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["embedded"] == 12
+    return folder
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    code = (
+        "import sys, typer.testing, service.cli\n"
+        "result = typer.testing.CliRunner().invoke(service.cli.app, ['--help'])\n"
+        "heavy = {'torch', 'open_clip', 'av', 'faiss', 'fastapi', 'sqlalchemy', 'numpy', 'umap', 'PIL', 'pydantic_settings'}\n"
+        "print(result.exit_code, 'embed' in result.output, sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 True []"
+
+
+def test_version_and_usage(tmp_path: Path) -> None:
+    assert reelsrs("--version", cwd=tmp_path).stdout.strip() == f"reelsrs {__version__}"
+    assert reelsrs("nonsense", cwd=tmp_path).returncode == 2
+    assert reelsrs("similar", "x", "--k", "0", cwd=tmp_path).returncode == 2
+    assert reelsrs("similar", "x", "--video-weight", "0", "--text-weight", "0", cwd=tmp_path).returncode == 2
+
+
+def test_an_empty_library_is_said(tmp_path: Path) -> None:
+    done = reelsrs("similar", "x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is empty" in done.stderr
+
+
+def test_wrong_settings_and_missing_weights_are_sentences(tmp_path: Path) -> None:
+    done = reelsrs("config", cwd=tmp_path, REELSRS_PORT="high")
+    assert done.returncode == 1
+    assert "REELSRS_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_run_embeds_nothing(embedded: Path, drawn: Path) -> None:
+    done = reelsrs("embed", "--data_folder", str(drawn), cwd=embedded, REELSRS_MODEL="tiny")
+    assert done.returncode == 0
+    assert done.stdout.strip() == "0 embedded, 0 updated, 12 unchanged, 0 duplicates, 0 failed"
+
+
+def test_similar_by_path_by_id_and_for_a_stranger(embedded: Path, drawn: Path, tmp_path: Path) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))
+    by_path = reelsrs("similar", str(clips[1]), "--k", "5", "--json", cwd=embedded)
+    assert by_path.returncode == 0, by_path.stderr
+    answer = json.loads(by_path.stdout)
+    assert [hit["rank"] for hit in answer["items"]] == [1, 2, 3, 4, 5]
+    first = answer["items"][0]["video"]["id"]
+    by_id = json.loads(reelsrs("similar", first, "--k", "11", "--json", cwd=embedded).stdout)
+    assert len(by_id["items"]) == 11
+    stranger = tmp_path / "renamed.mp4"
+    stranger.write_bytes(clips[1].read_bytes() + b"\0")  # other bytes, the same pictures
+    found = json.loads(
+        reelsrs(
+            "similar", str(stranger), "--k", "1", "--video-weight", "1", "--text-weight", "0", "--json", cwd=embedded
+        ).stdout
+    )
+    assert found["items"][0]["video"]["title"] == clips[1].stem
+    assert found["items"][0]["score"] == pytest.approx(1, abs=1e-4)
+    table = reelsrs("similar", first, "--k", "2", cwd=embedded)
+    assert table.stdout.splitlines()[0].split() == [
+        "rank",
+        "score",
+        "seen",
+        "written",
+        "category",
+        "title",
+        "caption",
+        "id",
+    ]
+    assert len(table.stdout.splitlines()) == 3
+    missing = reelsrs("similar", "no-such-thing", cwd=embedded)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "neither a file nor the id" in missing.stderr
+
+
+def test_search_uses_the_librarys_own_model(embedded: Path) -> None:
+    done = reelsrs("search", "a red circle", "--k", "3", "--json", cwd=embedded)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (len(answer["items"]), answer["fusion"]) == (3, "zscore")
+    other = reelsrs("search", "x", cwd=embedded, REELSRS_MODEL="tiny", REELSRS_PRECISION="bfloat16")
+    assert other.returncode == 1
+    assert "model" in other.stderr
+
+
+def test_export_writes_every_vector(embedded: Path, tmp_path: Path) -> None:
+    done = reelsrs("export", str(tmp_path / "out"), cwd=embedded)
+    assert (done.returncode, done.stdout.strip()) == (0, f"12 videos exported to {tmp_path / 'out'}")
+    folders = [path.parent for path in (tmp_path / "out").rglob("metadata.json")]
+    assert len(folders) == 12
+    for folder in folders:
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        assert folder.parent.name == metadata["category"]
+        frames = np.load(folder / "frame.npy")
+        assert frames.shape == (len(metadata["frame_times"]), metadata["generation"]["dimension"])
+        mean = frames.mean(axis=0)
+        np.testing.assert_allclose(np.load(folder / "aggregated.npy"), mean / np.linalg.norm(mean), atol=1e-5)
+        assert (folder / "text.npy").exists() == (metadata["caption"] is not None)
+    assert reelsrs("export", str(folders[0] / "metadata.json"), cwd=embedded).returncode == 2
+
+
+def test_config_and_schema(tmp_path: Path) -> None:
+    done = reelsrs("config", "--json", cwd=tmp_path, REELSRS_API_KEYS="secret")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["REELSRS_API_KEYS"]["value"] == "********"
+    assert rows["REELSRS_DATA_DIR"]["source"] == "default"
+    assert "secret" not in reelsrs("config", cwd=tmp_path, REELSRS_API_KEYS="secret").stdout
+    assert reelsrs("db", "upgrade", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "data" / "reelsrs.db").exists()
+
+
+def test_a_bad_file_gives_status_3_and_its_name(tmp_path: Path, drawn: Path) -> None:
+    folder = tmp_path / "Data" / "cats"
+    folder.mkdir(parents=True)
+    (folder / "good.mp4").write_bytes(next(iter(sorted(drawn.rglob("*.mp4")))).read_bytes())
+    (folder / "bad.mp4").write_bytes(b"bad")
+    done = reelsrs("embed", cwd=tmp_path, REELSRS_MODEL="tiny")
+    assert (done.returncode, done.stdout.strip()) == (3, "1 embedded, 0 updated, 0 unchanged, 0 duplicates, 1 failed")
+    assert "bad.mp4: the file is not a video" in done.stderr
+    assert reelsrs("embed", "--data-folder", "nowhere", cwd=tmp_path, REELSRS_MODEL="tiny").returncode == 2
+
+
+def test_demo_makes_a_library(tmp_path: Path) -> None:
+    done = reelsrs("demo", "--no-serve", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "48 clips" in done.stdout
+    clip = sorted((tmp_path / "reelsrs-demo" / "Data").rglob("*.mp4"))[0]
+    found = reelsrs("similar", str(clip), "--json", cwd=tmp_path, REELSRS_DATA_DIR="reelsrs-demo/data")
+    assert len(json.loads(found.stdout)["items"]) == 10

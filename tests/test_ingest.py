@@ -1,0 +1,252 @@
+"""The way of an upload, with the real decoder and the real model."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import catalog, jobs
+from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
+from service.embedder import Embedder
+from service.errors import InvalidInput, NotFound, StorageFull, Undecodable
+from service.ingest import Description, describe
+from service.runtime import Runtime
+from service.vectors import aggregate
+from service.worker import Worker
+from tests.conftest import ClipMaker, numbered, settings_for
+
+SAMPLING = Sampling(4)
+
+
+def _accept(runtime: Runtime, clip: Path, **words: str | None) -> tuple[Video, str]:
+    description: Description = describe(clip.name, sampling=SAMPLING, **words)
+    with runtime.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        return runtime.ingest.accept(incoming, description)
+
+
+def _work(runtime: Runtime) -> None:
+    """Do everything that is queued."""
+    worker = Worker(runtime)
+    while worker._step():
+        pass
+
+
+def _now(runtime: Runtime, video: Video) -> Video:
+    with runtime.db.read() as connection:
+        return catalog.video(connection, video.id)
+
+
+def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
+    with runtime.db.read() as connection:
+        return catalog.vectors(connection, video.key, runtime.embedder().generation, kind)  # type: ignore[arg-type]
+
+
+def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))[:3]
+    videos = [_accept(runtime, clip, caption=f"clip {n}")[0] for n, clip in enumerate(clips)]
+    assert [video.status for video in videos] == ["queued"] * 3
+    _work(runtime)
+    first = _now(runtime, videos[0])
+    assert (first.status, first.progress, first.error) == ("ready", 1.0, None)
+    assert len(first.frame_times) == 4
+    frames = _vectors(runtime, first, "frame")
+    assert frames is not None
+    made = aggregate(frames, None)
+    np.testing.assert_allclose(_vectors(runtime, first, "mean"), made.mean[None], atol=1e-6)
+    np.testing.assert_allclose(_vectors(runtime, first, "max"), made.max[None], atol=1e-6)
+    np.testing.assert_allclose(_vectors(runtime, first, "text"), tiny.embed_texts(["clip 0"]), atol=1e-5)
+    assert runtime.files.picture(first.sha256, 3).read_bytes()[:2] == b"\xff\xd8"
+    answer = runtime.recommender.like_video(first.id, weights=Weights(1, 1))
+    assert {hit.video.id for hit in answer.hits} == {videos[1].id, videos[2].id}
+
+
+def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(10))
+    runtime.ingest  # noqa: B018 - built before the threads ask for it
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _accept(runtime, clip, caption="x"), range(8)))
+    assert len({video.id for video, _ in answers}) == 1
+    assert sorted(outcome for _, outcome in answers) == ["created"] + ["existing"] * 7
+
+
+def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    """Each video's vectors are those it has when it is embedded alone."""
+    clips = sorted(drawn.rglob("*.mp4"))[:5]
+    videos = [_accept(runtime, clip)[0] for clip in clips]
+    _work(runtime)
+    for video, clip in zip(videos, clips, strict=True):
+        alone = tiny.embed_pictures(runtime.decoder.sample(clip, SAMPLING, tiny.picture).pixels)
+        together = _vectors(runtime, video, "frame")
+        assert together is not None
+        np.testing.assert_allclose((together * alone).sum(axis=1), 1, atol=1e-4)
+
+
+def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    for content in (b"", b"words"):
+        bad.write_bytes(content)
+        with pytest.raises(Undecodable):
+            _accept(runtime, bad)
+    with runtime.db.read() as connection:
+        assert catalog.status_counts(connection) == {}
+    assert [path.name for path in runtime.settings.storage.rglob("*")] == ["incoming"]
+
+
+def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Runtime, make_clip: ClipMaker) -> None:
+    good, bad = (
+        _accept(runtime, make_clip("a.mp4", numbered(10)))[0],
+        _accept(runtime, make_clip("b.mp4", numbered(12)))[0],
+    )
+    stored = runtime.files.video(bad.sha256)
+    whole = stored.read_bytes()
+    stored.write_bytes(b"the disk forgot")
+    _work(runtime)
+    assert _now(runtime, good).status == "ready"
+    failed = _now(runtime, bad)
+    assert failed.status == "failed"
+    assert failed.error is not None and "not a video" in failed.error
+    stored.write_bytes(whole)
+    again, outcome = _accept(runtime, make_clip("c.mp4", numbered(12)))
+    assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
+    _work(runtime)
+    assert _now(runtime, bad).status == "ready"
+
+
+def test_a_fault_that_is_not_the_clips_is_tried_again(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+
+    def full(*_: object) -> None:
+        raise StorageFull("no room left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.files, "put_pictures", full)
+        _work(runtime)
+    waiting = _now(runtime, video)
+    assert (waiting.status, waiting.error) == ("queued", "attempt 1 failed: no room left")
+    monkeypatch.setattr(jobs, "time", type("Later", (), {"time": staticmethod(lambda: 1e12)}))
+    _work(runtime)
+    assert _now(runtime, video).status == "ready"
+
+
+def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Embedder) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")[0]
+    _work(runtime)
+    before = _vectors(runtime, video, "frame")
+    edited = runtime.ingest.edit(video.id, {"caption": "new words", "category": "films"})
+    assert (edited.caption, edited.category, edited.status) == ("new words", "films", "ready")
+    np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["new words"]), atol=1e-5)
+    assert np.array_equal(_vectors(runtime, video, "frame"), before)  # type: ignore[arg-type]
+    runtime.ingest.edit(video.id, {"caption": None})
+    assert _vectors(runtime, video, "text") is None
+    assert _now(runtime, video).category == "films"
+    with pytest.raises(InvalidInput, match="title"):
+        runtime.ingest.edit(video.id, {"title": " "})
+    with pytest.raises(InvalidInput, match="caption"):
+        runtime.ingest.edit(video.id, {"caption": "x" * (MAX_CAPTION_CHARACTERS + 1)})
+    with pytest.raises(NotFound):
+        runtime.ingest.edit("nobody", {"title": "x"})
+
+
+def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
+    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
+) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")[0]
+    real = runtime.ingest._embed
+
+    def slow(batch: object, owner: str) -> None:
+        runtime.ingest.edit(video.id, {"caption": "second"})
+        real(batch, owner)  # type: ignore[arg-type]
+
+    runtime.ingest._embed = slow  # type: ignore[method-assign]
+    _work(runtime)
+    np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["second"]), atol=1e-5)
+
+
+def test_a_video_deleted_while_it_is_embedded_stays_gone(runtime: Runtime, make_clip: ClipMaker) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    real = runtime.ingest._embed
+
+    def slow(batch: object, owner: str) -> None:
+        runtime.ingest.delete(video.id)
+        real(batch, owner)  # type: ignore[arg-type]
+
+    runtime.ingest._embed = slow  # type: ignore[method-assign]
+    _work(runtime)
+    with pytest.raises(NotFound):
+        _now(runtime, video)
+    assert [path.name for path in runtime.settings.storage.rglob("*")] == ["incoming"]
+
+
+def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runtime, make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(5))
+    runtime.ingest  # noqa: B018
+    stop = threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            with runtime.db.read() as connection:
+                found = catalog.list_videos(connection, limit=1)
+            for video in found:
+                try:
+                    runtime.ingest.delete(video.id)
+                except NotFound:
+                    continue
+
+    threads = [threading.Thread(target=delete) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        try:
+            _accept(runtime, clip)
+        except Undecodable as error:
+            assert "send them once more" in str(error)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    video, _ = _accept(runtime, clip)
+    assert runtime.files.video(video.sha256).read_bytes() == clip.read_bytes()
+
+
+def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    videos = [_accept(runtime, clip)[0] for clip in sorted(drawn.rglob("*.mp4"))[:4]]
+    _work(runtime)
+    by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"))
+    by_max.__dict__["_embedder"] = tiny
+    for folder in runtime.settings.storage.glob("??"):  # nothing is read from the clips any more
+        folder.rename(folder.with_name("gone" + folder.name))
+    query = _vectors(runtime, videos[0], "max")
+    answer = by_max.recommender.like_video(videos[0].id, weights=Weights(1, 0))
+    assert query is not None and len(answer.hits) == 3
+    for hit in answer.hits:
+        other = _vectors(runtime, hit.video, "max")
+        assert other is not None
+        assert hit.score == pytest.approx(float(query[0] @ other[0]), abs=1e-5)
+    by_max.close()
+
+
+def test_another_model_embeds_everything_again_and_going_back_costs_nothing(
+    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
+) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="words")[0]
+    _work(runtime)
+    other = Runtime(settings_for(runtime.settings.data_dir, precision="bfloat16"))
+    generation = other.activate()
+    assert generation.id != tiny.generation.id
+    assert _now(runtime, video).status == "queued"
+    _work(other)
+    with other.db.read() as connection:
+        assert catalog.vectors(connection, video.key, generation, "frame") is not None
+    other.close()
+    back = Runtime(settings_for(runtime.settings.data_dir))
+    back.__dict__["_embedder"] = tiny
+    back.activate()
+    assert _now(back, video).status == "ready"
+    back.close()

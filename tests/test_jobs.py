@@ -1,0 +1,127 @@
+"""The queue: leases, attempts, and the end of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import catalog, db, jobs
+from service.db import Database
+from service.domain import Probe, Sampling, Video
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """An empty one."""
+    url = f"sqlite:///{tmp_path}/reelsrs.db"
+    db.upgrade(url)
+    opened = Database(url)
+    yield opened
+    opened.close()
+
+
+def _queued(database: Database, name: str = "a") -> Video:
+    with database.write() as connection:
+        video = catalog.add_video(
+            connection,
+            sha256=name,
+            size_bytes=1,
+            filename="",
+            title="",
+            caption=None,
+            category=None,
+            sampling=Sampling(1),
+            probe=Probe("video/mp4", "h264", 1, 1, None, None),
+        )
+        jobs.enqueue(connection, video.key)
+    return video
+
+
+def _status(database: Database, video: Video) -> tuple[str, str | None]:
+    with database.read() as connection:
+        now = catalog.video_by_key(connection, video.key)
+    return now.status, now.error
+
+
+def _claim(database: Database, owner: str, limit: int = 8) -> list[int]:
+    with database.write() as connection:
+        return jobs.claim(connection, owner, limit)
+
+
+def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Move the clock that the queue looks at."""
+    import time
+
+    real = time.time
+    monkeypatch.setattr(jobs, "time", type("Clock", (), {"time": staticmethod(lambda: real() + seconds)}))
+
+
+def test_each_job_is_claimed_once_oldest_first(database: Database) -> None:
+    videos = [_queued(database, name) for name in "abc"]
+    assert _claim(database, "one", 2) == [videos[0].key, videos[1].key]
+    assert _claim(database, "two") == [videos[2].key]
+    assert _claim(database, "three") == []
+    assert _status(database, videos[0]) == ("processing", None)
+
+
+def test_a_lease_runs_out_unless_it_is_renewed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = _queued(database)
+    _claim(database, "dead")
+    _at(monkeypatch, jobs.LEASE_SECONDS - 5)
+    with database.write() as connection:
+        jobs.renew(connection, "dead")
+    _at(monkeypatch, jobs.LEASE_SECONDS + 5)
+    assert _claim(database, "other") == []
+    _at(monkeypatch, 2 * jobs.LEASE_SECONDS + 5)
+    assert _claim(database, "other") == [video.key]
+    with database.read() as connection:
+        assert not jobs.owns(connection, video.key, "dead")
+        assert jobs.owns(connection, video.key, "other")
+
+
+def test_a_job_that_kills_every_worker_is_given_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = _queued(database)
+    for attempt in range(jobs.MAX_ATTEMPTS):
+        _at(monkeypatch, attempt * 100)
+        assert _claim(database, f"worker {attempt}") == [video.key]
+    _at(monkeypatch, 1000)
+    assert _claim(database, "last") == []
+    status, error = _status(database, video)
+    assert status == "failed"
+    assert error is not None and "3 attempts" in error
+    with database.read() as connection:
+        assert jobs.depth(connection) == 0
+
+
+def test_retries_wait_longer_each_time_and_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = _queued(database)
+    later = 0.0
+    for attempt in range(1, jobs.MAX_ATTEMPTS + 1):
+        _at(monkeypatch, later)
+        assert _claim(database, "worker") == [video.key]
+        with database.write() as connection:
+            jobs.retry(connection, video.key, "the disk is full")
+        assert _claim(database, "worker") == []
+        later += 2.0 * 2 ** (attempt - 1) + 0.1
+    status, error = _status(database, video)
+    assert (status, error) == ("failed", "gave up after 3 attempts: the disk is full")
+
+
+def test_what_a_worker_gives_back_is_there_at_once(database: Database) -> None:
+    video = _queued(database)
+    _claim(database, "one")
+    with database.write() as connection:
+        jobs.release(connection, "one")
+    assert _status(database, video) == ("queued", None)
+    assert _claim(database, "two") == [video.key]
+
+
+def test_deleting_a_video_takes_its_job_along(database: Database) -> None:
+    video = _queued(database)
+    _claim(database, "one")
+    with database.write() as connection:
+        catalog.delete_video(connection, video.key)
+        assert jobs.depth(connection) == 0
+        assert not jobs.owns(connection, video.key, "one")
