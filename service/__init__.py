@@ -2,8 +2,9 @@
 
 The package is flat, a module for one noun. Imports point down this list, never up:
 
-    cli > app > routes > schemas > folder | export > worker > runtime > ingest | recommend > follower | jobs
-        > files | video | embedder | catalog | index | drawing > db | vectors > config > domain > errors | log
+    cli > app > routes > schemas > folder | export | visualize > worker > runtime > ingest | recommend
+        > follower | jobs > files | video | embedder | catalog | index | projection | drawing
+        > db | vectors > config > domain > errors | log
 """
 
 __version__ = "0.1.0"

@@ -67,14 +67,13 @@ scores of different questions are not to be compared.
 """
 
 
-def create_app(settings: Settings, *, worker: bool = True, runtime: Runtime | None = None) -> FastAPI:
-    """The application. `worker` False leaves embedding to other processes; `runtime` is what `start` gave, built
+def create_app(settings: Settings, *, worker: bool = True, started: Runtime | None = None) -> FastAPI:
+    """The application. `worker` False leaves embedding to other processes; `started` is what `start` gave, built
     when the application starts where it is left out, and closed with it."""
-    given = runtime
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = given or await run_in_threadpool(start, settings)
+        runtime = started if started is not None else await run_in_threadpool(start, settings)
         app.state.runtime = runtime
         app.state.metrics.watch(runtime)
         app.state.worker = await run_in_threadpool(WorkerProcess, settings, runtime) if worker else None
@@ -127,7 +126,27 @@ def create_app(settings: Settings, *, worker: bool = True, runtime: Runtime | No
             expose_headers=["Location", "X-Request-Id", "Retry-After"],
         )
     app.add_middleware(_Observed, metrics=app.state.metrics)
+    _document_problems(app)
     return app
+
+
+def _document_problems(app: FastAPI) -> None:
+    """FastAPI documents an error as of the same media type as the answer; it is application/problem+json."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for verbs in generate()["paths"].values():
+                for operation in verbs.values():
+                    for answer in operation["responses"].values():
+                        for content in answer.get("content", {}).values():
+                            if content.get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                                answer["content"] = {"application/problem+json": content}
+                                break
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def start(settings: Settings) -> Runtime:

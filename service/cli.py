@@ -228,6 +228,25 @@ def export(folder: Annotated[Path, typer.Argument(help="Where to write; made whe
     typer.echo(f"{count} videos exported to {folder}")
 
 
+@app.command()
+def visualize(
+    embedding_type: Annotated[
+        Literal["frame", "aggregated", "text"], typer.Option(help="What is shown.")
+    ] = "aggregated",
+    dimensions: Annotated[int, typer.Option(min=2, max=3, help="2 or 3.")] = 2,
+    method: Annotated[Literal["umap", "tsne", "pca"], typer.Option(help="How it is laid out.")] = "umap",
+    output: Annotated[Path, typer.Option(help="The file to write, ending in .html.")] = Path("embeddings.html"),
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same map.")] = 0,
+) -> None:
+    """Write a map of the embeddings, coloured by category, as one interactive HTML file."""
+    from service import config
+    from service.visualize import write_map
+
+    with _runtime(config.load()) as runtime, err.status("projecting"):
+        count = write_map(runtime, output, embedding=embedding_type, method=method, dimensions=dimensions, seed=seed)
+    typer.echo(f"{count} points in {output}")
+
+
 @app.command("config")
 def show_config(as_json: AsJson = False) -> None:
     """Print every setting with its value and where it came from; secrets are masked."""
@@ -337,7 +356,7 @@ def _serve(settings: Settings, *, worker: bool) -> None:
     log.configure()
     uvicorn.run(
         # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
-        create_app(settings, worker=worker, runtime=start(settings)),
+        create_app(settings, worker=worker, started=start(settings)),
         host=settings.host,
         port=settings.port,
         log_config=None,

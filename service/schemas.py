@@ -367,6 +367,28 @@ class Limits(BaseModel):
 class Info(BaseModel):
     """What runs here."""
 
+    model_config = _examples(
+        {
+            "version": "0.1.0",
+            "model": "ViT-B-32-256/datacomp_s34b_b86k",
+            "generation": "g0123456789abcdef",
+            "dimension": 512,
+            "device": "cpu",
+            "precision": "float32",
+            "aggregation": "mean",
+            "videos": {"ready": 110},
+            "index": {"kind": "flat", "size": 110, "exact": True, "approximate_from": None},
+            "limits": {
+                "max_upload_bytes": 1073741824,
+                "max_duration_seconds": 3600.0,
+                "max_pixels": 35651584,
+                "max_caption_characters": 10000,
+                "max_frames": 256,
+                "max_k": 1000,
+            },
+        }
+    )
+
     version: str
     model: str
     generation: str

@@ -51,7 +51,8 @@ def test_many_writers_take_turns_and_lose_nothing(url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read_then_write, range(200)))
     with databases[0].read() as connection:
-        assert catalog.changed_since(connection, 0) and len(catalog.changed_since(connection, 0)) == 200
+        assert catalog.changed_since(connection, 0)
+        assert len(catalog.changed_since(connection, 0)) == 200
     for database in databases:
         database.close()
 

@@ -110,7 +110,8 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     assert _now(runtime, good).status == "ready"
     failed = _now(runtime, bad)
     assert failed.status == "failed"
-    assert failed.error is not None and "not a video" in failed.error
+    assert failed.error is not None
+    assert "not a video" in failed.error
     stored.write_bytes(whole)
     again, outcome = _accept(runtime, make_clip("c.mp4", numbered(12)))
     assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
@@ -224,7 +225,8 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
         folder.rename(folder.with_name("gone" + folder.name))
     query = _vectors(runtime, videos[0], "max")
     answer = by_max.recommender.like_video(videos[0].id, weights=Weights(1, 0))
-    assert query is not None and len(answer.hits) == 3
+    assert query is not None
+    assert len(answer.hits) == 3
     for hit in answer.hits:
         other = _vectors(runtime, hit.video, "max")
         assert other is not None

@@ -90,7 +90,8 @@ def test_a_job_that_kills_every_worker_is_given_up(database: Database, monkeypat
     assert _claim(database, "last") == []
     status, error = _status(database, video)
     assert status == "failed"
-    assert error is not None and "3 attempts" in error
+    assert error is not None
+    assert "3 attempts" in error
     with database.read() as connection:
         assert jobs.depth(connection) == 0
 

@@ -163,8 +163,8 @@ def test_filters_are_exact(library: Library, fusion: str, weights: tuple[float, 
         Scope(category=("a", "b"), exclude_category=("b",)): lambda item: item.category == "a",
         Scope(category_mode="same"): lambda item: item.category == "a",
         Scope(category_mode="other"): lambda item: item.category != "a",
-        Scope(category=("b",), category_mode="same"): lambda item: False,
-        Scope(category=("nobody",)): lambda item: False,
+        Scope(category=("b",), category_mode="same"): lambda _: False,
+        Scope(category=("nobody",)): lambda _: False,
     }
     for scope, keep in cases.items():
         answer = library.recommender.like_video(name, weights=Weights(*weights), fusion=fusion, k=50, scope=scope)  # type: ignore[arg-type]

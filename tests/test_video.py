@@ -43,7 +43,8 @@ def test_the_choice_is_ascending_inside_and_as_long_as_can_be(
     times = np.cumsum([0, *gaps]).astype(float)[:-1]
     chosen = choose(times, float(sum(gaps)), Sampling(wanted, interval))
     assert (np.diff(chosen) > 0).all()
-    assert chosen[0] >= 0 and chosen[-1] < len(times)
+    assert chosen[0] >= 0
+    assert chosen[-1] < len(times)
     if interval is None:
         assert len(chosen) == min(wanted, len(times))
     else:

@@ -66,12 +66,4 @@ _MEANINGS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of these error statuses."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {
-            "model": Problem,
-            "description": _MEANINGS[status],
-            "content": {"application/problem+json": schema},
-        }
-        for status in statuses
-    }
+    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in statuses}

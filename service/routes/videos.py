@@ -150,7 +150,7 @@ def delete_video(service: Service, video_id: str) -> Response:
         200: {"description": "the whole file", "content": {"video/mp4": {}}},
         206: {"description": "the range that was asked for", "content": {"video/mp4": {}}},
         **problems(404),
-        416: {"description": "the range lies outside the file"},
+        416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
     },
 )
 def content(service: Service, video: ExistingVideo) -> FileResponse:

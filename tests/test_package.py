@@ -1,0 +1,56 @@
+"""The wheel, installed away from the checkout, has all that it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHILD_ENVIRONMENT
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project's wheel in it, to be put first on the path; the packages it needs are this
+    environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True
+    )
+    wheel = next(folder.glob("reelsrs-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.startswith(("tests/", "migrations/"))]
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def test_an_installed_wheel_embeds_and_answers(installed: Path, drawn: Path, tmp_path: Path) -> None:
+    environment = {**CHILD_ENVIRONMENT, "PYTHONPATH": str(installed), "REELSRS_MODEL": "tiny"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", "import service; print(service.__file__)").startswith(str(installed))
+    assert run("-m", "service", "embed", "--data-folder", str(drawn)).startswith("12 embedded")
+    clip = sorted(drawn.rglob("*.mp4"))[0]
+    assert len(run("-m", "service", "similar", str(clip), "--k", "3").splitlines()) == 4
+    for part in ("migrations/versions", "explore/index.html", "tiny/open_clip_model.safetensors"):
+        assert (installed / "service" / part).exists(), part
+
+
+def test_the_checkpoint_is_small() -> None:
+    folder = ROOT / "service" / "tiny"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert size <= 10_000_000
+    assert os.access(folder / "open_clip_config.json", os.R_OK)
