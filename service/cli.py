@@ -23,6 +23,7 @@ from service.errors import InvalidInput, ReelsError
 
 if TYPE_CHECKING:
     from service.config import Settings
+    from service.drawing import Scene
     from service.recommend import Answer, Scope
     from service.runtime import Runtime
 
@@ -288,13 +289,14 @@ def worker(
 
     log.configure()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     if while_stdin_is_open:
         stop_with_stdin(stop)
     lower_priority()
     with _runtime(config.load()) as runtime:
         runtime.activate()
+        # From here on a signal ends the work in order; while the model was loading it simply ended the process.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         Worker(runtime).run(stop)
 
 
@@ -459,19 +461,31 @@ def _plain(text: str) -> str:
 
 
 def _draw_demo(clips: Path) -> None:
-    from service.drawing import distinct_scenes, write_clip
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    from service.drawing import distinct_scenes
 
     scenes = distinct_scenes(_DEMO_CLIPS, seed=_DEMO_SEED)
-    with _progress(len(scenes), "drawing") as step:
-        for number, scene in enumerate(scenes):
-            target = clips / scene.category / f"clip_{number:02d}.mp4"
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                aside = target.with_suffix(".part.mp4")
-                write_clip(scene, aside)
-                target.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
-                aside.replace(target)
-            step(target.name)
+    targets = [clips / scene.category / f"clip_{number:02d}.mp4" for number, scene in enumerate(scenes)]
+    missing = [pair for pair in zip(scenes, targets, strict=True) if not pair[1].exists()]
+    if not missing:
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn) as pool, _progress(len(missing), "drawing") as step:
+        for future in as_completed([pool.submit(_draw_clip, scene, target) for scene, target in missing]):
+            step(future.result())
+
+
+def _draw_clip(scene: Scene, target: Path) -> str:
+    from service.drawing import write_clip
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.stem}.part.mp4")  # hidden from an import until it is whole
+    write_clip(scene, aside)
+    target.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
+    aside.replace(target)
+    return target.name
 
 
 @contextmanager

@@ -91,8 +91,7 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ask it to stop and wait; kill it when it takes too long."""
         self._stop.set()
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._process.terminate()
         try:
             self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:
