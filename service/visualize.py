@@ -44,7 +44,9 @@ def write_map(
     figure = _figure(coordinates, owners, f"{embedding} embeddings, {method.upper()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     # The script travels inside the file: it opens anywhere, with no network.
-    figure.write_html(output, include_plotlyjs=True, full_html=True, config={"displaylogo": False, "responsive": True})
+    figure.write_html(
+        output, include_plotlyjs=True, default_height="96vh", config={"displaylogo": False, "responsive": True}
+    )
     return len(matrix)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Security
+from fastapi import Depends, HTTPException, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service import catalog
@@ -45,7 +45,10 @@ def require_key(
         raise HTTPException(403, "this API key is not known here")
 
 
-def existing_video(service: Service, video_id: str) -> Video:
+VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31ab047e68"])]
+
+
+def existing_video(service: Service, video_id: VideoId) -> Video:
     """The video of the path; NotFound before any answer has begun."""
     with service.db.read() as connection:
         return catalog.video(connection, video_id)

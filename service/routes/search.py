@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.domain import Weights
-from service.routes.common import Service, problems
+from service.routes.common import Service, VideoId, problems
 from service.schemas import Answer, RecommendationParameters, TextSearch
 
 router = APIRouter(tags=["search"])
@@ -19,7 +19,7 @@ router = APIRouter(tags=["search"])
     responses=problems(404, 409, 503),
 )
 def recommendations(
-    service: Service, video_id: str, parameters: Annotated[RecommendationParameters, Query()]
+    service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Answer:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""

@@ -20,7 +20,7 @@ from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingest import describe
-from service.routes.common import ExistingVideo, Service, existing_video, problems
+from service.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.routes.upload import received
 from service.runtime import Runtime
 from service.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
@@ -129,14 +129,14 @@ def get_video(video: ExistingVideo) -> Video:
 
 
 @router.patch("/{video_id}", summary="Change caption, category or title", responses=problems(404, 503))
-def edit_video(service: Service, video_id: str, edit: VideoEdit) -> Video:
+def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
     """What is left out stays; null takes a caption or a category away. A new caption embeds the text again and
     leaves the frames as they are; when this answers, searches know it."""
     return Video.of(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
 
 
 @router.delete("/{video_id}", summary="Delete a video", status_code=204, responses=problems(404))
-def delete_video(service: Service, video_id: str) -> Response:
+def delete_video(service: Service, video_id: VideoId) -> Response:
     """File, rows, vectors, pictures and index entry: when this answers, all of it is gone."""
     service.ingest.delete(video_id)
     return Response(status_code=204)

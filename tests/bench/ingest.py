@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -107,6 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         first = library(Path(scratch) / "together", given.model, None)
         whole = together(first, entries)
+        peak, decoder_peak = _peak(), _decoder_peak()
         embedder = first.embedder()
         first.close()
         second = library(Path(scratch) / "alone", given.model, embedder)
@@ -128,16 +130,29 @@ def main() -> None:
                 "share_decoding": round(alone["decoding"] / alone["seconds"], 3),
                 "share_embedding": round(alone["embedding"] / alone["seconds"], 3),
                 "share_rest": round(rest / alone["seconds"], 3),
-                # ru_maxrss is KiB on Linux, bytes on macOS.
-                "peak_memory_mib": round(_peak(resource.RUSAGE_SELF), 1),
-                "peak_memory_of_a_decoder_mib": round(_peak(resource.RUSAGE_CHILDREN), 1),
+                "peak_memory_mib": round(peak, 1),
+                "peak_memory_of_a_decoder_mib": decoder_peak,
             }
         )
     )
 
 
-def _peak(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+def _peak() -> float:
+    """This process's, MiB: ru_maxrss is KiB on Linux, bytes on macOS."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _decoder_peak() -> float | None:
+    """The largest decoding process's, MiB, where the system tells. (Not by getrusage: what it says of a child
+    begins with the size of the parent that it was forked from.)"""
+    found = []
+    for child in multiprocessing.active_children():
+        status = Path(f"/proc/{child.pid}/status")
+        if child.name == "reelsrs-decoder" and status.exists():
+            found += [
+                int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")
+            ]
+    return round(max(found), 1) if found else None
 
 
 if __name__ == "__main__":
