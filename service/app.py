@@ -52,6 +52,7 @@ STATUSES: dict[type[ReelsError], int] = {
     errors.ConfigurationError: 503,
 }
 
+_METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
 _PAGE = Path(__file__).parent / "explore"
 
 _DESCRIPTION = """
@@ -155,6 +156,9 @@ def start(settings: Settings) -> Runtime:
     runtime.files.sweep()
     runtime.activate()
     runtime.follower.save()  # built and caught up by now
+    # Built here, once: the threads that answer requests would each build their own.
+    assert runtime.ingest is not None
+    assert runtime.recommender is not None
     return runtime
 
 
@@ -304,8 +308,10 @@ class _Observed:
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "none")
-                self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-                self._metrics.seconds.labels(scope["method"], route).observe(seconds)
+                # A client may make up methods; each would be a series of its own for ever.
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._metrics.requests.labels(method, route, str(status)).inc()
+                self._metrics.seconds.labels(method, route).observe(seconds)
                 if route not in ("/livez", "/readyz", "/metrics"):
                     log.info(
                         "request",

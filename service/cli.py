@@ -122,17 +122,19 @@ def embed(
     A second run embeds only what is new or changed. A bad file is reported and skipped (exit status 3).
     """
     from service import config
+    from service.domain import Sampling
+    from service.embedder import choose_device
     from service.folder import FolderImport, scan
 
     settings = config.load()
     default = settings.sampling
-    from service.domain import Sampling
-
     sampling = Sampling(
         default.num_frames if num_frames is None else num_frames,
         default.frame_interval if frame_interval is None else frame_interval,
     )
     entries = scan(data_folder)
+    device, precision, because = choose_device(settings.device, settings.precision)
+    err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
     with _runtime(settings) as runtime, _progress(len(entries), "embedding") as step:
         summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
         runtime.follower.save()

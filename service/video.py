@@ -67,6 +67,7 @@ _MEMORY_BYTES = 4 << 30
 _JPEG_LONG_SIDE = 640
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song is not a video
 _PROBE_PACKETS = 250
+_PROBE_SECONDS = 30.0  # somebody waits for the answer to an upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Decoder:
 
     def probe(self, path: Path) -> Probe:
         """What the container says, once its first frame was decoded."""
-        header, _ = self._ask({"do": "probe", "path": str(path)})
+        header, _ = self._ask({"do": "probe", "path": str(path)}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         return Probe(**header["probe"])
 
     def sample(self, path: Path, sampling: Sampling, picture: Picture) -> Sample:
@@ -122,7 +123,7 @@ class Decoder:
             "sampling": asdict(sampling),
             "picture": asdict(picture),
         }
-        header, blobs = self._ask(request)
+        header, blobs = self._ask(request, self._limits.timeout_seconds)
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # writable, as torch wants it
         return Sample(
             probe=Probe(**header["probe"]),
@@ -136,10 +137,10 @@ class Decoder:
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    def _ask(self, request: dict[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], list[bytes]]:
         child = self._idle.get()
         try:
-            return child.ask({**request, "limits": asdict(self._limits)}, self._limits.timeout_seconds)
+            return child.ask({**request, "limits": asdict(self._limits)}, timeout_seconds)
         finally:
             self._idle.put(child)
 

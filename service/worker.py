@@ -56,7 +56,12 @@ class Worker:
                 return False
         with db.write() as connection:
             claimed = jobs.claim(connection, self.owner, _CLAIM)
-        self._runtime.ingest.process(claimed, self.owner)
+        try:
+            self._runtime.ingest.process(claimed, self.owner)
+        finally:
+            # What an error left undone would be ours for ever: its lease is renewed for as long as we live.
+            with db.write() as connection:
+                jobs.release(connection, self.owner)
         return True
 
     def _renew(self, stop: threading.Event) -> None:

@@ -12,7 +12,7 @@ import pytest
 from service import catalog, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.embedder import Embedder
-from service.errors import InvalidInput, NotFound, StorageFull, Undecodable
+from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.ingest import Description, describe
 from service.runtime import Runtime
 from service.vectors import aggregate
@@ -133,6 +133,25 @@ def test_a_fault_that_is_not_the_clips_is_tried_again(
     waiting = _now(runtime, video)
     assert (waiting.status, waiting.error) == ("queued", "attempt 1 failed: no room left")
     monkeypatch.setattr(jobs, "time", type("Later", (), {"time": staticmethod(lambda: 1e12)}))
+    _work(runtime)
+    assert _now(runtime, video).status == "ready"
+
+
+def test_what_an_error_leaves_undone_is_given_back(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is locked just when the result, and then the failure, is to be written."""
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+
+    def locked(*_: object) -> None:
+        raise Unavailable("the database is busy")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.ingest, "_persist", locked)
+        broken.setattr(runtime.ingest, "_settle", locked)
+        with pytest.raises(Unavailable):
+            Worker(runtime)._step()
+    assert _now(runtime, video).status == "queued"
     _work(runtime)
     assert _now(runtime, video).status == "ready"
 

@@ -1,0 +1,237 @@
+// Everything that goes over the wire. Asks for a key when the service does, waits for a service that is away.
+
+const KEY = "reelsrs-api-key";
+const id = encodeURIComponent;
+
+export const paths = {
+  alive: "/livez",
+  ready: "/readyz",
+  info: "/v1/info",
+  categories: "/v1/categories",
+  videos: "/v1/videos",
+  searchText: "/v1/search/text",
+  video: (video) => `/v1/videos/${id(video)}`,
+  frames: (video) => `/v1/videos/${id(video)}/frames`,
+  events: (video) => `/v1/videos/${id(video)}/events`,
+  recommendations: (video) => `/v1/videos/${id(video)}/recommendations`,
+};
+
+// What the service said was wrong, in its own words.
+export class Problem extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+const WORDS = {
+  404: "There is no such thing.",
+  413: "The file is larger than this service takes.",
+  429: "Too many requests at once. Try again in a moment.",
+  502: "The service cannot be reached right now. Try again in a moment.",
+  503: "The service is not ready. Try again in a moment.",
+  504: "The service took too long to answer. Try again in a moment.",
+};
+
+export function problemFrom(status, text) {
+  let detail = null;
+  try {
+    detail = JSON.parse(text).detail;
+  } catch {
+    // not problem+json: from something between us and the service
+  }
+  if (typeof detail !== "string" || !detail) {
+    detail = WORDS[status] ?? `The service answered with status ${status}.`;
+  }
+  return new Problem(status, detail.charAt(0).toUpperCase() + detail.slice(1));
+}
+
+// --- the key
+
+let ask = async () => null; // set by the page: gives the key, or null where the user has none
+let asking = null;
+
+export function askForKeyWith(question) {
+  ask = question;
+}
+
+export const currentKey = () => sessionStorage.getItem(KEY);
+export const keyHeaders = () => (currentKey() ? { "X-API-Key": currentKey() } : {});
+
+// True once there is a key other than the one that was refused; many requests may wait for one answer.
+export async function newKey(refused) {
+  if (currentKey() !== refused) return true;
+  asking ??= ask().finally(() => {
+    asking = null;
+  });
+  const given = await asking;
+  if (given === null) return false;
+  sessionStorage.setItem(KEY, given);
+  return true;
+}
+
+// --- a service that is away
+
+export const presence = new EventTarget(); // "gone" and "back"
+let returning = null;
+let hurry = () => {};
+
+const pause = (milliseconds) =>
+  new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    hurry = () => {
+      clearTimeout(timer);
+      resolve();
+    };
+  });
+
+async function untilAlive() {
+  presence.dispatchEvent(new Event("gone"));
+  for (let wait = 1000; ; wait = Math.min(wait * 2, 10_000)) {
+    await pause(wait);
+    try {
+      if ((await fetch(paths.alive, { cache: "no-store" })).ok) break;
+    } catch {
+      // still away
+    }
+  }
+  returning = null;
+  presence.dispatchEvent(new Event("back"));
+}
+
+export function whenBack() {
+  returning ??= untilAlive();
+  return returning;
+}
+
+export const tryNow = () => hurry();
+
+const stopped = (signal) =>
+  new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason), { once: true }));
+
+// --- requests
+
+// Reading waits for a service that is away and asks again; writing says that it may not have been done.
+async function send(path, { method = "GET", query, body, signal, headers = {} } = {}) {
+  const url = query ? `${path}?${new URLSearchParams(query)}` : path;
+  for (;;) {
+    const key = currentKey();
+    let response;
+    try {
+      response = await fetch(url, {
+        method,
+        signal,
+        headers: { ...keyHeaders(), ...headers, ...(body ? { "Content-Type": "application/json" } : {}) },
+        body: body ? JSON.stringify(body) : undefined,
+      });
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      if (method !== "GET" && path !== paths.searchText) {
+        whenBack();
+        throw new Problem(0, "The service did not answer, so this may not have been saved. Try again once it is back.");
+      }
+      await Promise.race([whenBack(), stopped(signal)]);
+      continue;
+    }
+    if (response.ok) return response;
+    const problem = problemFrom(response.status, await response.text());
+    if ((problem.status === 401 || problem.status === 403) && (await newKey(key))) continue;
+    throw problem;
+  }
+}
+
+const json = async (path, options) => (await send(path, options)).json();
+
+export const info = () => json(paths.info);
+export const categories = () => json(paths.categories);
+export const videos = (query, signal) => json(paths.videos, { query, signal });
+export const video = (which, signal) => json(paths.video(which), { signal });
+export const frames = (which, signal) => json(paths.frames(which), { signal });
+export const searchText = (body, signal) => json(paths.searchText, { method: "POST", body, signal });
+export const recommendations = (which, query, signal) => json(paths.recommendations(which), { query, signal });
+export const edit = (which, changes) => json(paths.video(which), { method: "PATCH", body: changes });
+export const remove = (which) => send(paths.video(which), { method: "DELETE" });
+
+// The health of the service's parts; it answers 503 with the same body when one is missing.
+export async function health() {
+  const response = await fetch(paths.ready, { cache: "no-store" });
+  return response.json();
+}
+
+// Server-sent events over fetch, for EventSource cannot carry a key. Calls `heard(event, data)` until the stream ends.
+export async function listen(which, heard, signal) {
+  const response = await send(paths.events(which), { signal, headers: { Accept: "text/event-stream" } });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ; ) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const blocks = (text + value).split(/\r?\n\r?\n/);
+    text = blocks.pop();
+    for (const block of blocks) {
+      const fields = { event: "message", data: "" };
+      for (const line of block.split(/\r?\n/)) {
+        const [, name, content] = /^(event|data): ?(.*)$/.exec(line) ?? [];
+        if (name === "event") fields.event = content;
+        if (name === "data") fields.data += content;
+      }
+      if (fields.data) heard(fields.event, JSON.parse(fields.data));
+    }
+  }
+}
+
+// --- pictures and clips
+
+const soon = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      soon.unobserve(target);
+      blobUrl(target.dataset.source).then(
+        (url) => {
+          target.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+          target.src = url;
+        },
+        () => target.dispatchEvent(new Event("error")),
+      );
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+const blobUrl = async (path, signal) => URL.createObjectURL(await (await send(path, { signal })).blob());
+
+// Pictures load when they come near. With a key they are fetched, for an <img> cannot carry one.
+export function showPicture(image, path) {
+  if (currentKey()) {
+    image.dataset.source = path;
+    soon.observe(image);
+  } else {
+    image.loading = "lazy";
+    image.src = path;
+  }
+}
+
+// Gives the player its clip; the answer lets go of it again, and of the connection.
+export function playFrom(player, path, failed) {
+  const controller = new AbortController();
+  let url = null;
+  if (currentKey()) {
+    blobUrl(path, controller.signal).then(
+      (made) => {
+        url = made;
+        if (controller.signal.aborted) URL.revokeObjectURL(made);
+        else player.src = made;
+      },
+      (error) => controller.signal.aborted || failed?.(error),
+    );
+  } else {
+    player.src = path;
+  }
+  return () => {
+    controller.abort();
+    player.pause();
+    player.removeAttribute("src");
+    player.load();
+    if (url) URL.revokeObjectURL(url);
+  };
+}

@@ -1,0 +1,58 @@
+// Small helpers: elements made without markup (what users wrote is only ever text), and figures in words.
+
+export const byId = (id) => document.getElementById(id);
+
+// element("p", { class: "muted", hidden: true }, "text", child). A function becomes a listener: { click: go }.
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") made.addEventListener(name, value);
+    else if (name === "class") made.className = value;
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export function clock(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  const whole = Math.round(seconds);
+  const pad = (number) => String(number).padStart(2, "0");
+  const hours = Math.floor(whole / 3600);
+  const minutes = Math.floor(whole / 60) % 60;
+  return hours ? `${hours}:${pad(minutes)}:${pad(whole % 60)}` : `${minutes}:${pad(whole % 60)}`;
+}
+
+// To a tenth of a second, as frames need it: 0:01.4
+export function moment(seconds) {
+  const tenths = Math.round(seconds * 10);
+  return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
+}
+
+export function bytes(count) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let step = 0;
+  while (count >= 1000 && step < units.length - 1) {
+    count /= 1000;
+    step += 1;
+  }
+  return `${step && count < 10 ? count.toFixed(1) : Math.round(count)} ${units[step]}`;
+}
+
+export const number = (value) => value.toLocaleString("en");
+
+export const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
+
+export const signed = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2).replace("-", "\u2212");
+
+// A folder's name as a person would write it: city_street is City street.
+export const categoryName = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+export const statusText = (video) =>
+  ({
+    queued: "Waiting its turn",
+    processing: `Being read, ${Math.round(video.progress * 100)} %`,
+    failed: video.error ? `Failed: ${video.error}` : "Failed",
+    ready: "Ready",
+  })[video.status] ?? "";
