@@ -4,7 +4,7 @@ The package is flat, a module for one noun. Imports point down this list, never 
 
     cli > app > routes > schemas > folder | export | visualize > worker > runtime > ingest | recommend
         > follower | jobs > files | video | embedder | catalog | index | projection | drawing
-        > db | vectors > config > domain > errors | log
+        > db | vectors | scenery > config > domain > errors | log
 """
 
 __version__ = "0.1.0"
