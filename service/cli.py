@@ -394,6 +394,7 @@ def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> 
     from service.folder import sidecar
     from service.vectors import aggregate
 
+    generation = runtime.recommender.generation  # an empty library is said before a model is loaded for nothing
     path = Path(video)
     if not path.is_file():
         try:
@@ -411,9 +412,9 @@ def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> 
     if scope.category_mode != "any":
         raise InvalidInput("category_mode", "same and other need a video that is in the library")
     embedder = runtime.embedder()
-    if embedder.generation.id != runtime.recommender.generation.id:
+    if embedder.generation.id != generation.id:
         raise Unavailable(
-            f"the library was embedded with {runtime.recommender.generation.model}, the settings say "
+            f"the library was embedded with {generation.model}, the settings say "
             f"{embedder.generation.model}: set REELSRS_MODEL, or run `reelsrs embed` to move the library over"
         )
     sample = runtime.decoder.sample(path, runtime.settings.sampling, embedder.picture)

@@ -56,9 +56,11 @@ def test_version_and_usage(tmp_path: Path) -> None:
 
 
 def test_an_empty_library_is_said(tmp_path: Path) -> None:
-    done = reelsrs("similar", "x", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "is empty" in done.stderr
+    (tmp_path / "clip.mp4").write_bytes(b"whatever")
+    for arguments in (("similar", "x"), ("similar", "clip.mp4"), ("search", "x"), ("export", "out"), ("visualize",)):
+        done = reelsrs(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, ""), arguments
+        assert "is empty" in done.stderr
 
 
 def test_wrong_settings_and_missing_weights_are_sentences(tmp_path: Path) -> None:
