@@ -196,7 +196,8 @@ async def _on_reels_error(request: Request, error: Exception) -> Response:
         headers["Connection"] = "close"  # the rest of the upload will not be read
     if isinstance(error, errors.InvalidInput):
         wrong = [FieldError(field=error.field, message=error.message)]
-    return _problem(request, status, str(error), headers=headers, wrong=wrong)
+    video_status = error.status if isinstance(error, errors.NotReady) else None
+    return _problem(request, status, str(error), headers=headers, wrong=wrong, video_status=video_status)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -227,6 +228,7 @@ def _problem(
     *,
     headers: dict[str, str] | None = None,
     wrong: list[FieldError] | None = None,
+    video_status: str | None = None,
 ) -> Response:
     body = Problem(
         title=HTTPStatus(status).phrase,
@@ -235,6 +237,7 @@ def _problem(
         instance=request.url.path,
         request_id=request.scope.get("request_id", ""),
         errors=wrong,
+        video_status=video_status,
     )
     return JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"

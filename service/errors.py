@@ -38,7 +38,7 @@ class NotFound(ReelsError):
 
 
 class NotReady(ReelsError):
-    """The video exists, but what was asked of it does not exist yet."""
+    """The video exists, but what was asked of it does not exist yet. `status` is the video's."""
 
     def __init__(self, video_id: str, status: str) -> None:
         hint = {"failed": "see its `error`"}.get(status, "ask again once its status is `ready`")

@@ -454,6 +454,7 @@ class Problem(BaseModel):
     instance: str
     request_id: str
     errors: list[FieldError] | None = Field(None, description="with 422: each wrong parameter")
+    video_status: str | None = Field(None, description="with 409: the status of the video that is not ready")
 
 
 def _summary(video: DomainVideo) -> dict[str, Any]:

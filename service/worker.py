@@ -130,6 +130,8 @@ class WorkerProcess:
             if self._stop.wait(delay):
                 return
             self._process = self._start()
+            if self._stop.is_set():  # `stop` came in between and has ended the one before
+                self._process.terminate()
 
 
 def owner_of(pid: int) -> str:
