@@ -23,7 +23,9 @@ from service.errors import InvalidInput, ReelsError
 
 if TYPE_CHECKING:
     from service.config import Settings
+    from service.domain import Sampling
     from service.drawing import Scene
+    from service.folder import Entry, Summary
     from service.recommend import Answer, Scope
     from service.runtime import Runtime
 
@@ -124,7 +126,7 @@ def embed(
     from service import config
     from service.domain import Sampling
     from service.embedder import choose_device
-    from service.folder import FolderImport, scan
+    from service.folder import scan
 
     settings = config.load()
     default = settings.sampling
@@ -135,9 +137,8 @@ def embed(
     entries = scan(data_folder)
     device, precision, because = choose_device(settings.device, settings.precision)
     err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
-    with _runtime(settings) as runtime, _progress(len(entries), "embedding") as step:
-        summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
-        runtime.follower.save()
+    with _runtime(settings) as runtime:
+        summary = _import(runtime, entries, sampling)
     for path, reason in summary.duplicates:
         err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     for path, reason in summary.failures:
@@ -311,7 +312,7 @@ def demo(
 ) -> None:
     """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
     from service import config
-    from service.folder import FolderImport, scan
+    from service.folder import scan
 
     data = folder / "data"
     settings = config.load(
@@ -325,9 +326,8 @@ def demo(
     clips = folder / "Data"
     _draw_demo(clips)
     entries = scan(clips)
-    with _runtime(settings) as runtime, _progress(len(entries), "embedding") as step:
-        summary = FolderImport(runtime, settings.sampling, lambda path, _: step(path.name)).run(entries)
-        runtime.follower.save()
+    with _runtime(settings) as runtime:
+        summary = _import(runtime, entries, settings.sampling)
     if summary.failures:
         path, reason = summary.failures[0]
         raise InvalidInput("folder", f"{len(summary.failures)} clips failed, the first {path}: {reason}")
@@ -341,7 +341,7 @@ def demo(
         f"  Look around     [b]{url}/explore[/b]\n"
         f"  API, to try     [b]{url}/docs[/b]\n"
         f"  From a shell    curl {url}/v1/videos?limit=3\n"
-        f"                  REELSRS_MODEL=tiny REELSRS_DATA_DIR={settings.data_dir} reelsrs similar {example}\n\n"
+        f"                  REELSRS_DATA_DIR={settings.data_dir} reelsrs similar {example}\n\n"
         "  Ctrl-C stops it.\n",
         soft_wrap=True,
     )
@@ -367,6 +367,16 @@ def _serve(settings: Settings, *, worker: bool) -> None:
         server_header=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
     )
+
+
+def _import(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
+    from service.folder import FolderImport
+
+    runtime.activate()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    with _progress(len(entries), "embedding") as step:
+        summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
+    runtime.follower.save()
+    return summary
 
 
 def _as_embedded(settings: Settings) -> Settings:
