@@ -188,7 +188,7 @@ def similar(
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
-    with _runtime(_as_embedded(config.load())) as runtime:
+    with _runtime(config.load(), asking=True) as runtime:
         answer = _similar(runtime, video, weights=weights, fusion=fusion, k=k, scope=scope)
     _print_answer(answer, as_json)
 
@@ -211,7 +211,7 @@ def search(
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()))
-    with _runtime(_as_embedded(config.load()), pictures=False) as runtime:
+    with _runtime(config.load(), asking=True, pictures=False) as runtime:
         answer = runtime.recommender.by_text(query, weights=weights, fusion=fusion, k=k, scope=scope)
     _print_answer(answer, as_json)
 
@@ -372,27 +372,11 @@ def _serve(settings: Settings, *, worker: bool) -> None:
 def _import(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
     from service.folder import FolderImport
 
-    runtime.activate()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    runtime.embedder()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
     with _progress(len(entries), "embedding") as step:
         summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
     runtime.follower.save()
     return summary
-
-
-def _as_embedded(settings: Settings) -> Settings:
-    """For commands that only ask: where no model is set, the one that the library was embedded with."""
-    from service import catalog
-    from service.db import Database
-
-    if "model" in settings.model_fields_set or not (settings.data_dir / "reelsrs.db").exists():
-        return settings
-    db = Database(settings.database)
-    try:
-        with db.read() as connection:
-            generation = catalog.active_generation(connection)
-    finally:
-        db.close()
-    return settings.model_copy(update={"model": generation.model}) if generation else settings
 
 
 def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> Answer:
@@ -502,7 +486,7 @@ def _draw_clip(scene: Scene, target: Path) -> str:
 
 
 @contextmanager
-def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
+def _runtime(settings: Settings, *, asking: bool = False, pictures: bool = True) -> Iterator[Runtime]:
     import logging
 
     from service import log
@@ -510,7 +494,7 @@ def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
 
     if not logging.getLogger().handlers:
         log.configure(logging.WARNING)
-    runtime = Runtime(settings, pictures=pictures)
+    runtime = Runtime(settings, asking=asking, pictures=pictures)
     try:
         yield runtime
     finally:

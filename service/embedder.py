@@ -14,7 +14,6 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -48,11 +47,7 @@ class Embedder:
     ) -> None:
         import torch
 
-        settings = (
-            asdict(model.visual.preprocess_cfg)
-            if hasattr(model.visual.preprocess_cfg, "__dataclass_fields__")
-            else dict(model.visual.preprocess_cfg)
-        )
+        settings = dict(model.visual.preprocess_cfg)
         self.picture = _picture(settings)
         self._torch_device = torch.device(device)
         self._dtype = getattr(torch, precision)

@@ -17,7 +17,7 @@ from typing import Literal
 from service import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput, ReelsError
-from service.ingest import describe
+from service.ingest import Description, describe
 from service.runtime import Runtime
 from service.video import SUFFIXES
 from service.worker import Worker
@@ -81,10 +81,11 @@ class FolderImport:
         self._on_done = on_done
         self._summary = Summary()
         self._pending: dict[int, Path] = {}
+        self._looked = 0.0
 
     def run(self, entries: list[Entry]) -> Summary:
-        """Import every entry; embedding goes on in a thread while the next are read. Raises ReelsError only for
-        what is nobody's file's fault: a model that cannot be had, a full disk."""
+        """Import every entry; embedding goes on in a thread while the next are read. Raises ModelUnavailable and
+        ConfigurationError; what is wrong with one file goes into the summary."""
         self._runtime.activate()
         stop = threading.Event()
         worker = threading.Thread(target=Worker(self._runtime).run, args=(stop,), name="worker")
@@ -93,8 +94,6 @@ class FolderImport:
             for entry in entries:
                 try:
                     self._offer(entry)
-                except InvalidInput as error:
-                    self._settle(entry.path, "failed", str(error))
                 except (ReelsError, OSError) as error:
                     self._settle(entry.path, "failed", str(error))
                 self._collect()
@@ -114,13 +113,13 @@ class FolderImport:
         with self._runtime.db.read() as connection:
             source = catalog.source(connection, path)
             known = None if source is None else catalog.video_by_key(connection, source.video_key)
-        if known and source and (source.size_bytes, source.modified_ns) == (stat.st_size, stat.st_mtime_ns):
-            self._refresh(entry, known)
-            return
-        ingest = self._runtime.ingest
         description = describe(
             entry.path.name, sampling=self._sampling, caption=sidecar(entry.path), category=entry.category
         )
+        if known and source and (source.size_bytes, source.modified_ns) == (stat.st_size, stat.st_mtime_ns):
+            self._refresh(entry, description, known)
+            return
+        ingest = self._runtime.ingest
         with ingest.receive() as incoming:
             with entry.path.open("rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
@@ -129,26 +128,21 @@ class FolderImport:
             video, outcome = ingest.accept(incoming, description)
         with self._runtime.db.write() as connection:
             catalog.put_source(connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, key=video.key)
-            others = [other for other in catalog.source_paths(connection, video.key) if other != path]
             orphaned = known and known.key != video.key and not catalog.source_paths(connection, known.key)
         if known and orphaned:
             ingest.delete(known.id)  # the file's bytes are others now, and no other file has the old ones
-        if outcome == "existing" and others:
-            self._settle(entry.path, "duplicate", f"the same bytes as {others[0]}")
-        elif outcome == "existing":
-            self._refresh(entry, video)
+        if outcome == "existing":
+            self._refresh(entry, description, video)
         else:
             self._pending[video.key] = entry.path
 
-    def _refresh(self, entry: Entry, video: Video) -> None:
-        """Bring the row of a clip whose bytes are known up to date with the folder around it."""
-        description = describe(
-            video.filename, sampling=self._sampling, caption=sidecar(entry.path), category=entry.category
-        )
+    def _refresh(self, entry: Entry, description: Description, video: Video) -> None:
+        """Bring the row of a clip whose bytes are known up to date with the folder around it. Of several files with
+        the same bytes the first by name decides, in this run and in the next."""
         with self._runtime.db.read() as connection:
-            first = catalog.source_paths(connection, video.key)[:1]
-        if first and first != [str(entry.path.resolve())]:
-            self._settle(entry.path, "duplicate", f"the same bytes as {first[0]}")
+            first = catalog.source_paths(connection, video.key)[0]
+        if first != str(entry.path.resolve()):
+            self._settle(entry.path, "duplicate", f"the same bytes as {first}")
             return
         changes = {
             name: new
@@ -171,8 +165,10 @@ class FolderImport:
     def _collect(self) -> None:
         """Settle what the worker has finished since the last look. A clip that failed is taken out again: the
         folder still has it, and the next run tries it again."""
-        if not self._pending:
-            return
+        now = time.monotonic()
+        if not self._pending or now - self._looked < _POLL_SECONDS:
+            return  # a large folder is offered much faster than it is embedded: do not list all that waits each time
+        self._looked = now
         with self._runtime.db.read() as connection:
             videos = catalog.videos_by_key(connection, list(self._pending))
         for key, path in list(self._pending.items()):

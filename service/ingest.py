@@ -29,7 +29,7 @@ from service.domain import (
     clean_title,
 )
 from service.embedder import BATCH, Embedder
-from service.errors import InvalidInput, NotFound, Undecodable
+from service.errors import InvalidInput, Undecodable
 from service.files import Files, Incoming
 from service.vectors import aggregate
 from service.video import Decoder, Sample
@@ -139,17 +139,15 @@ class Ingest:
         if "title" in values and values["title"] is None:
             raise InvalidInput("title", "must not be empty")
         with self._db.read() as connection:
-            before = catalog.video(connection, video_id)
-        vector: Vectors | None = None
-        embedder: Embedder | None = None
-        if values.get("caption") is not None and values["caption"] != before.caption:
-            embedder = self._embedder()
-            vector = embedder.embed_texts([str(values["caption"])])[0]
+            catalog.video(connection, video_id)  # before a model is asked for the sake of nobody
+        caption = values.get("caption")
+        vector = self._embedder().embed_texts([caption])[0] if caption else None
         with self._db.write() as connection:
             video = catalog.video(connection, video_id)
             catalog.update_video(connection, video.key, **values)
-            if "caption" in values and values["caption"] != video.caption and video.status == "ready":
-                self._replace_text(connection, video.key, embedder, vector)
+            if "caption" in values and caption != video.caption and video.status == "ready":
+                catalog.put_text(connection, video.key, self._embedder().generation, vector)
+                catalog.record_change(connection, video.key)
             return catalog.video(connection, video_id)
 
     def resample(self, video_id: str, sampling: Sampling) -> Video:
@@ -259,12 +257,3 @@ class Ingest:
         with self._db.write() as connection:
             if jobs.owns(connection, video.key, owner):
                 how(connection, video.key, reason)
-
-    def _replace_text(
-        self, connection: sa.Connection, key: int, embedder: Embedder | None, vector: Vectors | None
-    ) -> None:
-        generation = embedder.generation if embedder else catalog.active_generation(connection)
-        if generation is None:
-            raise NotFound("the library has no generation yet")
-        catalog.put_text(connection, key, generation, vector)
-        catalog.record_change(connection, key)

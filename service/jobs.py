@@ -41,7 +41,7 @@ def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
     claimed = []
     for row in rows:
         if row.attempts >= MAX_ATTEMPTS:
-            _give_up(connection, row.video_key, f"gave up after {row.attempts} attempts: the worker died each time")
+            fail(connection, row.video_key, f"gave up after {row.attempts} attempts: the worker died each time")
             continue
         connection.execute(
             sa.update(db.jobs)
@@ -72,15 +72,16 @@ def finish(connection: sa.Connection, key: int) -> None:
 
 
 def fail(connection: sa.Connection, key: int, reason: str) -> None:
-    """The video itself is at fault: no other attempt would end better."""
-    _give_up(connection, key, reason)
+    """The end of a job whose video is at fault, or whose attempts are used up."""
+    finish(connection, key)
+    catalog.set_status(connection, key, "failed", 1.0, reason)
 
 
 def retry(connection: sa.Connection, key: int, reason: str) -> None:
     """Something else is at fault: try again later, twice as late each time, until MAX_ATTEMPTS."""
     attempts = connection.execute(sa.select(db.jobs.c.attempts).where(db.jobs.c.video_key == key)).scalar_one()
     if attempts >= MAX_ATTEMPTS:
-        _give_up(connection, key, f"gave up after {attempts} attempts: {reason}")
+        fail(connection, key, f"gave up after {attempts} attempts: {reason}")
         return
     later = time.time() + _BACKOFF_SECONDS * 2 ** (attempts - 1)
     connection.execute(
@@ -112,8 +113,3 @@ def _claimable() -> sa.ColumnElement[bool]:
         db.jobs.c.available_at <= now,
         sa.or_(db.jobs.c.lease_expires_at.is_(None), db.jobs.c.lease_expires_at < now),
     )
-
-
-def _give_up(connection: sa.Connection, key: int, reason: str) -> None:
-    finish(connection, key)
-    catalog.set_status(connection, key, "failed", 1.0, reason)

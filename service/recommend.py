@@ -51,6 +51,9 @@ class Scope:
     category_mode: CategoryMode = "any"
 
 
+EVERYWHERE = Scope()
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one modality added to a score. `similarity` is None where the question has no such vector."""
@@ -125,7 +128,7 @@ class Recommender:
         weights: Weights,
         fusion: Fusion = "cosine",
         k: int = 10,
-        scope: Scope | None = None,
+        scope: Scope = EVERYWHERE,
     ) -> Answer:
         """The videos most like one in the catalogue, itself not among them.
 
@@ -143,7 +146,7 @@ class Recommender:
             weights=weights,
             fusion=fusion,
             k=k,
-            scope=scope or Scope(),
+            scope=scope,
             own_category=(video.category,),
             without=np.array([video.key], dtype=np.int64),
         )
@@ -156,10 +159,10 @@ class Recommender:
         weights: Weights,
         fusion: Fusion = "cosine",
         k: int = 10,
-        scope: Scope | None = None,
+        scope: Scope = EVERYWHERE,
     ) -> Answer:
         """The videos most like a clip that is not in the catalogue, by its vectors (D,)."""
-        return self._answer(picture, caption, weights=weights, fusion=fusion, k=k, scope=scope or Scope())
+        return self._answer(picture, caption, weights=weights, fusion=fusion, k=k, scope=scope)
 
     def by_text(
         self,
@@ -168,7 +171,7 @@ class Recommender:
         weights: Weights,
         fusion: Fusion = "zscore",
         k: int = 10,
-        scope: Scope | None = None,
+        scope: Scope = EVERYWHERE,
     ) -> Answer:
         """The videos that show, or whose captions say, what the query says. Raises InvalidInput, Unavailable."""
         if not query.strip():
@@ -177,7 +180,7 @@ class Recommender:
         if embedder.generation.id != self.generation.id:
             raise Unavailable("the library is being moved to another model; try again later")
         vector = embedder.embed_texts([query])[0]
-        return self._answer(vector, vector, weights=weights, fusion=fusion, k=k, scope=scope or Scope())
+        return self._answer(vector, vector, weights=weights, fusion=fusion, k=k, scope=scope)
 
     def _answer(
         self,
@@ -205,8 +208,9 @@ class Recommender:
             only = _keys_in_scope(connection, scope, own_category)
             keys, pictures, captions, flags = _candidates(index, picture, words, lines, k, only, without)
             videos = catalog.videos_by_key(connection, keys.tolist())
-            # A video that went between the index's look at the database and this one is no answer.
-            here = np.array([key in videos for key in keys.tolist()], dtype=bool)
+            # A video that went, or is embedded anew, since the index's look at the database is no answer.
+            ready = {key for key, video in videos.items() if video.status == "ready"}
+            here = np.array([key in ready for key in keys.tolist()], dtype=bool)
             keys, flags = keys[here], flags[here]
             seen, read = _similarities(pictures[here], captions[here], flags, picture, words, lines)
             parts = [line.a * (similarity - line.b) for line, similarity in zip(lines, (seen, read), strict=True)]
@@ -217,8 +221,6 @@ class Recommender:
         hits: list[Hit] = []
         for i in order:
             video = videos[int(keys[i])]
-            if video.key not in frames:
-                continue
             text_similarity = None if caption is None else float(read[i])
             hits.append(
                 Hit(

@@ -25,9 +25,13 @@ log = structlog.get_logger(__name__)
 
 
 class Runtime:
-    """Everything that one process needs, wired. `pictures` False leaves the picture tower out of the model."""
+    """Everything that one process needs, wired.
 
-    def __init__(self, settings: Settings, *, pictures: bool = True) -> None:
+    `pictures` False leaves the picture tower out of the model. `asking` is for those that only ask: where no model is
+    set, theirs is the one that the library was embedded with.
+    """
+
+    def __init__(self, settings: Settings, *, asking: bool = False, pictures: bool = True) -> None:
         self.settings = settings
         self._pictures = pictures
         self._building = threading.RLock()
@@ -35,6 +39,8 @@ class Runtime:
         db.upgrade(settings.database)
         self.db = Database(settings.database)
         self.files = Files(settings.storage)
+        if asking and "model" not in settings.model_fields_set and (active := self._active()):
+            self.settings = settings.model_copy(update={"model": active.model})
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -73,13 +79,16 @@ class Runtime:
     @cached_property
     def follower(self) -> Follower:
         """The index of the active generation. Raises ConfigurationError where nothing was ever embedded."""
-        with self.db.read() as connection:
-            generation = catalog.active_generation(connection)
+        generation = self._active()
         if generation is None:
             raise ConfigurationError(
                 f"the library in {self.settings.data_dir} is empty: add videos with `reelsrs embed` or `reelsrs serve`"
             )
         return Follower(self.db, self.settings.data_dir / "index", generation, self.settings.aggregation)
+
+    def _active(self) -> Generation | None:
+        with self.db.read() as connection:
+            return catalog.active_generation(connection)
 
     @cached_property
     def recommender(self) -> Recommender:

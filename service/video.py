@@ -261,10 +261,10 @@ def probe(path: Path, limits: Limits) -> Probe:
         stream = _video_stream(container)
         seconds = _stated_duration(container, stream)
         _check_limits(stream, seconds, limits)
-        for number, frame in enumerate(_frames(container, stream, max_packets=_PROBE_PACKETS)):
-            if number == 0:
-                return _describe(container, stream, frame, seconds)
-    raise Undecodable("the file has a video stream, but no frame of it could be decoded")
+        frame = next(_frames(container, stream, max_packets=_PROBE_PACKETS), None)
+        if frame is None:
+            raise Undecodable("the file has a video stream, but no frame of it could be decoded")
+        return _describe(container, stream, frame, seconds)
 
 
 def sample(path: Path, sampling: Sampling, picture: Picture, limits: Limits) -> Sample:

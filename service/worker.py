@@ -34,20 +34,16 @@ class Worker:
         self.owner = owner_of(os.getpid())
 
     def run(self, stop: threading.Event) -> None:
-        """Claim and process until `stop` is set; what was claimed and not begun is given back."""
+        """Claim and process until `stop` is set; what is claimed by then is brought to its end."""
         heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
         heart.start()
-        try:
-            while not stop.is_set():
-                try:
-                    if not self._step():
-                        stop.wait(_IDLE_SECONDS)
-                except ReelsError as error:  # a full disk or a locked database passes
-                    log.warning("the worker waits", reason=str(error))
-                    stop.wait(_IDLE_SECONDS * 10)
-        finally:
-            with self._runtime.db.write() as connection:
-                jobs.release(connection, self.owner)
+        while not stop.is_set():
+            try:
+                if not self._step():
+                    stop.wait(_IDLE_SECONDS)
+            except ReelsError as error:  # a full disk or a locked database passes
+                log.warning("the worker waits", reason=str(error))
+                stop.wait(_IDLE_SECONDS * 10)
 
     def _step(self) -> bool:
         db = self._runtime.db

@@ -116,6 +116,8 @@ def test_search_uses_the_librarys_own_model(embedded: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (len(answer["items"]), answer["fusion"]) == (3, "zscore")
+    elsewhere = {"REELSRS_DATA_DIR": "elsewhere", "REELSRS_DATABASE_URL": f"sqlite:///{embedded}/data/reelsrs.db"}
+    assert reelsrs("search", "x", cwd=embedded, **elsewhere).returncode == 0
     other = reelsrs("search", "x", cwd=embedded, REELSRS_MODEL="tiny", REELSRS_PRECISION="bfloat16")
     assert other.returncode == 1
     assert "model" in other.stderr

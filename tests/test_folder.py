@@ -107,6 +107,16 @@ def test_the_same_bytes_twice_are_one_video_and_named(runtime: Runtime, data: Pa
     assert _videos(runtime)["a"].category == "cats"
 
 
+def test_of_equal_files_the_first_by_name_decides_at_once_and_for_good(runtime: Runtime, data: Path) -> None:
+    _import(runtime, data)
+    shutil.copy(data / "dogs" / "c.mp4", data / "cats" / "0.mp4")
+    first = _import(runtime, data)
+    assert (first.updated, [path.name for path, _ in first.duplicates]) == (1, ["c.mp4"])
+    second = _import(runtime, data)
+    assert (second.updated, [path.name for path, _ in second.duplicates]) == (0, ["c.mp4"])
+    assert _videos(runtime)["c"].category == "cats"
+
+
 def test_a_caption_that_is_too_long_fails_its_clip_only(runtime: Runtime, data: Path) -> None:
     (data / "cats" / "b.txt").write_text("word " * 20_000, encoding="utf-8")
     done = _import(runtime, data)
