@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 STATUSES: dict[type[ReelsError], int] = {
     errors.InvalidInput: 422,
     errors.NotFound: 404,
+    errors.Gone: 410,
     errors.NotReady: 409,
     errors.TooLarge: 413,
     errors.Undecodable: 415,
@@ -99,7 +100,10 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
                 "name": "videos",
                 "description": "Upload, list, change, delete; bytes, pictures, vectors, progress.",
             },
-            {"name": "search", "description": "More like this, and search by words."},
+            {
+                "name": "search",
+                "description": "More like this, search by words, picture or clip, moments, copies.",
+            },
             {"name": "service", "description": "Categories, health, figures."},
         ],
         responses={
@@ -159,6 +163,8 @@ def start(settings: Settings) -> Runtime:
     # Built here, once: the threads that answer requests would each build their own.
     assert runtime.ingest is not None
     assert runtime.recommender is not None
+    assert runtime.examples is not None
+    assert runtime.duplicates is not None
     return runtime
 
 
@@ -273,7 +279,7 @@ class _Metrics(Collector):
         """Gauges, from the database and the index."""
         if self._runtime is None:
             return
-        with self._runtime.follower.current() as index, self._runtime.db.read() as connection:
+        with self._runtime.follower.current() as (index, connection):
             size, counts, depth = len(index), catalog.status_counts(connection), jobs.depth(connection)
         videos_by_status = GaugeMetricFamily("reelsrs_videos", "videos by status", labels=["status"])
         for status in ("queued", "processing", "ready", "failed"):

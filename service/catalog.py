@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,10 +17,9 @@ from sqlalchemy.dialects.sqlite import insert
 
 from service import db
 from service.domain import (
-    Aggregation,
     Embeddings,
+    Entries,
     Generation,
-    Keys,
     Kind,
     Probe,
     Sampling,
@@ -30,6 +29,8 @@ from service.domain import (
 )
 from service.errors import NotFound
 from service.vectors import pack, unpack
+
+_Any = TypeVar("_Any")
 
 # SQLite allows 32,766 parameters in one statement.
 _CHUNK = 10_000
@@ -120,6 +121,14 @@ def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, V
     return found
 
 
+def keys_of(connection: sa.Connection, ids: Iterable[str]) -> set[int]:
+    """The keys of those of these ids that exist."""
+    found: set[int] = set()
+    for chunk in _chunks(list(ids)):
+        found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.id.in_(chunk))).scalars())
+    return found
+
+
 def list_videos(
     connection: sa.Connection,
     *,
@@ -168,22 +177,10 @@ def status_counts(connection: sa.Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def keys_in_categories(
-    connection: sa.Connection,
-    *,
-    include: Sequence[str | None] | None,
-    exclude: Sequence[str | None],
-) -> Keys:
-    """Keys of the ready videos in one of `include` (None: any) and in none of `exclude`, ascending.
-
-    None among the names stands for videos without a category.
-    """
+def ready_keys(connection: sa.Connection) -> list[int]:
+    """Keys of the videos that can be searched, ascending."""
     query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
-    if include is not None:
-        query = query.where(_in_categories(include))
-    if exclude:
-        query = query.where(sa.not_(_in_categories(exclude)))
-    return np.array(connection.execute(query).scalars().all(), dtype=np.int64)
+    return list(connection.execute(query).scalars())
 
 
 # --- generations and embeddings
@@ -273,17 +270,28 @@ def vectors_of(
     return found
 
 
-def searchable(
-    connection: sa.Connection, keys: Sequence[int], generation: Generation, aggregation: Aggregation
-) -> tuple[Keys, Vectors, dict[int, Vectors]]:
-    """What an index needs of those videos that can be searched: keys (N,), vectors (N, D), captions by key."""
-    pictures = vectors_of(connection, keys, generation, aggregation)
-    captions = vectors_of(connection, pictures, generation, "text")
-    matrix = np.concatenate(list(pictures.values())) if pictures else np.zeros((0, generation.dimension))
-    return (
-        np.array(list(pictures), dtype=np.int64),
-        np.asarray(matrix, dtype=np.float32),
-        {key: vector[0] for key, vector in captions.items()},
+def searchable(connection: sa.Connection, keys: Sequence[int], generation: Generation, kind: Kind) -> Entries:
+    """What an index needs of those videos that can be searched: with `mean` or `max` a row a video, its caption
+    beside it; with `frame` a row a frame, in order, and no captions."""
+    pictures = vectors_of(connection, keys, generation, kind)
+    counts = [len(rows) for rows in pictures.values()]
+    nothing = np.zeros((0, generation.dimension), dtype=np.float32)
+    matrix = np.concatenate([nothing, *pictures.values()])
+    names = _categories_of(connection, pictures)
+    captioned = np.zeros(len(matrix), dtype=np.bool_)
+    captions = None
+    if kind != "frame":
+        captions = np.zeros_like(matrix)
+        known = vectors_of(connection, pictures, generation, "text")
+        for number, key in enumerate(pictures):
+            if key in known:
+                captions[number], captioned[number] = known[key][0], True
+    return Entries(
+        np.repeat(np.array(list(pictures), dtype=np.int64), counts),
+        matrix,
+        captions,
+        captioned,
+        tuple(names[key] for key, count in zip(pictures, counts, strict=True) for _ in range(count)),
     )
 
 
@@ -291,7 +299,7 @@ def searchable(
 
 
 def record_change(connection: sa.Connection, key: int) -> None:
-    """Tell the followers that this video's vectors came, changed or went."""
+    """Tell the followers that this video's vectors or its category came, changed or went."""
     connection.execute(sa.delete(db.changes).where(db.changes.c.video_key == key))
     connection.execute(sa.insert(db.changes).values(video_key=key))
 
@@ -372,13 +380,15 @@ def _video(row: sa.Row[Any]) -> Video:
     )
 
 
-def _in_categories(names: Sequence[str | None]) -> sa.ColumnElement[bool]:
-    column = db.videos.c.category
-    named = sa.func.coalesce(column.in_([name for name in names if name is not None]), sa.false())
-    return sa.or_(named, column.is_(None)) if None in names else named
+def _categories_of(connection: sa.Connection, keys: Iterable[int]) -> dict[int, str | None]:
+    found: dict[int, str | None] = {}
+    for chunk in _chunks(list(keys)):
+        rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.category).where(db.videos.c.key.in_(chunk)))
+        found.update((key, category) for key, category in rows)
+    return found
 
 
-def _chunks(keys: list[int]) -> Iterator[list[int]]:
+def _chunks(keys: list[_Any]) -> Iterator[list[_Any]]:
     for start in range(0, len(keys), _CHUNK):
         yield keys[start : start + _CHUNK]
 

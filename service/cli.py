@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from service.domain import Sampling
     from service.drawing import Scene
     from service.folder import Entry, Summary
-    from service.recommend import Answer, Scope
+    from service.question import Example, Like
+    from service.recommend import Answer
     from service.runtime import Runtime
 
 app = typer.Typer(
@@ -47,11 +48,17 @@ err = Console(stderr=True, highlight=False)
 _DEMO_CLIPS = 48
 _DEMO_SEED = 7
 
+_FUSION = "How what is seen and what is written are brought together."
+
 K = Annotated[int, typer.Option("--k", min=1, max=1000, help="Number of hits.")]
 VideoWeight = Annotated[float, typer.Option(min=0, help="Weight of what is seen.")]
 TextWeight = Annotated[float, typer.Option(min=0, help="Weight of what is written.")]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="Only this one; repeatable.")]
 ExcludeOption = Annotated[list[str] | None, typer.Option("--exclude-category", help="Not this one; repeatable.")]
+Diversity = Annotated[
+    float, typer.Option(min=0, max=1, help="0: the best hits; towards 1: hits unlike those before them.")
+]
+MinScore = Annotated[float | None, typer.Option(help="Leave out hits with a lower score.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 
 
@@ -173,47 +180,136 @@ def similar(
     k: K = 10,
     video_weight: VideoWeight = 0.7,
     text_weight: TextWeight = 0.3,
-    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help="How the two are brought together.")] = "cosine",
+    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help=_FUSION)] = "cosine",
     category: CategoryOption = None,
     exclude_category: ExcludeOption = None,
     category_mode: Annotated[
         Literal["any", "same", "other"], typer.Option(help="Relative to the video's own category.")
     ] = "any",
+    diversity: Diversity = 0.0,
+    min_score: MinScore = None,
     as_json: AsJson = False,
 ) -> None:
     """The most similar videos over all categories, ranked, with scores."""
     from service import config
     from service.domain import Weights
-    from service.recommend import Scope
+    from service.question import Question, Scope
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
     with _runtime(config.load(), asking=True) as runtime:
-        answer = _similar(runtime, video, weights=weights, fusion=fusion, k=k, scope=scope)
+        likes, examples = _by_path(runtime, video)
+        if examples and category_mode != "any":
+            raise InvalidInput("category_mode", "same and other need a video that is in the library")
+        question = Question(
+            likes=likes,
+            examples=examples,
+            weights=weights,
+            fusion=fusion,
+            k=k,
+            scope=scope,
+            diversity=diversity,
+            min_score=min_score,
+        )
+        answer = runtime.recommender.answer(question)
     _print_answer(answer, as_json)
 
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="Words.")],
+    query: Annotated[str | None, typer.Argument(help="Words.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to be like; repeatable.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A clip to be like; repeatable.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="Id of a video to be like; repeatable.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option(help="Id of a video to be unlike; repeatable.")] = None,
     k: K = 10,
     video_weight: VideoWeight = 0.7,
     text_weight: TextWeight = 0.3,
-    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help="How the two are brought together.")] = "zscore",
+    fusion: Annotated[
+        Literal["cosine", "zscore"] | None,
+        typer.Option(help=_FUSION + " [zscore with words or a picture, cosine between videos]"),
+    ] = None,
     category: CategoryOption = None,
     exclude_category: ExcludeOption = None,
+    diversity: Diversity = 0.0,
+    min_score: MinScore = None,
+    moments: Annotated[bool, typer.Option("--moments", help="Find moments, over the frames of all videos.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find videos by words."""
+    """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
     from service import config
     from service.domain import Weights
-    from service.recommend import Scope
+    from service.question import Like, Question, Scope
 
+    pictures, clips = image or [], video or []
+    for option, path in [("image", path) for path in pictures] + [("video", path) for path in clips]:
+        if not path.is_file():
+            raise InvalidInput(option, f"there is no file {path}")
+    if query is None and not (pictures or clips or like or unlike):
+        raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
     weights = Weights(video_weight, text_weight)
-    scope = Scope(tuple(category or ()), tuple(exclude_category or ()))
-    with _runtime(config.load(), asking=True, pictures=False) as runtime:
-        answer = runtime.recommender.by_text(query, weights=weights, fusion=fusion, k=k, scope=scope)
+    seeing = bool(pictures or clips)
+    with _runtime(config.load(), asking=True, pictures=seeing) as runtime:
+        likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
+        examples = [] if query is None else [runtime.examples.text(query)]
+        examples += [runtime.examples.picture(path) for path in pictures]
+        for path in clips:
+            known, strange = _by_path(runtime, str(path))
+            likes += known
+            examples += strange
+        question = Question(
+            likes=tuple(likes),
+            examples=tuple(examples),
+            weights=weights,
+            fusion=fusion or ("cosine" if query is None and not pictures else "zscore"),
+            k=k,
+            scope=Scope(tuple(category or ()), tuple(exclude_category or ())),
+            diversity=diversity,
+            min_score=min_score,
+            group_by="moment" if moments else "video",
+        )
+        answer = runtime.recommender.answer(question)
     _print_answer(answer, as_json)
+
+
+@app.command()
+def duplicates(as_json: AsJson = False) -> None:
+    """List videos that are copies of one another, as groups: the one to keep, then its copies.
+
+    Copies are clips of the same recording, encoded again, resized, with black bars, trimmed or played backwards.
+    """
+    from service import catalog, config, schemas
+
+    with _runtime(config.load(), asking=True, pictures=False) as runtime:
+        with runtime.db.read() as connection:
+            total = catalog.status_counts(connection).get("ready", 0)
+        with _progress(total, "comparing") as step:
+            groups = runtime.duplicates.groups(lambda: step(""))
+    if as_json:
+        found = [
+            {
+                "best": schemas.VideoSummary.of(group.best).model_dump(),
+                "copies": schemas.DuplicateList.of(group.copies).model_dump()["items"],
+            }
+            for group in groups
+        ]
+        typer.echo(json.dumps({"items": found}, indent=2))
+        return
+    if not groups:
+        err.print("no copies found")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("group", "similarity"):
+        table.add_column(column, justify="right")
+    for column in ("category", "title", "size", "duration", "id"):
+        table.add_column(column, no_wrap=column != "title")
+    for number, group in enumerate(groups, 1):
+        rows = [(group.best, "keep"), *((copy.video, f"{copy.similarity:.3f}") for copy in group.copies)]
+        for one, mark in rows:
+            seconds = "-" if one.duration_seconds is None else f"{one.duration_seconds:.1f} s"
+            size = f"{one.width} x {one.height}"
+            table.add_row(str(number), mark, one.category or "-", _plain(one.title), size, seconds, one.id)
+    out.print(table)
 
 
 @app.command()
@@ -375,47 +471,36 @@ def _import(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summa
     runtime.embedder()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
     with _progress(len(entries), "embedding") as step:
         summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
-    runtime.follower.save()
+    assert runtime.follower is not None  # the index is built now, and saved at the end, rather than by the first search
     return summary
 
 
-def _similar(runtime: Runtime, video: str, *, scope: Scope, **question: Any) -> Answer:
-    """By path where there is such a file, indexed or not; by id otherwise."""
+def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Example, ...]]:
+    """What a path, of a clip in the library or not, or an id stands for."""
     import hashlib
 
     from service import catalog
-    from service.errors import NotFound, Unavailable
+    from service.errors import NotFound
     from service.folder import sidecar
-    from service.vectors import aggregate
+    from service.question import Like
 
-    generation = runtime.recommender.generation  # an empty library is said before a model is loaded for nothing
+    assert runtime.recommender is not None  # an empty library is said before a model is loaded for nothing
     path = Path(video)
     if not path.is_file():
-        try:
-            return runtime.recommender.like_video(video, scope=scope, **question)
-        except NotFound:
-            raise NotFound(
-                f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
-            ) from None
+        with runtime.db.read() as connection:
+            try:
+                return (Like(catalog.video(connection, video).id),), ()
+            except NotFound:
+                raise NotFound(
+                    f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
+                ) from None
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with runtime.db.read() as connection:
         known = catalog.video_by_sha256(connection, sha256)
     if known and known.status == "ready":
-        return runtime.recommender.like_video(known.id, scope=scope, **question)
-    if scope.category_mode != "any":
-        raise InvalidInput("category_mode", "same and other need a video that is in the library")
-    embedder = runtime.embedder()
-    if embedder.generation.id != generation.id:
-        raise Unavailable(
-            f"the library was embedded with {generation.model}, the settings say "
-            f"{embedder.generation.model}: set REELSRS_MODEL, or run `reelsrs embed` to move the library over"
-        )
-    sample = runtime.decoder.sample(path, runtime.settings.sampling, embedder.picture)
-    caption = (sidecar(path) or "").strip()
-    vectors = aggregate(embedder.embed_pictures(sample.pixels), embedder.embed_texts([caption])[0] if caption else None)
-    picture = vectors.mean if runtime.settings.aggregation == "mean" else vectors.max
-    return runtime.recommender.like_vectors(picture, vectors.text, scope=scope, **question)
+        return (Like(known.id),), ()
+    return (), (runtime.examples.clip(path, sidecar(path), runtime.settings.sampling),)
 
 
 def _print_answer(answer: Answer, as_json: bool) -> None:
@@ -428,18 +513,19 @@ def _print_answer(answer: Answer, as_json: bool) -> None:
         err.print("nothing found")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "score", "seen", "written"):
+    for column in ("rank", "score", "seen", "written", "seconds"):
         table.add_column(column, justify="right")
     for column in ("category", "title", "caption", "id"):
         table.add_column(column, no_wrap=column == "id")
     for hit in answer.hits:
-        written = hit.text_part.similarity
+        written, moment = hit.text_part.similarity, hit.moment
         marked = "-" if written is None else f"{written:.3f}{'*' if hit.text_part.imputed else ''}"
         table.add_row(
             str(hit.rank),
             f"{hit.score:.4f}",
             f"{hit.video_part.similarity:.3f}",
             marked,
+            f"{moment.time:.1f}" if moment.start is None else f"{moment.start:.1f}-{moment.end:.1f}",
             hit.video.category or "-",
             _plain(hit.video.title),
             _plain((hit.video.caption or "-")[:100]),

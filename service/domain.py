@@ -25,6 +25,8 @@ Vectors = npt.NDArray[np.float32]
 """(N, D) or (D,) float32."""
 Keys = npt.NDArray[np.int64]
 """(N,) int64: the integer keys of videos, which never leave the service."""
+Flags = npt.NDArray[np.bool_]
+"""(N,) bool."""
 
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_NAME_CHARACTERS = 200
@@ -125,6 +127,42 @@ class Embeddings:
         for vector in (self.mean, self.max, self.text):
             if vector is not None and vector.shape != (dimension,):
                 raise ValueError(f"expected shape ({dimension},), got {vector.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What an index takes in: rows of videos, or of their frames.
+
+    keys (N,), a video's as often as it has rows; pictures (N, D); captions (N, D), zero where `captioned` (N,) is
+    False, or None in an index that holds no captions; categories N names, None for a video without one.
+    """
+
+    keys: Keys
+    pictures: Vectors
+    captions: Vectors | None
+    captioned: Flags
+    categories: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.keys)
+        shapes = {len(self.pictures), len(self.captioned), len(self.categories)}
+        if shapes != {count} or (self.captions is not None and self.captions.shape != self.pictures.shape):
+            raise ValueError(f"{count} keys do not fit {self.pictures.shape} pictures and what belongs to them")
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """Which categories may be answered: one of `include` (None: any), none of `exclude`. None among the names
+    stands for videos without a category."""
+
+    include: frozenset[str | None] | None = None
+    exclude: frozenset[str | None] = frozenset()
+
+    def __contains__(self, name: str | None) -> bool:
+        return (self.include is None or name in self.include) and name not in self.exclude
+
+
+EVERY_CATEGORY = Categories()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ BATCH = 32
 class Embedder:
     """One loaded model. Safe to call from several threads: calls take turns.
 
-    `generation` is the identity of what it makes; `picture` is what its picture tower wants.
+    `generation` is the identity of what it makes; `picture` is what its picture tower wants, and `sees` whether it
+    has one.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Embedder:
         self._context_length = int(tokenizer.context_length)
         self._lock = threading.Lock()
         fingerprint = _fingerprint(model.state_dict(), settings, precision)
+        self.sees = pictures
         if not pictures:
             model.visual = None  # searches by words need only the text tower
         self._model = model.eval().to(device=self._torch_device, dtype=self._dtype)

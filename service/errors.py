@@ -3,6 +3,7 @@
     ReelsError
     ├── InvalidInput         a value that a caller gave; names the field
     ├── NotFound             no such video, frame, embedding
+    ├── Gone                 it existed, and never will again: a cursor whose question has another answer now
     ├── NotReady             the video exists but has no vectors yet; names its status
     ├── TooLarge             more bytes than the limit allows
     ├── Undecodable          not a video, or not one that can be decoded
@@ -35,6 +36,10 @@ class InvalidInput(ReelsError):
 
 class NotFound(ReelsError):
     """The thing that was named does not exist."""
+
+
+class Gone(ReelsError):
+    """What was given out before does not stand for anything any more."""
 
 
 class NotReady(ReelsError):

@@ -3,6 +3,7 @@
     incoming/                uploads on their way; emptied of strays at start
     ab/abcdef.../video       the bytes, under their SHA-256
     ab/abcdef.../0003.jpg    the picture of frame 3
+    ab/abcdef.../fingerprint what it looks like, for comparisons; made when first asked for
 
 A file is written aside, synced and renamed, so that a name always stands for all of its bytes. One folder holds
 all that is kept of a clip, so that deleting it leaves nothing behind.
@@ -116,8 +117,25 @@ class Files:
                 if int(stale.stem) >= len(jpegs):
                     stale.unlink()
 
+    def fingerprint(self, sha256: str) -> bytes | None:
+        """A clip's fingerprint as it was put; None where there is none."""
+        try:
+            return (self._folder(sha256) / "fingerprint").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_fingerprint(self, sha256: str, data: bytes) -> None:
+        """Replace a clip's fingerprint. Like the pictures it can be made again: renamed, but not synced. Two must not
+        be put at the same time. Raises NotFound, StorageFull."""
+        folder = self._folder(sha256)
+        _existing(folder / "video")
+        with _room():
+            aside = folder / "fingerprint.tmp"
+            aside.write_bytes(data)
+            aside.replace(folder / "fingerprint")
+
     def delete(self, sha256: str) -> None:
-        """Remove a clip and its pictures; nothing happens where there is none."""
+        """Remove a clip and all that was made of it; nothing happens where there is none."""
         folder = self._folder(sha256)
         shutil.rmtree(folder, ignore_errors=True)
         try:

@@ -1,57 +1,90 @@
 """Keeps a vector index equal to the catalogue. Knows how to catch up, not how to search.
 
-The index holds the number of the last change that it has seen. Before every search it asks the database for what
-came after (one small query), so a video can be found the moment its transaction is committed, whichever process
-committed it. A snapshot on disk saves the reading at the next start; one that is missing, broken, of another
-database, model or aggregation is made anew.
+The index holds the number of the last change that it has seen. Every search begins with a snapshot of the database
+and brings the index to that very snapshot (one small query where nothing changed), so a video can be found the
+moment its transaction is committed, whichever process committed it, and no answer mixes two states.
+
+The index is exact up to a size, compressed above it. When it has grown or shrunk past that, or too much of it is
+dead, another one is built beside it from its own rows; searches and changes go on, and the switch is one assignment.
+
+A snapshot on disk saves the reading at the next start; one that is missing, broken, of another database, model or
+aggregation is made anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 import structlog
+from filelock import FileLock, Timeout
 
 from service import catalog
 from service.db import Database
-from service.domain import Aggregation, Generation
-from service.index import VectorIndex
+from service.domain import Generation, Kind
+from service.index.compressed import TRAINING_ROWS, CompressedIndex
+from service.index.files import digest, write_whole
 from service.index.flat import FlatIndex
+from service.index.rows import Index, Layout, SavedFile
 
 log = structlog.get_logger(__name__)
 
+EXACT_UP_TO = 50_000
+"""Rows; above it the index is compressed. A flat scan of so many takes some 15 ms."""
+
 _BATCH = 4096
+_SAVE_EVERY = 20_000  # changes
+_PAUSE_SECONDS = 60.0  # after a renewal failed
+_STRAY_SECONDS = 7 * 24 * 3600
+_KINDS: dict[str, type[Index]] = {"flat": FlatIndex, "compressed": CompressedIndex}
 
 
 class Follower:
-    """The index of one generation and aggregation, always as new as the database.
+    """The index of one generation, always as new as the database: of videos, or with `kind` "frame" of frames.
 
-    Use `current` for every search: FAISS must not be searched while it is changed, so searches and changes take
-    turns. (A search keeps every core busy already; two at once would only wait for each other in there.)
+    Use `current` for every search: FAISS must not be searched while it is changed, so searches share the index and
+    changes have it alone.
     """
 
-    def __init__(self, db: Database, folder: Path, generation: Generation, aggregation: Aggregation) -> None:
+    def __init__(
+        self,
+        db: Database,
+        folder: Path,
+        generation: Generation,
+        kind: Kind,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+    ) -> None:
+        self.exact_up_to = exact_up_to
         self._db = db
         self._folder = folder
         self._generation = generation
-        self._aggregation = aggregation
-        self._lock = threading.Lock()
-        self._index: VectorIndex = FlatIndex(generation.dimension)
+        self._kind = kind
+        self._layout = Layout(generation.dimension, captions=kind != "frame")
+        self._gate = _Gate()
+        self._saving = threading.Lock()
+        self._index: Index = FlatIndex(self._layout)
         self._seen = 0
-        self._saved = 0
+        self._saved = -1
+        self._owner = FileLock(folder / f"{self._manifest.stem}.lock", is_singleton=False, thread_local=False)
+        self._building: threading.Thread | None = None
+        self._not_before = 0.0
+        self._closed = False
         with db.write() as connection:
             self._library = catalog.library_id(connection)
         self._load()
-        with self.current():
-            pass  # catch up now rather than in the first search
+        with self._db.read() as connection:
+            self._catch_up(connection, now=True)  # here rather than in the first search
 
     @property
     def generation(self) -> Generation:
@@ -59,79 +92,253 @@ class Follower:
         return self._generation
 
     @contextmanager
-    def current(self) -> Iterator[VectorIndex]:
-        """The index, caught up, for as long as the block lasts."""
-        with self._lock:
-            self._catch_up()
-            yield self._index
+    def current(self) -> Iterator[tuple[Index, sa.Connection]]:
+        """The index and a snapshot of the database, of the same state, for as long as the block lasts."""
+        # A transaction's snapshot is taken by its first statement, which is why that stands inside the gate: no
+        # change can be in the index that is not in the snapshot. The connection comes first, for those who hold the
+        # gate must not wait for one that a thread at the gate holds.
+        for _ in range(8):
+            with self._db.read() as connection:
+                with self._gate.reading():
+                    if self._seen == catalog.last_change(connection):
+                        yield self._index, connection
+                        return
+                with self._gate.writing():
+                    self._catch_up(connection)
+        # Others changed it each time in between: keep them out.
+        with self._db.read() as connection, self._gate.writing():
+            self._catch_up(connection)
+            yield self._index, connection
 
     def save(self) -> None:
-        """Write a snapshot, unless nothing changed since the last one."""
-        with self._lock:
-            if self._seen == self._saved and self._manifest.exists():
+        """Write a snapshot, unless nothing changed since the last one or another process looks after it. Searches
+        and changes go on meanwhile. A snapshot that cannot be written costs the next start time, nothing else."""
+        try:
+            self._save()
+        except OSError as error:
+            log.warning("the index snapshot could not be saved", reason=str(error))
+
+    def close(self) -> None:
+        """Save, and let go of every file; nothing can be searched afterwards."""
+        self._closed = True
+        if self._building is not None:
+            self._building.join()
+        self.save()
+        self._index.close()
+        self._owner.release()
+
+    # --- the snapshot on disk
+
+    def _save(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._saving:
+            try:
+                self._owner.acquire(blocking=False)  # and keep it: one process at a time writes and removes
+            except Timeout:
                 return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # The manifest is renamed last and names its index file, so that the pair is whole or not there.
-            target = self._folder / f"{self._manifest.stem}-{self._seen}.faiss"
-            aside = target.with_suffix(f".{os.getpid()}.tmp")
-            self._index.save(aside)
-            manifest = {**self._identity, "seen": self._seen, "file": target.name, "sha256": _sha256(aside)}
-            _sync(aside)
-            aside.replace(target)
-            aside.write_text(json.dumps(manifest))
-            _sync(aside)
+            with self._gate.reading():
+                seen, index = self._seen, self._index
+                if seen == self._saved:
+                    return
+                write = index.freeze()
+            state, files = write(self._folder)
+            manifest = {
+                **self._identity,
+                "seen": seen,
+                "index": index.kind,
+                "state": state,
+                "files": [astuple(file) for file in files],
+            }
+            before = {file.name for file in _files(_json(self._manifest))}
+            # Renamed last, when all that it names is synced: the snapshot is whole or not there.
+            aside = self._manifest.with_suffix(f".{os.getpid()}.tmp")
+            write_whole(aside, lambda file: file.write(json.dumps(manifest).encode()))
             aside.replace(self._manifest)
-            self._saved = self._seen
-            for old in self._folder.glob(f"{self._manifest.stem}-*.faiss"):
-                if old != target:
-                    old.unlink(missing_ok=True)
+            self._saved = seen
+            for name in before - {file.name for file in files}:
+                (self._folder / name).unlink(missing_ok=True)
 
     @property
     def _manifest(self) -> Path:
-        return self._folder / f"{self._generation.id}-{self._aggregation}.json"
+        return self._folder / f"{self._generation.id}-{self._kind}.json"
 
     @property
     def _identity(self) -> dict[str, str]:
-        return {"library": self._library, "generation": self._generation.id, "aggregation": self._aggregation}
+        return {"library": self._library, "generation": self._generation.id, "kind": self._kind}
 
     def _load(self) -> None:
+        if not self._manifest.exists():
+            log.info("no index snapshot, building the index from the database", kind=self._kind)
+            return
         try:
-            manifest = json.loads(self._manifest.read_text())
+            manifest = _json(self._manifest)
             if any(manifest.get(name) != value for name, value in self._identity.items()):
-                raise ValueError("it belongs to another library")
-            path = self._folder / Path(manifest["file"]).name
-            if _sha256(path) != manifest["sha256"]:
-                raise ValueError("its checksum is wrong")
+                raise ValueError("it cannot be read, or belongs to another library")
             with self._db.read() as connection:
                 if manifest["seen"] > catalog.last_change(connection):
                     raise ValueError("it is newer than the database")
-            self._index = FlatIndex.load(path, self._generation.dimension)
+            self._verify(_files(manifest))
+            self._index = _KINDS[manifest["index"]].load(self._layout, self._folder, manifest["state"])
             self._seen = self._saved = manifest["seen"]
-        except FileNotFoundError:
-            log.info("no index snapshot, building the index from the database")
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             log.warning("the index snapshot is not used, building from the database", reason=str(error))
+        self._sweep()
 
-    def _catch_up(self) -> None:
-        with self._db.read() as connection:
+    def _verify(self, files: list[SavedFile]) -> None:
+        def wrong(file: SavedFile) -> bool:
+            return digest(self._folder / file.name, file.size_bytes) != file.sha256
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            broken = [file.name for file, bad in zip(files, pool.map(wrong, files), strict=True) if bad]
+        if broken:
+            raise ValueError(f"the checksum of {broken[0]} is wrong")
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed left behind, once nobody can be using it any more."""
+        named = {file.name for path in self._folder.glob("*.json") for file in _files(_json(path))}
+        for path in self._folder.iterdir():
+            if path.suffix not in (".json", ".lock") and path.name not in named:
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > _STRAY_SECONDS:
+                        path.unlink()
+
+    # --- following
+
+    def _catch_up(self, connection: sa.Connection, *, now: bool = False) -> None:
+        """Apply what came since; the gate is held. With `now` a better index is made on the way, not beside."""
+        last = catalog.last_change(connection)
+        changed = catalog.changed_since(connection, self._seen)
+        for start in range(0, len(changed), _BATCH):
+            self._apply(connection, self._index, changed[start : start + _BATCH])
+            if now and self._wants_another():
+                self._index, old = self._copied(self._index), self._index
+                old.close()
+        self._seen = max(self._seen, last)
+        if not now and self._building is None and not self._closed and time.monotonic() > self._not_before:
+            if self._wants_another():
+                self._start(self._rebuild)
+            elif self._seen - self._saved > _SAVE_EVERY:
+                self._start(self.save)
+
+    def _apply(self, connection: sa.Connection, index: Index, changed: list[int]) -> None:
+        entries = catalog.searchable(connection, changed, self._generation, self._kind)
+        index.replace(np.array(changed, dtype=np.int64), entries)
+
+    # --- another index beside
+
+    def _wanted_kind(self) -> str:
+        # Back to exact only well below, so that a library at the border does not go to and fro.
+        border = self.exact_up_to if self._index.kind == "flat" else self.exact_up_to // 2
+        return "flat" if len(self._index) <= border else "compressed"
+
+    def _wants_another(self) -> bool:
+        return self._index.stale or self._wanted_kind() != self._index.kind
+
+    def _start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._not_before = time.monotonic() + _PAUSE_SECONDS
+                log.exception("the index could not be renewed; the old one serves on", reason=str(error))
+            finally:
+                self._building = None
+
+        self._building = threading.Thread(target=run, name="index", daemon=True)
+        self._building.start()
+
+    def _rebuild(self) -> None:
+        """Build another index from the rows of this one while it serves, and put it in its place."""
+        started = time.perf_counter()
+        with self._gate.reading():
+            old, seen, rows = self._index, self._seen, self._index.rows
+        new = self._copied(old, rows=rows, gate=self._gate)
+        while True:
+            with self._db.read() as connection:
+                changed = catalog.changed_since(connection, seen)
+                if len(changed) <= _BATCH or self._closed:
+                    break
+                last = catalog.last_change(connection)
+                for start in range(0, len(changed), _BATCH):
+                    self._apply(connection, new, changed[start : start + _BATCH])
+                seen = last
+        with self._saving, self._db.read() as connection, self._gate.writing():
             last = catalog.last_change(connection)
-            if last == self._seen:
-                return
-            changed = catalog.changed_since(connection, self._seen)
-            for start in range(0, len(changed), _BATCH):
-                self._apply(connection, changed[start : start + _BATCH])
-        self._seen = last
+            self._apply(connection, new, catalog.changed_since(connection, seen))
+            self._index, self._seen = new, last
+            self._saved = -1
+            old.close()
+        seconds = round(time.perf_counter() - started, 1)
+        log.info("the index was renewed", kind=new.kind, rows=new.rows, seconds=seconds)
+        self.save()
 
-    def _apply(self, connection: sa.Connection, changed: list[int]) -> None:
-        keys, pictures, captions = catalog.searchable(connection, changed, self._generation, self._aggregation)
-        self._index.replace(np.array(changed, dtype=np.int64), keys, pictures, captions)
+    def _copied(self, old: Index, rows: int | None = None, gate: _Gate | None = None) -> Index:
+        """An index of the kind that is wanted, with what is alive of the first `rows` rows. Between batches others
+        may pass `gate`; what they change is applied by the caller."""
+        gate = gate or _Gate()
+        with gate.reading():
+            kind, count = self._wanted_kind(), len(old)
+            some = old.some(TRAINING_ROWS)
+        new: Index = FlatIndex(self._layout)
+        if kind == "compressed":
+            sample = []
+            for start in range(0, len(some), _BATCH):
+                with gate.reading():
+                    sample.append(old.get(some[start : start + _BATCH]))
+            new = CompressedIndex.train(self._layout, self._folder, np.concatenate(sample), count)
+        nobody = np.zeros(0, dtype=np.int64)
+        for start in range(0, old.rows if rows is None else rows, _BATCH):
+            with gate.reading():
+                entries = old.entries(start, min(start + _BATCH, old.rows if rows is None else rows))
+            new.replace(nobody, entries)
+        return new
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _files(manifest: dict[str, Any]) -> list[SavedFile]:
+    return [SavedFile(Path(name).name, size, sha256) for name, size, sha256 in manifest.get("files", ())]
+
+
+class _Gate:
+    """Many readers or one writer. A writer that waits goes before readers that come later."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writers = 0
+        self._writing = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Shared."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writers)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone."""
+        with self._changed:
+            self._writers += 1
+            self._changed.wait_for(lambda: not self._readers and not self._writing)
+            self._writing = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._writing = False
+                self._changed.notify_all()

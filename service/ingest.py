@@ -145,9 +145,11 @@ class Ingest:
         with self._db.write() as connection:
             video = catalog.video(connection, video_id)
             catalog.update_video(connection, video.key, **values)
-            if "caption" in values and caption != video.caption and video.status == "ready":
-                catalog.put_text(connection, video.key, self._embedder().generation, vector)
-                catalog.record_change(connection, video.key)
+            if video.status == "ready":
+                if "caption" in values and caption != video.caption:
+                    catalog.put_text(connection, video.key, self._embedder().generation, vector)
+                if values.keys() & {"caption", "category"}:
+                    catalog.record_change(connection, video.key)
             return catalog.video(connection, video_id)
 
     def resample(self, video_id: str, sampling: Sampling) -> Video:

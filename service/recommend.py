@@ -7,51 +7,36 @@ The score of a video for a question, per modality m with similarity s_m:
         zscore:  a_m = w_m / (w_v + w_t) / std_m,    b_m = mean_m     (a_m = 0 where std_m < 1e-6)
 
 A video without a caption counts as one of average text similarity, s_t = mean_t, which is neither reward nor
-punishment, and under zscore contributes 0. All of it is linear in the stored vectors, so the index answers it
-exactly in one search; the best candidates are then computed again in double precision for the breakdown.
+punishment, and under zscore contributes 0. Several examples are one: the mean of their vectors, each with its weight,
+those to be unlike subtracted; its similarity is the same mean of the single similarities. All of it is linear in
+the stored vectors, so the index answers it in one search; the best candidates are then computed again in double
+precision for the breakdown.
+
+Moments are the same over the index of all frames. A caption says nothing of a moment: only what is seen counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import sqlalchemy as sa
 
 from service import catalog
-from service.db import Database
-from service.domain import (
-    Aggregation,
-    CategoryMode,
-    Fusion,
-    Generation,
-    Keys,
-    Vectors,
-    Video,
-    Weights,
-    check_k,
-)
-from service.embedder import Embedder
-from service.errors import InvalidInput, NotReady, Unavailable
+from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Vectors, Video, Weights
+from service.errors import InvalidInput, NotReady
 from service.follower import Follower
-from service.index import VectorIndex
+from service.index.rows import Index, Rows
+from service.question import MAX_DEPTH, Cursor, Question, Scope
+from service.ranking import Line, Numbers, diverse, interval, lines, order, rounded, spans
 
-_SMALLEST_STD = 1e-6
 _EXTRA = 32
-_NO_KEYS: Keys = np.zeros(0, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Which videos may be answered. `same` and `other` are relative to the query video's category."""
-
-    category: tuple[str, ...] = ()
-    exclude_category: tuple[str, ...] = ()
-    category_mode: CategoryMode = "any"
-
-
-EVERYWHERE = Scope()
+_POOL = 10
+_POOL_LEAST, _POOL_MORE = 100, 1000
+_FRAMES_PER_MOMENT = 4
+_LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +51,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The frame of a hit that answers best. `time` is seconds from the clip's start."""
+    """The frame of a hit that answers best. Seconds from the clip's start; `start` and `end` of the neighbouring
+    frames that answer nearly as well are known with group_by=moment only."""
 
     time: float
     frame: int
     similarity: float
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,215 +82,339 @@ class Answer:
     fusion: Fusion
     generation: str
     exact: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """The score of one modality: a (s - b), and what a missing caption counts as."""
-
-    a: float
-    b: float
-    mean: float
+    next_cursor: str | None
 
 
 class Recommender:
-    """Answers questions about one library."""
+    """Answers questions about one library. `frames` gives the index of all frames when a moment is first asked for."""
 
-    def __init__(
-        self, db: Database, follower: Follower, aggregation: Aggregation, embedder: Callable[[], Embedder]
-    ) -> None:
-        self._db = db
-        self._follower = follower
+    def __init__(self, videos: Follower, frames: Callable[[], Follower], aggregation: Aggregation) -> None:
+        self._videos = videos
+        self._frames = frames
         self._aggregation = aggregation
-        self._embedder = embedder
 
     @property
     def generation(self) -> Generation:
         """The generation that is searched."""
-        return self._follower.generation
+        return self._videos.generation
 
-    def like_video(
-        self,
-        video_id: str,
-        *,
-        weights: Weights,
-        fusion: Fusion = "cosine",
-        k: int = 10,
-        scope: Scope = EVERYWHERE,
-    ) -> Answer:
-        """The videos most like one in the catalogue, itself not among them.
+    def answer(self, question: Question) -> Answer:
+        """The best hits of a page. A video that is an example is never a hit.
 
-        Without a caption the text weight is 0. Raises NotFound, NotReady, InvalidInput.
+        Without a caption among the examples the text weight is 0. Raises NotFound, NotReady, InvalidInput, and Gone
+        for a cursor whose question has another answer now.
         """
-        with self._db.read() as connection:
-            video = catalog.video(connection, video_id)
-            picture = catalog.vectors(connection, video.key, self.generation, self._aggregation)
-            caption = catalog.vectors(connection, video.key, self.generation, "text")
-        if video.status != "ready" or picture is None:
-            raise NotReady(video.id, video.status)
-        return self._answer(
-            picture[0],
-            None if caption is None else caption[0],
-            weights=weights,
-            fusion=fusion,
-            k=k,
-            scope=scope,
-            own_category=(video.category,),
-            without=np.array([video.key], dtype=np.int64),
-        )
+        if question.group_by == "moment":
+            return self._moments(question)
+        with self._videos.current() as (index, connection):
+            target = _Target.of(connection, question, self.generation, self._aggregation)
+            cursor = _cursor(question, target)
+            statistics = cursor.statistics if cursor else index.similarity(target.picture, target.words)
+            search = _Search(index, connection, target, lines(statistics, target.weights, question.fusion), question)
+            found, more = search.diverse(cursor) if question.diversity else search.best(cursor)
+            offset = cursor.offset if cursor else 0
+            frames = catalog.vectors_of(connection, [one.video.key for one in found], self.generation, "frame")
+            hits = tuple(
+                Hit(
+                    rank=rank,
+                    score=one.score,
+                    video=one.video,
+                    video_part=Part(one.seen, target.weights.video, one.seen_part),
+                    text_part=Part(
+                        None if target.caption is None else one.read, target.weights.text, one.read_part, one.imputed
+                    ),
+                    moment=_moment(frames[one.video.key], target.picture, one.video),
+                )
+                for rank, one in enumerate(found, offset + 1)
+            )
+            following = None
+            if more and found and offset + len(found) < MAX_DEPTH:
+                shown = (*(cursor.shown if cursor else ()), *(one.video.key for one in found))
+                following = Cursor(
+                    question.digest(),
+                    target.state,
+                    statistics,
+                    offset + len(found),
+                    after=None if question.diversity else order(found[-1].score, found[-1].video.id),
+                    shown=shown if question.diversity else (),
+                ).write()
+        return Answer(hits, target.weights, question.fusion, self.generation.id, index.exact, following)
 
-    def like_vectors(
-        self,
-        picture: Vectors,
-        caption: Vectors | None,
-        *,
-        weights: Weights,
-        fusion: Fusion = "cosine",
-        k: int = 10,
-        scope: Scope = EVERYWHERE,
-    ) -> Answer:
-        """The videos most like a clip that is not in the catalogue, by its vectors (D,)."""
-        return self._answer(picture, caption, weights=weights, fusion=fusion, k=k, scope=scope)
+    def lookalikes(self, video: Video) -> list[Video]:
+        """The videos with the frames that are most like this one's: who might be a copy of it, the likeliest first.
 
-    def by_text(
-        self,
-        query: str,
-        *,
-        weights: Weights,
-        fusion: Fusion = "zscore",
-        k: int = 10,
-        scope: Scope = EVERYWHERE,
-    ) -> Answer:
-        """The videos that show, or whose captions say, what the query says. Raises InvalidInput, Unavailable."""
-        if not query.strip():
-            raise InvalidInput("query", "must not be empty")
-        embedder = self._embedder()
-        if embedder.generation.id != self.generation.id:
-            raise Unavailable("the library is being moved to another model; try again later")
-        vector = embedder.embed_texts([query])[0]
-        return self._answer(vector, vector, weights=weights, fusion=fusion, k=k, scope=scope)
+        Frames, not whole videos: a part of a clip, or one with other parts beside it, has another mean.
+        """
+        nearest: dict[int, float] = {}
+        with self._frames().current() as (index, connection):
+            frames = catalog.vectors(connection, video.key, self.generation, "frame")
+            if frames is None:
+                return []
+            for frame in frames[:: -(-len(frames) // _LOOKS)]:
+                rows, products = index.search(frame, _LOOKED_AT)
+                for key, product in zip(index.keys(rows).tolist(), products.tolist(), strict=True):
+                    nearest[key] = max(product, nearest.get(key, -1.0))
+            nearest.pop(video.key, None)
+            likeliest = sorted(nearest, key=lambda key: (-round(nearest[key], 6), key))[:_LOOKALIKES]
+            videos = catalog.videos_by_key(connection, likeliest)
+        return [videos[key] for key in likeliest]
 
-    def _answer(
-        self,
-        picture: Vectors,
-        caption: Vectors | None,
-        *,
-        weights: Weights,
-        fusion: Fusion,
-        k: int,
-        scope: Scope,
-        own_category: tuple[str | None] | None = None,
-        without: Keys = _NO_KEYS,
-    ) -> Answer:
-        check_k(k)
-        if caption is None:
+    def _moments(self, question: Question) -> Answer:
+        with self._frames().current() as (index, connection):
+            target = _Target.of(connection, question, self.generation, self._aggregation)
+            target = replace(target, caption=None, weights=replace(target.weights, text=0.0))
+            cursor = _cursor(question, target)
+            statistics = cursor.statistics if cursor else index.similarity(target.picture, target.words)
+            seen, _ = lines(statistics, target.weights, question.fusion)
+            where = _where(question.scope, target)
+            wanted, offset = question.k + 1, cursor.offset if cursor else 0
+            count = _FRAMES_PER_MOMENT * (wanted + offset) + _EXTRA
+            query = (seen.a * target.picture).astype(np.float32)
+            while True:
+                rows, products = index.search(query, count, where)
+                whole = len(rows) < count
+                # A moment is complete if its best frame is clearly better than the last that was found: then every
+                # frame as good as that, of whatever video, was found too.
+                floor = -np.inf if whole else float(products[-1]) - seen.a * seen.b + _margin(query)
+                hits = sorted(
+                    self._spans(connection, index.keys(rows), target, seen, statistics[0][1]),
+                    key=lambda hit: order(hit.score, hit.video.id, hit.moment.frame),
+                )
+                hits = [hit for hit in hits if hit.score > floor and _wanted(question, cursor, hit)]
+                if len(hits) >= wanted or whole or _below(question, floor):
+                    break
+                count *= 4
+            page = tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits[: question.k], offset + 1))
+            following = None
+            if len(hits) > question.k and offset + len(page) < MAX_DEPTH:
+                last = page[-1]
+                after = order(last.score, last.video.id, last.moment.frame)
+                following = Cursor(question.digest(), target.state, statistics, offset + len(page), after=after).write()
+        return Answer(page, target.weights, question.fusion, self.generation.id, index.exact, following)
+
+    def _spans(self, connection: sa.Connection, keys: Keys, target: _Target, seen: Line, std: float) -> Iterator[Hit]:
+        """Every moment of these videos."""
+        known = [key for key in dict.fromkeys(keys.tolist()) if key not in target.without]
+        videos = catalog.videos_by_key(connection, known)
+        frames = catalog.vectors_of(connection, known, self.generation, "frame")
+        for key, vectors in frames.items():
+            video = videos[key]
+            similarities = _similarities(vectors, target.picture)
+            for span in spans(similarities, std):
+                similarity = float(similarities[span.best])
+                score = seen.a * (similarity - seen.b)
+                start, end = interval(video.frame_times, span, video.duration_seconds)
+                yield Hit(
+                    rank=0,
+                    score=score,
+                    video=video,
+                    video_part=Part(similarity, target.weights.video, score),
+                    text_part=Part(None, 0.0, 0.0),
+                    moment=Moment(video.frame_times[span.best], span.best, similarity, start, end),
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Target:
+    """The examples of a question as one: vectors (D,), weights that can be used, and which videos they were."""
+
+    picture: Numbers
+    caption: Numbers | None
+    weights: Weights
+    without: frozenset[int]
+    categories: frozenset[str | None]
+    state: str
+
+    @property
+    def words(self) -> Numbers:
+        return np.zeros_like(self.picture) if self.caption is None else self.caption
+
+    @classmethod
+    def of(
+        cls, connection: sa.Connection, question: Question, generation: Generation, aggregation: Aggregation
+    ) -> _Target:
+        pictures = [(example.picture, example.weight) for example in question.examples]
+        captions = [(one.caption, one.weight) for one in question.examples if one.caption is not None]
+        without: set[int] = set()
+        categories: set[str | None] = set()
+        for like in question.likes:
+            video = catalog.video(connection, like.video_id)
+            picture = catalog.vectors(connection, video.key, generation, aggregation)
+            if video.status != "ready" or picture is None:
+                raise NotReady(video.id, video.status)
+            pictures.append((picture[0], like.weight))
+            caption = catalog.vectors(connection, video.key, generation, "text")
+            if caption is not None:
+                captions.append((caption[0], like.weight))
+            without.add(video.key)
+            if like.weight > 0:
+                categories.add(video.category)
+        weights = question.weights
+        if not captions:
             if weights.video == 0:
                 raise InvalidInput(
                     "video_weight",
                     "the query video has no caption, so a video_weight of 0 leaves nothing to compare",
                 )
             weights = replace(weights, text=0.0)
-        words = np.zeros_like(picture) if caption is None else caption
-        with self._follower.current() as index, self._db.read() as connection:
-            lines = _lines(index, picture, words, weights, fusion)
-            only = _keys_in_scope(connection, scope, own_category)
-            keys, pictures, captions, flags = _candidates(index, picture, words, lines, k, only, without)
-            videos = catalog.videos_by_key(connection, keys.tolist())
-            # A video that went, or is embedded anew, since the index's look at the database is no answer.
-            ready = {key for key, video in videos.items() if video.status == "ready"}
-            here = np.array([key in ready for key in keys.tolist()], dtype=bool)
-            keys, flags = keys[here], flags[here]
-            seen, read = _similarities(pictures[here], captions[here], flags, picture, words, lines)
-            parts = [line.a * (similarity - line.b) for line, similarity in zip(lines, (seen, read), strict=True)]
-            scores = parts[0] + parts[1]
-            order = sorted(range(len(keys)), key=lambda i: (-round(float(scores[i]), 9), videos[int(keys[i])].id))[:k]
-            frames = catalog.vectors_of(connection, keys[order].tolist(), self.generation, "frame")
-            exact = index.exact
-        hits: list[Hit] = []
-        for i in order:
-            video = videos[int(keys[i])]
-            text_similarity = None if caption is None else float(read[i])
-            hits.append(
-                Hit(
-                    rank=len(hits) + 1,
-                    score=float(scores[i]),
-                    video=video,
-                    video_part=Part(float(seen[i]), weights.video, float(parts[0][i])),
-                    text_part=Part(text_similarity, weights.text, float(parts[1][i]), bool(flags[i])),
-                    moment=_moment(frames[video.key], picture, video),
-                )
+        seen, read = _mean(pictures), _mean(captions) if captions else None
+        compared = hashlib.sha256(generation.id.encode() + aggregation.encode() + seen.tobytes())
+        compared.update(b"" if read is None else read.tobytes())
+        without |= catalog.keys_of(connection, question.exclude)
+        return cls(seen, read, weights, frozenset(without), frozenset(categories), compared.hexdigest()[:16])
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A candidate with what its score is made of."""
+
+    video: Video
+    row: int
+    score: float
+    seen: float
+    read: float
+    seen_part: float
+    read_part: float
+    imputed: bool
+
+
+class _Search:
+    """One search over videos, in one state of index and database."""
+
+    def __init__(
+        self, index: Index, connection: sa.Connection, target: _Target, both: tuple[Line, Line], question: Question
+    ) -> None:
+        self._index = index
+        self._connection = connection
+        self._target = target
+        self._seen, self._read = both
+        self._question = question
+        self._where = _where(question.scope, target)
+        neutral = np.array([self._read.a * self._read.mean])
+        parts = (self._seen.a * target.picture, self._read.a * target.words, neutral)
+        self._query: Vectors = np.concatenate(parts).astype(np.float32)
+
+    def best(self, cursor: Cursor | None) -> tuple[list[_Found], bool]:
+        """The best k behind the cursor, and whether there are more."""
+        k = self._question.k
+        found = self._ranked(k + 1, cursor, self._target.without)
+        return found[:k], len(found) > k
+
+    def diverse(self, cursor: Cursor | None) -> tuple[list[_Found], bool]:
+        """The next k by maximal marginal relevance, among the best of several times as many."""
+        k, shown = self._question.k, cursor.shown if cursor else ()
+        pool = max(_POOL_LEAST, min(_POOL * k, k + _POOL_MORE))
+        found = self._ranked(pool, None, self._target.without | frozenset(shown))
+        before = self._index.rows_of(np.array(shown, dtype=np.int64))
+        taken = diverse(
+            np.array([one.score for one in found]),
+            *self._vectors(np.array([one.row for one in found], dtype=np.int64)),
+            (self._seen, self._read),
+            self._question.diversity,
+            k,
+            self._vectors(before),
+        )
+        return [found[place] for place in taken], len(found) > k
+
+    def _ranked(self, wanted: int, cursor: Cursor | None, without: frozenset[int]) -> list[_Found]:
+        """The best `wanted` behind the cursor and whatever ties with the last of them, in order, and no more than
+        `wanted` of those."""
+        count = wanted + (cursor.offset if cursor else 0) + len(without) + _EXTRA
+        constant = self._seen.a * self._seen.b + self._read.a * self._read.b
+        while True:
+            rows, products = self._index.search(self._query, count, self._where)
+            keys = self._index.keys(rows)
+            kept = ~np.isin(keys, list(without)) if without else np.ones(len(keys), dtype=np.bool_)
+            found = [one for one in self._scored(rows[kept], keys[kept]) if _wanted(self._question, cursor, one)]
+            found.sort(key=lambda one: order(one.score, one.video.id))
+            if len(rows) < count:
+                return found[:wanted]
+            floor = float(products[-1]) - constant + _margin(self._query)
+            if (len(found) >= wanted and found[wanted - 1].score > floor) or _below(self._question, floor):
+                return found[:wanted]
+            count *= 4
+
+    def _scored(self, rows: Rows, keys: Keys) -> list[_Found]:
+        pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
+        seen = _similarities(pictures, self._target.picture)
+        read = np.where(captioned, _similarities(captions, self._target.words), self._read.mean)
+        seen_parts, read_parts = self._seen(seen), self._read(read)
+        videos = catalog.videos_by_key(self._connection, keys.tolist())
+        return [
+            _Found(
+                video=videos[key],
+                row=row,
+                score=float(seen_parts[n] + read_parts[n]),
+                seen=float(seen[n]),
+                read=float(read[n]),
+                seen_part=float(seen_parts[n]),
+                read_part=float(read_parts[n]),
+                imputed=not captioned[n],
             )
-        return Answer(tuple(hits), weights, fusion, self.generation.id, exact)
+            for n, (row, key) in enumerate(zip(rows.tolist(), keys.tolist(), strict=True))
+        ]
+
+    def _vectors(self, rows: Rows) -> tuple[Numbers, Numbers]:
+        """Pictures and captions (N, D) in double precision, the mean caption where one is missing."""
+        pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
+        whole = np.where(captioned[:, None], captions, self._index.mean_caption)
+        return pictures.astype(np.float64), whole.astype(np.float64)
 
 
-def _lines(
-    index: VectorIndex, picture: Vectors, words: Vectors, weights: Weights, fusion: Fusion
-) -> tuple[_Line, _Line]:
-    statistics = index.similarity(picture, words)
-    total = weights.video + weights.text
-    lines = []
-    for (mean, std), weight in zip(statistics, (weights.video, weights.text), strict=True):
-        if fusion == "zscore":
-            lines.append(_Line(weight / total / std if std >= _SMALLEST_STD else 0.0, mean, mean))
-        else:
-            lines.append(_Line(weight / total, 0.0, mean))
-    return lines[0], lines[1]
-
-
-def _keys_in_scope(connection: sa.Connection, scope: Scope, own_category: tuple[str | None] | None) -> Keys | None:
-    include: Sequence[str | None] | None = scope.category or None
-    exclude: tuple[str | None, ...] = scope.exclude_category
-    if scope.category_mode != "any":
-        if own_category is None:
-            raise InvalidInput("category_mode", "same and other need a query video that is in the catalogue")
-        if scope.category_mode == "other":
-            exclude = (*exclude, *own_category)
-        elif include is None or own_category[0] in include:
-            include = own_category
-        else:
-            return _NO_KEYS
-    if include is None and not exclude:
+def _cursor(question: Question, target: _Target) -> Cursor | None:
+    if question.cursor is None:
         return None
-    return catalog.keys_in_categories(connection, include=include, exclude=exclude)
+    cursor = Cursor.read(question.cursor)
+    cursor.check(question.digest(), target.state)
+    return cursor
 
 
-def _candidates(
-    index: VectorIndex,
-    picture: Vectors,
-    words: Vectors,
-    lines: tuple[_Line, _Line],
-    k: int,
-    only: Keys | None,
-    without: Keys,
-) -> tuple[Keys, Vectors, Vectors, Vectors]:
-    """The best k and whatever ties with the last of them, so that ties can be broken by id."""
-    seen, read = lines
-    query = np.concatenate([seen.a * picture, read.a * words, [read.a * read.mean]]).astype(np.float32)
-    count = k + _EXTRA
-    while True:
-        keys, products = index.search(query, count, only=only, without=without)
-        # What single precision and the order of a sum can do to a product, generously.
-        margin = 1e-5 * max(1.0, float(np.linalg.norm(query)))
-        if len(keys) < count or products[k - 1] - products[-1] > margin:
-            return keys, *index.get(keys)
-        count *= 4
+def _wanted(question: Question, cursor: Cursor | None, one: _Found | Hit) -> bool:
+    """Whether a hit is good enough, and stands behind the cursor."""
+    if question.min_score is not None and one.score < question.min_score:
+        return False
+    if cursor is None or cursor.after is None:
+        return True
+    return order(one.score, one.video.id, one.moment.frame if isinstance(one, Hit) else 0) > cursor.after
 
 
-def _similarities(
-    pictures: Vectors,
-    captions: Vectors,
-    flags: Vectors,
-    picture: Vectors,
-    words: Vectors,
-    lines: tuple[_Line, _Line],
-) -> tuple[np.ndarray, np.ndarray]:
+def _below(question: Question, floor: float) -> bool:
+    """Whether all that was not found yet is not wanted."""
+    return question.min_score is not None and floor < question.min_score
+
+
+def _where(scope: Scope, target: _Target) -> Categories:
+    include: frozenset[str | None] | None = frozenset(scope.category) or None
+    exclude: frozenset[str | None] = frozenset(scope.exclude_category)
+    if scope.category_mode != "any" and not target.categories:
+        raise InvalidInput("category_mode", "same and other need a video of the library to be like")
+    if scope.category_mode == "other":
+        exclude |= target.categories
+    elif scope.category_mode == "same":
+        include = target.categories if include is None else include & target.categories
+    return Categories(include, exclude)
+
+
+def _mean(weighted: list[tuple[Vectors, float]]) -> Numbers:
+    """(D,) the mean of vectors, each with its weight, whose sign counts."""
+    total = sum(abs(weight) for _, weight in weighted)
+    parts = [vector.astype(np.float64) * (weight / total) for vector, weight in weighted]
+    mean: Numbers = np.sum(parts, axis=0, dtype=np.float64)
+    return mean
+
+
+def _similarities(vectors: Vectors, query: Numbers) -> Numbers:
     # Row by row in double precision: equal vectors get equal scores, wherever in a matrix they stand.
-    seen = (pictures.astype(np.float64) * picture.astype(np.float64)).sum(axis=1)
-    read = (captions.astype(np.float64) * words.astype(np.float64)).sum(axis=1)
-    return seen, np.where(flags > 0, lines[1].mean, read)
+    products: Numbers = (vectors.astype(np.float64) * query).sum(axis=1)
+    return products
 
 
-def _moment(frames: Vectors, picture: Vectors, video: Video) -> Moment:
-    similarities = frames.astype(np.float64) @ picture.astype(np.float64)
-    best = int(np.argmax(similarities))
-    return Moment(time=video.frame_times[best], frame=best, similarity=float(similarities[best]))
+def _margin(query: Vectors) -> float:
+    """What single precision and the order of a sum can do to a product, generously."""
+    return 1e-5 * max(1.0, float(np.linalg.norm(query)))
+
+
+def _moment(frames: Vectors, picture: Numbers, video: Video) -> Moment:
+    similarities = _similarities(frames, picture)
+    best = int(np.argmax(rounded(similarities)))
+    return Moment(video.frame_times[best], best, float(similarities[best]))

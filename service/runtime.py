@@ -12,9 +12,11 @@ import structlog
 from service import catalog, db, embedder, jobs
 from service.config import Settings
 from service.db import Database
-from service.domain import Generation
+from service.domain import Generation, Kind
+from service.duplicates import Duplicates
 from service.embedder import Embedder
 from service.errors import ConfigurationError
+from service.examples import Examples
 from service.files import Files
 from service.follower import Follower
 from service.ingest import Ingest
@@ -27,14 +29,16 @@ log = structlog.get_logger(__name__)
 class Runtime:
     """Everything that one process needs, wired.
 
-    `pictures` False leaves the picture tower out of the model. `asking` is for those that only ask: where no model is
-    set, theirs is the one that the library was embedded with.
+    `pictures` False leaves the picture tower out of the model until a picture is asked about. `asking` is for those
+    that only ask: where no model is set, theirs is the one that the library was embedded with.
     """
 
     def __init__(self, settings: Settings, *, asking: bool = False, pictures: bool = True) -> None:
         self.settings = settings
         self._pictures = pictures
-        self._building = threading.RLock()
+        self._model: Embedder | None = None
+        self._loading = threading.Lock()
+        self._building = threading.Lock()
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
         self.db = Database(settings.database)
@@ -52,17 +56,22 @@ class Runtime:
     def _decoders(self) -> int:
         return max(1, min(4, os.cpu_count() or 1))
 
-    def embedder(self) -> Embedder:
-        """The model, loaded when first asked for. Raises ConfigurationError, ModelUnavailable."""
-        with self._building:
-            return self._embedder
-
-    @cached_property
-    def _embedder(self) -> Embedder:
-        settings = self.settings
-        return embedder.load(
-            settings.model, device=settings.device, precision=settings.precision, pictures=self._pictures
-        )
+    def embedder(self, *, pictures: bool = False) -> Embedder:
+        """The model, loaded when first asked for; with `pictures`, one that has its picture tower. Raises
+        ConfigurationError, ModelUnavailable."""
+        model = self._model
+        if model is None or (pictures and not model.sees):
+            with self._loading:
+                if self._model is None or (pictures and not self._model.sees):
+                    settings = self.settings
+                    self._model = embedder.load(
+                        settings.model,
+                        device=settings.device,
+                        precision=settings.precision,
+                        pictures=pictures or self._pictures,
+                    )
+                model = self._model
+        return model
 
     @cached_property
     def ingest(self) -> Ingest:
@@ -78,13 +87,25 @@ class Runtime:
 
     @cached_property
     def follower(self) -> Follower:
-        """The index of the active generation. Raises ConfigurationError where nothing was ever embedded."""
+        """The index of the active generation's videos. Raises ConfigurationError where nothing was ever embedded."""
+        return self._follow(self.settings.aggregation)
+
+    def frames(self) -> Follower:
+        """The index of the active generation's frames, built when first asked for."""
+        with self._building:
+            return self._frames
+
+    @cached_property
+    def _frames(self) -> Follower:
+        return self._follow("frame")
+
+    def _follow(self, kind: Kind) -> Follower:
         generation = self._active()
         if generation is None:
             raise ConfigurationError(
                 f"the library in {self.settings.data_dir} is empty: add videos with `reelsrs embed` or `reelsrs serve`"
             )
-        return Follower(self.db, self.settings.data_dir / "index", generation, self.settings.aggregation)
+        return Follower(self.db, self.settings.data_dir / "index", generation, kind)
 
     def _active(self) -> Generation | None:
         with self.db.read() as connection:
@@ -93,7 +114,17 @@ class Runtime:
     @cached_property
     def recommender(self) -> Recommender:
         """The way out."""
-        return Recommender(self.db, self.follower, self.settings.aggregation, self.embedder)
+        return Recommender(self.follower, self.frames, self.settings.aggregation)
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """Who is a copy of whom."""
+        return Duplicates(self.db, self.files, self.decoder, self.recommender.lookalikes)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """What somebody searches with."""
+        return Examples(self.decoder, self.embedder, self.follower.generation, self.settings.aggregation)
 
     def activate(self) -> Generation:
         """Make the model of the settings the library's. Videos that have no vectors of it yet are queued again;
@@ -115,9 +146,10 @@ class Runtime:
         return generation
 
     def close(self) -> None:
-        """Save the index snapshot if there is one to save, end the child processes, close the database."""
-        if "follower" in self.__dict__:
-            self.follower.save()
+        """Save the index snapshots if there are any to save, end the child processes, close the database."""
+        for follower in ("follower", "_frames"):
+            if follower in self.__dict__:
+                getattr(self, follower).close()
         if "decoder" in self.__dict__:
             self.decoder.close()
         self.db.close()

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.domain import MAX_K, CategoryMode, Fusion, Status
+from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion, Status
 from service.domain import Video as DomainVideo
+from service.domain import Weights as DomainWeights
+from service.duplicates import Duplicate as DomainDuplicate
+from service.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
 from service.recommend import Answer as DomainAnswer
 from service.recommend import Hit as DomainHit
-from service.recommend import Scope
 
 _ID = "5f2d9c31ab047e68"
 _URLS = {
@@ -52,7 +54,7 @@ _HIT = {
         "video": {"similarity": 0.86, "weight": 0.7, "contribution": 0.602},
         "text": {"similarity": 0.7, "weight": 0.3, "contribution": 0.21, "imputed": False},
     },
-    "moment": {"time": 1.44, "frame": 4, "similarity": 0.83},
+    "moment": {"time": 1.44, "frame": 4, "similarity": 0.83, "start": None, "end": None},
 }
 
 
@@ -229,6 +231,8 @@ class Moment(BaseModel):
     time: float = Field(description="seconds from the clip's start")
     frame: int
     similarity: float
+    start: float | None = Field(description="with `group_by=moment`: seconds at which it begins")
+    end: float | None = Field(description="with `group_by=moment`: seconds at which it ends")
 
 
 class Hit(BaseModel):
@@ -259,7 +263,13 @@ class Hit(BaseModel):
                     imputed=read.imputed,
                 ),
             ),
-            moment=Moment(time=hit.moment.time, frame=hit.moment.frame, similarity=hit.moment.similarity),
+            moment=Moment(
+                time=hit.moment.time,
+                frame=hit.moment.frame,
+                similarity=hit.moment.similarity,
+                start=hit.moment.start,
+                end=hit.moment.end,
+            ),
         )
 
 
@@ -280,6 +290,7 @@ class Answer(BaseModel):
             "fusion": "cosine",
             "generation": "g0123456789abcdef",
             "exact": True,
+            "next_cursor": None,
         }
     )
 
@@ -288,6 +299,7 @@ class Answer(BaseModel):
     fusion: Fusion
     generation: str
     exact: bool = Field(description="whether this is the exact answer over the whole catalogue")
+    next_cursor: str | None = Field(description="hand it in as `cursor`, with the same parameters, for the next page")
 
     @classmethod
     def of(cls, answer: DomainAnswer) -> Answer:
@@ -298,7 +310,29 @@ class Answer(BaseModel):
             fusion=answer.fusion,
             generation=answer.generation,
             exact=answer.exact,
+            next_cursor=answer.next_cursor,
         )
+
+
+class Duplicate(BaseModel):
+    """A video that shows the same recording, or a part of it."""
+
+    video: VideoSummary
+    similarity: float = Field(description="how much of one the other explains, pixel by pixel; 1 is all")
+
+
+class DuplicateList(BaseModel):
+    """The near-duplicates of a video, best first."""
+
+    model_config = _examples({"items": [{"video": _SHORT, "similarity": 0.97}], "next_cursor": None})
+
+    items: list[Duplicate]
+    next_cursor: str | None = None
+
+    @classmethod
+    def of(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
+        """From the core's."""
+        return cls(items=[Duplicate(video=VideoSummary.of(one.video), similarity=one.similarity) for one in found])
 
 
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -311,23 +345,88 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    k: Count = Field(10, description="number of hits")
+    k: Count = Field(10, description="number of hits on a page")
     video_weight: Weight = Field(0.7, description="weight of what is seen")
     text_weight: Weight = Field(0.3, description="weight of what is written")
     category: list[Name] = Field([], max_length=100, description="only videos in one of these")
     exclude_category: list[Name] = Field([], max_length=100, description="no videos in any of these")
-    category_mode: CategoryMode = Field("any", description="relative to the query video's category")
+    category_mode: CategoryMode = Field(
+        "any", description="`same` or `other` category as the videos to be like; needs such a video"
+    )
+    diversity: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="0: the best hits; towards 1: hits unlike those before them (maximal marginal relevance)"
+    )
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="leave out hits with a lower score; what is low differs from question to question"
+    )
+    cursor: str | None = Field(None, max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before")
 
-    @property
-    def scope(self) -> Scope:
-        """The filters, for the core."""
-        return Scope(tuple(self.category), tuple(self.exclude_category), self.category_mode)
+    def question(
+        self,
+        fusion: Fusion,
+        *,
+        likes: tuple[Like, ...] = (),
+        examples: tuple[Example, ...] = (),
+        exclude: tuple[str, ...] = (),
+        group_by: GroupBy = "video",
+    ) -> Question:
+        """For the core. Raises InvalidInput."""
+        return Question(
+            weights=DomainWeights(self.video_weight, self.text_weight),
+            fusion=fusion,
+            likes=likes,
+            examples=examples,
+            exclude=exclude,
+            k=self.k,
+            scope=Scope(tuple(self.category), tuple(self.exclude_category), self.category_mode),
+            diversity=self.diversity,
+            min_score=self.min_score,
+            group_by=group_by,
+            cursor=self.cursor,
+        )
+
+
+_FUSION = "how the two similarities are brought together"
+_GROUP_BY = "`video`: a hit a video; `moment`: a hit a moment of a video, over the frames of all"
 
 
 class RecommendationParameters(Parameters):
     """Of a recommendation from a video."""
 
-    fusion: Fusion = Field("cosine", description="how the two similarities are brought together")
+    fusion: Fusion = Field("cosine", description=_FUSION)
+
+
+class ExampleVideo(BaseModel):
+    """A video to be like, or unlike."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Name
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+
+class RecommendationRequest(Parameters):
+    """Of a recommendation from several videos."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"positive": [{"id": _ID, "weight": 2}], "negative": [], "exclude": [], "k": 5}]
+        },
+    )
+
+    positive: list[ExampleVideo] = Field([], max_length=100, description="more like these")
+    negative: list[ExampleVideo] = Field([], max_length=100, description="less like these")
+    exclude: list[Name] = Field([], max_length=1000, description="ids that are no answer; unknown ones are ignored")
+    fusion: Fusion = Field("cosine", description=_FUSION)
+
+    @property
+    def likes(self) -> tuple[Like, ...]:
+        """The examples, for the core."""
+        return (
+            *(Like(one.id, one.weight) for one in self.positive),
+            *(Like(one.id, -one.weight) for one in self.negative),
+        )
 
 
 class TextSearch(Parameters):
@@ -341,16 +440,36 @@ class TextSearch(Parameters):
     )
 
     query: str = Field(min_length=1, max_length=10_000)
-    fusion: Fusion = Field("zscore", description="how the two similarities are brought together")
+    fusion: Fusion = Field("zscore", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)
+
+
+class PictureSearch(Parameters):
+    """A search by a picture, as the fields of a form."""
+
+    fusion: Fusion = Field("zscore", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)
+
+
+class ClipSearch(Parameters):
+    """A search by a clip, as the fields of a form."""
+
+    caption: str | None = Field(None, description="what the clip shows; without one only what is seen counts")
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = Field(None, description="frames sampled of it")
+    frame_interval: Annotated[int, Field(ge=1, le=MAX_FRAME_INTERVAL)] | None = Field(
+        None, description="every Nth frame from the start; left out: spread evenly"
+    )
+    fusion: Fusion = Field("cosine", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)
 
 
 class IndexInfo(BaseModel):
     """The vector index."""
 
-    kind: str
+    kind: str = Field(description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly")
     size: int = Field(description="videos in it")
     exact: bool
-    approximate_from: int | None = Field(description="number of videos from which it is approximate; null: never")
+    approximate_from: int = Field(description="number of videos from which it is approximate")
 
 
 class Limits(BaseModel):
@@ -369,7 +488,7 @@ class Info(BaseModel):
 
     model_config = _examples(
         {
-            "version": "0.1.0",
+            "version": "0.2.0",
             "model": "ViT-B-32-256/datacomp_s34b_b86k",
             "generation": "g0123456789abcdef",
             "dimension": 512,
@@ -377,7 +496,8 @@ class Info(BaseModel):
             "precision": "float32",
             "aggregation": "mean",
             "videos": {"ready": 110},
-            "index": {"kind": "flat", "size": 110, "exact": True, "approximate_from": None},
+            "index": {"kind": "flat", "size": 110, "exact": True, "approximate_from": 50001},
+            "score": "orders the hits of one answer",
             "limits": {
                 "max_upload_bytes": 1073741824,
                 "max_duration_seconds": 3600.0,
@@ -398,6 +518,7 @@ class Info(BaseModel):
     aggregation: str
     videos: dict[str, int] = Field(description="number by status")
     index: IndexInfo
+    score: str = Field(description="what a score is, and is not")
     limits: Limits
 
 
@@ -407,7 +528,7 @@ class Welcome(BaseModel):
     model_config = _examples(
         {
             "message": "Welcome to ReelsRS",
-            "version": "0.1.0",
+            "version": "0.2.0",
             "links": {"explore": "/explore", "docs": "/docs", "openapi": "/openapi.json"},
         }
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,7 +63,25 @@ class Moments:
         self._sum += sign * wide.sum(axis=0)
         self._outer += sign * (wide.T @ wide)
 
-    def similarity(self, query: Vectors) -> tuple[float, float]:
+    PARTS = ("count", "sum", "outer")
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What `of` makes the same moments of."""
+        return {"count": np.array(self.count), "sum": self._sum, "outer": self._outer}
+
+    @classmethod
+    def of(cls, state: Mapping[str, npt.NDArray[Any]]) -> Moments:
+        """From what `state` gave."""
+        made = cls(len(state["sum"]))
+        made.count, made._sum, made._outer = int(state["count"]), state["sum"], state["outer"]
+        return made
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """(D,) the mean of the set; zero where it is empty."""
+        return self._sum / max(self.count, 1)
+
+    def similarity(self, query: npt.NDArray[np.floating]) -> tuple[float, float]:
         """Mean and standard deviation of <query, x> over the set; (0, 0) where the set is empty."""
         if self.count == 0:
             return 0.0, 0.0

@@ -1,4 +1,5 @@
-"""Probe clips and sample their frames (PyAV), in a process of its own. Knows no row and no model.
+"""Probe clips, sample their frames and take their fingerprints (PyAV), in a process of its own. Knows no row and no
+model.
 
 Clips come from strangers. A decoder that crashes, hangs or eats memory must cost one video and nothing else, so
 `Decoder` talks to child processes over a pipe, with a time limit, and replaces one that dies. Only JSON and raw
@@ -63,11 +64,18 @@ SUFFIXES = frozenset(
 """File name endings that an import takes for videos. What a file really is, its bytes say."""
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
+_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MEMORY_BYTES = 4 << 30
 _JPEG_LONG_SIDE = 640
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song is not a video
 _PROBE_PACKETS = 250
 _PROBE_SECONDS = 30.0  # somebody waits for the answer to an upload
+
+FINGERPRINT_SIDE = 16
+_FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 kB
+_WORKING_SIDE = 256  # pixels: fine enough to find the edge of a black bar
+_BLACK = 16  # of 255: the mean of a row of a black bar stays below, compression noise and all
+_BLANK = 6.0  # of 255: a picture whose standard deviation is below shows nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,23 @@ class Sample:
             raise ValueError(f"{count} times, pixels {self.pixels.shape}, {len(self.jpegs)} pictures do not fit")
 
 
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a clip looks like, small: its frames in order, without the blank ones.
+
+    pictures (V, N, 16, 16) uint8, grey, each stretched to a square. V is 1, or 2 where the clip has black borders:
+    first without them, then with them. N is 0 where every frame is blank.
+    """
+
+    pictures: Pixels
+
+    def __post_init__(self) -> None:
+        side = FINGERPRINT_SIDE
+        shape = self.pictures.shape
+        if self.pictures.dtype != np.uint8 or len(shape) != 4 or shape[0] not in (1, 2) or shape[2:] != (side, side):
+            raise ValueError(f"no fingerprint: {self.pictures.dtype} pictures {self.pictures.shape}")
+
+
 class Decoder:
     """Decodes in `processes` child processes; safe to call from that many threads at once.
 
@@ -105,6 +130,7 @@ class Decoder:
     """
 
     def __init__(self, limits: Limits, processes: int = 1) -> None:
+        self.processes = processes
         self._limits = limits
         self._idle: queue.Queue[_Child] = queue.Queue()
         for _ in range(processes):
@@ -131,6 +157,19 @@ class Decoder:
             pixels=pixels.reshape(-1, picture.height, picture.width, 3),
             jpegs=tuple(blobs[1:]),
         )
+
+    def picture(self, path: Path, picture: Picture) -> Pixels:
+        """(H, W, 3) uint8: a still picture, as `picture` asks. Raises Undecodable, InvalidInput."""
+        request = {"do": "picture", "path": str(path), "picture": asdict(picture)}
+        _, blobs = self._ask(request, min(_PROBE_SECONDS, self._limits.timeout_seconds))
+        pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)
+        return pixels.reshape(picture.height, picture.width, 3)
+
+    def fingerprint(self, path: Path) -> Fingerprint:
+        """What the clip looks like, for a comparison with others."""
+        _, blobs = self._ask({"do": "fingerprint", "path": str(path)}, self._limits.timeout_seconds)
+        pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
+        return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
     def close(self) -> None:
         """End the child processes that are idle; those at work end with this process."""
@@ -211,6 +250,10 @@ def _serve(pipe: Connection) -> None:
         try:
             if request["do"] == "probe":
                 header, blobs = {"probe": asdict(probe(path, limits))}, []
+            elif request["do"] == "fingerprint":
+                header, blobs = {}, [pictures.tobytes() for pictures in fingerprint(path, limits).pictures]
+            elif request["do"] == "picture":
+                header, blobs = {}, [still(path, Picture(**request["picture"]), limits).tobytes()]
             else:
                 sampled = sample(path, Sampling(**request["sampling"]), Picture(**request["picture"]), limits)
                 header = {"probe": asdict(sampled.probe), "times": sampled.times.tolist()}
@@ -275,20 +318,14 @@ def sample(path: Path, sampling: Sampling, picture: Picture, limits: Limits) -> 
     times: list[float] = []
     pixels: list[Pixels] = []
     jpegs: list[bytes] = []
-    with _opened(path) as container:
-        stream = _video_stream(container)
-        stated = _stated_duration(container, stream)
-        _check_limits(stream, stated, limits)
-        timeline = _Timeline.read(container, stream)
-    seconds = timeline.duration_seconds or stated
+    described: Probe | None = None
+    timeline, seconds = _timeline(path, limits)
     with _opened(path) as container:  # anew: not every container can go back to its start
         stream = _video_stream(container)
         _check_limits(stream, seconds, limits)
-        described: Probe | None = None
-        for time_seconds, frame in timeline.frames(container, stream, sampling):
+        for time_seconds, frame in timeline.frames(container, stream, timeline.sampled(sampling)):
             described = described or _describe(container, stream, frame, seconds)
-            if frame.width * frame.height > limits.max_pixels:  # a stream may change its size on the way
-                raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
+            _check_frame(frame, limits)
             image = upright(frame)
             display = (described.width, described.height)
             times.append(time_seconds)
@@ -299,6 +336,52 @@ def sample(path: Path, sampling: Sampling, picture: Picture, limits: Limits) -> 
     return Sample(described, np.array(times), np.stack(pixels), tuple(jpegs))
 
 
+def still(path: Path, picture: Picture, limits: Limits) -> Pixels:
+    """(H, W, 3) uint8: a picture file, upright, at the size that `picture` asks for; of an animation the first frame.
+
+    Raises Undecodable, and InvalidInput where it has more pixels than `limits` allows, before any is unpacked.
+    """
+    from PIL import Image as PillowImage
+    from PIL import ImageOps
+
+    PillowImage.MAX_IMAGE_PIXELS = None  # the limit is ours, and named in our error
+    try:
+        with PillowImage.open(path, formats=_PICTURES) as image:
+            if image.width * image.height > limits.max_pixels:
+                size = f"{image.width:,} x {image.height:,}"
+                raise InvalidInput("file", f"the picture has {size} pixels; at most {limits.max_pixels:,} are taken")
+            shown = ImageOps.exif_transpose(image).convert("RGB")
+    except InvalidInput:
+        raise
+    except Exception as error:  # each format's reader raises its own
+        raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read") from error
+    return fit(shown, picture, shown.size)
+
+
+def fingerprint(path: Path, limits: Limits) -> Fingerprint:
+    """What a clip looks like: all its frames, or as many as a fingerprint has, evenly spread.
+
+    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    """
+    pictures: list[Pixels] = []
+    size, matrix = (0, 0), (1, 0, 0, 1)
+    timeline, seconds = _timeline(path, limits)
+    with _opened(path) as container:
+        stream = _video_stream(container)
+        _check_limits(stream, seconds, limits)
+        for _, frame in timeline.frames(container, stream, timeline.spread(_FINGERPRINT_FRAMES)):
+            _check_frame(frame, limits)
+            if not pictures:  # a stream may change its size on the way: the first frame's holds for all
+                scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
+                size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
+                matrix = _display_matrix(frame)
+            pictures.append(_small_grey(frame, size, matrix))
+    if not pictures:
+        raise Undecodable("the file has a video stream, but no frame of it could be decoded")
+    squares = _squares(np.stack(pictures))
+    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK])
+
+
 def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> npt.NDArray[np.intp]:
     """Indices of the sampled frames among frames shown at `times` (N,), ascending, of a clip that ends at `end`.
 
@@ -306,10 +389,14 @@ def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> np
     the frame rate varies and two shares show the same frame, the later one takes the next, so that there are
     always as many different frames as were asked for, or as the clip has.
     """
-    count = len(times)
     if sampling.frame_interval is not None:
-        return np.arange(0, count, sampling.frame_interval)[: sampling.num_frames]
-    wanted = min(sampling.num_frames, count)
+        return np.arange(0, len(times), sampling.frame_interval)[: sampling.num_frames]
+    return _evenly(times, end, sampling.num_frames)
+
+
+def _evenly(times: npt.NDArray[np.float64], end: float, wanted: int) -> npt.NDArray[np.intp]:
+    count = len(times)
+    wanted = min(wanted, count)
     middles = times[0] + (np.arange(wanted) + 0.5) * (end - times[0]) / wanted
     chosen = np.clip(np.searchsorted(times, middles, side="right") - 1, 0, count - 1)
     steps = np.arange(wanted)
@@ -394,17 +481,30 @@ class _Timeline:
             return None
         return float(self._end - self._origin) * self._time_base or None
 
-    def frames(
-        self, container: InputContainer, stream: VideoStream, sampling: Sampling
-    ) -> Iterator[tuple[float, VideoFrame]]:
-        """The sampled frames with their times in seconds from the first. A frame that is damaged is replaced by
-        the next that is not; at the end of a damaged clip there may be fewer."""
+    def sampled(self, sampling: Sampling) -> list[int]:
+        """The time stamps of the frames that `sampling` names."""
         if not len(self._stamps):
-            return
-        chosen = self._stamps[choose(self._stamps.astype(np.float64), float(self._end), sampling)]
+            return []
+        return self._at(choose(self._stamps.astype(np.float64), float(self._end), sampling))
+
+    def spread(self, count: int) -> list[int]:
+        """The time stamps of `count` frames, evenly spread; of all, where there are fewer."""
+        if not len(self._stamps):
+            return []
+        return self._at(_evenly(self._stamps.astype(np.float64), float(self._end), count))
+
+    def _at(self, chosen: npt.NDArray[np.intp]) -> list[int]:
+        stamps: list[int] = self._stamps[chosen].tolist()
+        return stamps
+
+    def frames(
+        self, container: InputContainer, stream: VideoStream, stamps: list[int]
+    ) -> Iterator[tuple[float, VideoFrame]]:
+        """The frames with these time stamps, ascending, each with its time in seconds from the first. A frame that
+        is damaged is replaced by the next that is not; at the end of a damaged clip there may be fewer."""
         decoded = _frames(container, stream)
         position = -(1 << 62)
-        for target in chosen.tolist():
+        for target in stamps:
             if target <= position:
                 continue  # the last frame stood in for a damaged one and has been taken
             before = self._keyframes[self._keyframes <= target]
@@ -464,6 +564,21 @@ def _stated_duration(container: InputContainer, stream: VideoStream) -> float | 
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / 1_000_000 if container.duration else None
+
+
+def _timeline(path: Path, limits: Limits) -> tuple[_Timeline, float | None]:
+    """Every frame's time stamp, and how long the clip lasts in seconds, if that can be known."""
+    with _opened(path) as container:
+        stream = _video_stream(container)
+        stated = _stated_duration(container, stream)
+        _check_limits(stream, stated, limits)
+        timeline = _Timeline.read(container, stream)
+    return timeline, timeline.duration_seconds or stated
+
+
+def _check_frame(frame: VideoFrame, limits: Limits) -> None:
+    if frame.width * frame.height > limits.max_pixels:  # a stream may change its size on the way
+        raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
 
 
 def _check_limits(stream: VideoStream, seconds: float | None, limits: Limits) -> None:
@@ -620,3 +735,68 @@ def _jpeg(image: Image, display: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     (image if image.size == size else image.resize(size)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:
+    """(H, W) uint8: the frame as `upright` shows it, but at `size` (width, height) before it is turned. It is scaled
+    down first of all, which is what makes a fingerprint cheap."""
+    from PIL import Image as PillowImage
+
+    small: Any = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
+    pixels = _turned(_standard_range(small, frame.color_trc), matrix)
+    return np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+
+
+def _squares(pictures: Pixels) -> Pixels:
+    """(V, N, 16, 16) uint8 of (N, H, W) grey pictures: the mean of each cell of a grid, without the black borders,
+    and with them if there are any.
+
+    A border is what is black in every frame, as wide on both sides: a dark corner of a scene is none. A dark scene
+    can still seem to have one, which is why the pictures with borders are kept too.
+    """
+    height, width = pictures.shape[1:]
+    top, bottom = _edges(pictures.mean(axis=2).max(axis=0))
+    rows = pictures[:, int(top) : int(np.ceil(bottom))]
+    left, right = _edges(rows.mean(axis=1).max(axis=0))
+    ways = [(_means(top, bottom, height), _means(left, right, width))]
+    if (top, left) != (0, 0):
+        ways.append((_means(0, height, height), _means(0, width, width)))
+    squares = np.array([[down @ picture @ across.T for picture in pictures] for down, across in ways])
+    rounded: Pixels = np.rint(np.clip(squares, 0, 255)).astype(np.uint8)
+    return rounded
+
+
+def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """Where the picture begins and ends between black borders, given the greatest brightness of each row (N,).
+
+    To a fraction of a row: one that is half black is half as bright as its neighbour. A quarter of a row off, and a
+    scene that hardly moves would differ more from its copy than from another gesture.
+    """
+    count = len(brightness)
+    lit = np.flatnonzero(brightness > _BLACK)
+    if not len(lit):
+        return 0.0, float(count)
+
+    def border(first: int, inner: int, black: int) -> float:
+        if not 0 <= inner < count:
+            return float(black)
+        return black + 1 - min(1.0, float(brightness[first] / max(brightness[inner], 1)))
+
+    begin, end = int(lit[0]), int(lit[-1])
+    width = min(border(begin, begin + 1, begin), border(end, end - 1, count - 1 - end))
+    return width, count - width
+
+
+def _means(begin: float, end: float, count: int) -> npt.NDArray[np.float32]:
+    """(16, count): the matrix that averages the rows from `begin` to `end` in 16 equal shares.
+
+    The first and the last share take in the whole of a row that is partly border: black adds nothing to a sum.
+    """
+    share = (end - begin) / FINGERPRINT_SIDE
+    bounds = begin + share * np.arange(FINGERPRINT_SIDE + 1)
+    lower, upper = bounds[:-1].copy(), bounds[1:].copy()
+    lower[0], upper[-1] = np.floor(begin), np.ceil(end)
+    rows = np.arange(count)
+    overlap = np.minimum(upper[:, None], rows + 1) - np.maximum(lower[:, None], rows)
+    weights: npt.NDArray[np.float32] = (np.clip(overlap, 0, None) / share).astype(np.float32)
+    return weights

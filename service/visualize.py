@@ -35,7 +35,7 @@ def write_map(
     kind: Kind = runtime.settings.aggregation if embedding == "aggregated" else embedding
     generation = runtime.follower.generation
     with runtime.db.read() as connection:
-        keys = catalog.keys_in_categories(connection, include=None, exclude=()).tolist()
+        keys = catalog.ready_keys(connection)
         vectors = catalog.vectors_of(connection, keys, generation, kind)
         videos = catalog.videos_by_key(connection, list(vectors))
     matrix = np.concatenate(list(vectors.values())) if vectors else np.zeros((0, generation.dimension), np.float32)

@@ -142,7 +142,7 @@ def decoder() -> Iterator[Decoder]:
 def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
     """An empty library. The model and the decoding processes are real, and started once for all tests."""
     built = Runtime(settings_for(tmp_path / "data"))
-    built.__dict__.update(_embedder=tiny, decoder=decoder)
+    built._model, built.__dict__["decoder"] = tiny, decoder
     built.activate()
     yield built
     del built.__dict__["decoder"]  # others use it after this one

@@ -100,6 +100,7 @@ def test_similar_by_path_by_id_and_for_a_stranger(embedded: Path, drawn: Path, t
         "score",
         "seen",
         "written",
+        "seconds",
         "category",
         "title",
         "caption",

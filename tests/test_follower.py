@@ -12,13 +12,14 @@ import pytest
 from service.domain import Weights
 from service.follower import Follower
 from service.recommend import Recommender
+from tests.ask import like_video
 from tests.test_recommend import GENERATION, Library, _fill, _unit
 
 
 def _again(library: Library, folder: Path, aggregation: str = "mean") -> tuple[Follower, Recommender]:
     """What a new process would build."""
     follower = Follower(library.db, folder / "index", GENERATION, aggregation)  # type: ignore[arg-type]
-    return follower, Recommender(library.db, follower, aggregation, library._no_model)  # type: ignore[arg-type]
+    return follower, Recommender(follower, lambda: library.frames, aggregation)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def filled(tmp_path: Path) -> tuple[Library, Path]:
 def _check(library: Library, recommender: Recommender) -> None:
     for name in list(library.items)[:5]:
         if library.items[name].t is not None:
-            answer = recommender.like_video(name, weights=Weights(0.6, 0.4), fusion="zscore", k=40)
+            answer = like_video(recommender, name, weights=Weights(0.6, 0.4), fusion="zscore", k=40)
             library.expect(answer, name, 0.6, 0.4, "zscore", 40)
 
 
@@ -48,7 +49,7 @@ def test_a_snapshot_is_loaded_and_caught_up(filled: tuple[Library, Path], caplog
     follower, recommender = _again(library, folder)
     assert follower._saved > 0, "the snapshot was not used"
     _check(library, recommender)
-    with follower.current() as index:
+    with follower.current() as (index, _):
         assert len(index) == len(library.items)
 
 
@@ -58,14 +59,14 @@ def test_nothing_is_written_where_nothing_changed(filled: tuple[Library, Path]) 
         pass
     library.follower.save()
     files = {path: path.stat().st_mtime_ns for path in (folder / "index").iterdir()}
-    assert len(files) == 2
+    assert len(files) == 4
     library.follower.save()
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "index").iterdir()}
     library.add(_unit(np.random.default_rng(1)), None)
     with library.follower.current():
         pass
     library.follower.save()
-    assert len(list((folder / "index").iterdir())) == 2, "the old snapshot stays behind"
+    assert len(list((folder / "index").iterdir())) == 4, "the old snapshot stays behind"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "manifest", "missing", "other library", "newer"])
@@ -74,7 +75,7 @@ def test_a_snapshot_that_is_not_right_is_not_used(filled: tuple[Library, Path], 
     with library.follower.current():
         pass
     library.follower.save()
-    index = next((folder / "index").glob("*.faiss"))
+    index = next((folder / "index").glob("*.flat"))
     manifest = next((folder / "index").glob("*.json"))
     data = bytearray(index.read_bytes())
     words = json.loads(manifest.read_text())
@@ -92,7 +93,7 @@ def test_a_snapshot_that_is_not_right_is_not_used(filled: tuple[Library, Path], 
     else:
         manifest.write_text(json.dumps({**words, "seen": words["seen"] + 1000}))
     follower, recommender = _again(library, folder)
-    assert follower._saved == 0, "the snapshot was used"
+    assert follower._saved == -1, "the snapshot was used"
     _check(library, recommender)
 
 
@@ -101,7 +102,7 @@ def test_another_aggregation_is_another_index_without_any_decoding(filled: tuple
     name = next(item.id for item in library.items.values() if item.t is not None)
     _, by_max = _again(library, folder, "max")
     # One frame each: mean and max are the same vector, so the answers are the same too.
-    library.expect(by_max.like_video(name, weights=Weights(1, 1), k=40), name, 1, 1, "cosine", 40)
+    library.expect(like_video(by_max, name, weights=Weights(1, 1), k=40), name, 1, 1, "cosine", 40)
 
 
 def test_searches_and_changes_from_many_threads(filled: tuple[Library, Path]) -> None:
@@ -112,7 +113,7 @@ def test_searches_and_changes_from_many_threads(filled: tuple[Library, Path]) ->
     def ask() -> None:
         while not stop.is_set():
             try:
-                library.recommender.like_video(kept, weights=Weights(0.5, 0.5), k=20)
+                like_video(library.recommender, kept, weights=Weights(0.5, 0.5), k=20)
             except BaseException as error:
                 failures.append(error)
                 return
@@ -129,4 +130,4 @@ def test_searches_and_changes_from_many_threads(filled: tuple[Library, Path]) ->
     for thread in threads:
         thread.join()
     assert failures == []
-    library.expect(library.recommender.like_video(kept, weights=Weights(1, 1), k=99), kept, 1, 1, "cosine", 99)
+    library.expect(like_video(library.recommender, kept, weights=Weights(1, 1), k=99), kept, 1, 1, "cosine", 99)

@@ -17,6 +17,7 @@ from service.ingest import Description, describe
 from service.runtime import Runtime
 from service.vectors import aggregate
 from service.worker import Worker
+from tests.ask import like_video
 from tests.conftest import ClipMaker, numbered, settings_for
 
 SAMPLING = Sampling(4)
@@ -62,7 +63,7 @@ def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path
     np.testing.assert_allclose(_vectors(runtime, first, "max"), made.max[None], atol=1e-6)
     np.testing.assert_allclose(_vectors(runtime, first, "text"), tiny.embed_texts(["clip 0"]), atol=1e-5)
     assert runtime.files.picture(first.sha256, 3).read_bytes()[:2] == b"\xff\xd8"
-    answer = runtime.recommender.like_video(first.id, weights=Weights(1, 1))
+    answer = like_video(runtime.recommender, first.id, weights=Weights(1, 1))
     assert {hit.video.id for hit in answer.hits} == {videos[1].id, videos[2].id}
 
 
@@ -239,11 +240,11 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
     videos = [_accept(runtime, clip)[0] for clip in sorted(drawn.rglob("*.mp4"))[:4]]
     _work(runtime)
     by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"))
-    by_max.__dict__["_embedder"] = tiny
+    by_max._model = tiny
     for folder in runtime.settings.storage.glob("??"):  # nothing is read from the clips any more
         folder.rename(folder.with_name("gone" + folder.name))
     query = _vectors(runtime, videos[0], "max")
-    answer = by_max.recommender.like_video(videos[0].id, weights=Weights(1, 0))
+    answer = like_video(by_max.recommender, videos[0].id, weights=Weights(1, 0))
     assert query is not None
     assert len(answer.hits) == 3
     for hit in answer.hits:
@@ -267,7 +268,7 @@ def test_another_model_embeds_everything_again_and_going_back_costs_nothing(
         assert catalog.vectors(connection, video.key, generation, "frame") is not None
     other.close()
     back = Runtime(settings_for(runtime.settings.data_dir))
-    back.__dict__["_embedder"] = tiny
+    back._model = tiny
     back.activate()
     assert _now(back, video).status == "ready"
     back.close()

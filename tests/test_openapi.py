@@ -80,7 +80,7 @@ def test_nothing_that_can_be_sent_breaks_the_service(server: Server) -> None:
             case.validate_response(answer, excluded_checks=excluded)
 
         send()
-    assert tried == 18
+    assert tried == 22
 
 
 if __name__ == "__main__":

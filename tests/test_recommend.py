@@ -1,51 +1,68 @@
-"""Every answer against the oracle: random libraries, weights, filters, missing captions, ties, changes."""
+"""Every kind of question against the oracle: random libraries, weights, examples, filters, pages, ties, changes."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import catalog, db, jobs
 from service.db import Database
 from service.domain import Generation, Probe, Sampling, Weights
-from service.embedder import Embedder
-from service.errors import InvalidInput, NotFound, NotReady, Unavailable
-from service.follower import Follower
-from service.recommend import Answer, Recommender, Scope
+from service.errors import Gone, InvalidInput, NotFound, NotReady
+from service.follower import EXACT_UP_TO, Follower
+from service.question import Cursor, Example, Like, Question, Scope
+from service.recommend import Answer, Recommender
 from service.vectors import aggregate, normalise
-from tests.oracle import Item, rank, same
+from tests.ask import like, like_video
+from tests.oracle import Item, best, diverse, moments, rank, same, score
 
 D = 12
 GENERATION = Generation("g-test", "test", D, "float32")
 PROBE = Probe("video/mp4", "h264", 64, 48, 1.0, 10.0)
 
 
+@functools.cache
+def _empty_database() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    db.upgrade(f"sqlite:///{folder}/reelsrs.db")
+    return folder / "reelsrs.db"
+
+
 class Library:
     """A catalogue of made-up vectors, and the oracle's copy of it."""
 
-    def __init__(self, folder: Path) -> None:
-        url = f"sqlite:///{folder}/reelsrs.db"
-        db.upgrade(url)
-        self.db = Database(url)
+    def __init__(self, folder: Path, exact_up_to: int = EXACT_UP_TO) -> None:
+        shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis wants hundreds of libraries
+        self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
             catalog.activate_generation(connection, GENERATION)
-        self.follower = Follower(self.db, folder / "index", GENERATION, "mean")
-        self.recommender = Recommender(self.db, self.follower, "mean", self._no_model)
+        self.follower = Follower(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
+        self.frames = Follower(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
+        self.recommender = Recommender(self.follower, lambda: self.frames, "mean")
         self.items: dict[str, Item] = {}
         self.keys: dict[str, int] = {}
         self._count = 0
 
-    @staticmethod
-    def _no_model() -> Embedder:
-        raise AssertionError("no model is needed for a question about vectors")
-
-    def add(self, v: np.ndarray, t: np.ndarray | None, category: str | None = None) -> str:
-        """A ready video with one frame."""
+    def add(
+        self, v: np.ndarray, t: np.ndarray | None, category: str | None = None, frames: np.ndarray | None = None
+    ) -> str:
+        """A ready video, a frame a second; with one frame it is `v`, with more their mean."""
         self._count += 1
+        shown = v[None] if frames is None else frames
+        embeddings = aggregate(shown, t)
+        times = [n + 0.5 for n in range(len(shown))]
         with self.db.write() as connection:
             video = catalog.add_video(
                 connection,
@@ -55,13 +72,15 @@ class Library:
                 title="a",
                 caption=None if t is None else "caption",
                 category=category,
-                sampling=Sampling(1),
-                probe=PROBE,
+                sampling=Sampling(len(shown)),
+                probe=Probe("video/mp4", "h264", 64, 48, float(len(shown)), 10.0),
             )
-            catalog.put_embeddings(connection, video.key, GENERATION, aggregate(v[None], t))
-            catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])
+            catalog.put_embeddings(connection, video.key, GENERATION, embeddings)
+            catalog.update_video(connection, video.key, status="ready", frame_times=times)
             catalog.record_change(connection, video.key)
-        self.items[video.id] = Item(video.id, v, t, category)
+        whole = v if frames is None else embeddings.mean
+        pairs = list(zip(times, shown, strict=True))
+        self.items[video.id] = Item(video.id, whole, t, category, pairs, float(len(shown)))
         self.keys[video.id] = video.key
         return video.id
 
@@ -70,8 +89,14 @@ class Library:
         with self.db.write() as connection:
             catalog.put_text(connection, self.keys[name], GENERATION, t)
             catalog.record_change(connection, self.keys[name])
-        old = self.items[name]
-        self.items[name] = Item(name, old.v, t, old.category)
+        self.items[name] = replace(self.items[name], t=t)
+
+    def categorise(self, name: str, category: str | None) -> None:
+        """Change a category."""
+        with self.db.write() as connection:
+            catalog.update_video(connection, self.keys[name], category=category)
+            catalog.record_change(connection, self.keys[name])
+        self.items[name] = replace(self.items[name], category=category)
 
     def delete(self, name: str) -> None:
         """Remove a video."""
@@ -80,7 +105,14 @@ class Library:
         del self.items[name]
 
     def expect(
-        self, answer: Answer, name: str, w_v: float, w_t: float, fusion: str, k: int, keep: object = None
+        self,
+        answer: Answer,
+        name: str,
+        w_v: float,
+        w_t: float,
+        fusion: str,
+        k: int,
+        keep: Callable[[Item], bool] = lambda _: True,
     ) -> None:
         """The oracle agrees, and every breakdown adds up."""
         query = self.items[name]
@@ -91,10 +123,15 @@ class Library:
         for hit in answer.hits:
             assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
             assert hit.text_part.imputed == (self.items[hit.video.id].t is None)
-            assert hit.moment.frame == 0
         assert [hit.rank for hit in answer.hits] == list(range(1, len(answer.hits) + 1))
         assert answer.weights == Weights(w_v, 0.0 if query.t is None else w_t)
         assert answer.exact
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.follower.close()
+        self.frames.close()
+        self.db.close()
 
 
 @pytest.fixture
@@ -118,36 +155,253 @@ def _fill(library: Library, rng: np.random.Generator, count: int) -> list[str]:
     return names
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def _change(library: Library, rng: np.random.Generator) -> None:
+    name = str(rng.choice(list(library.items)))
+    kind = rng.integers(5)
+    if kind == 0 or len(library.items) < 4:
+        library.add(_unit(rng), _unit(rng), "a", np.stack([_unit(rng) for _ in range(3)]))
+    elif kind == 1:
+        library.delete(name)
+    elif kind == 2:
+        library.categorise(name, str(rng.choice(["a", "b"])))
+    else:
+        library.caption(name, None if kind == 3 else _unit(rng))
+
+
+WEIGHTS = st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any)
+FUSIONS = st.sampled_from(["cosine", "zscore"])
+# Exact, and an index that is renewed as compressed once there are a few videos. So few are all compared exactly.
+SIZES = st.sampled_from([EXACT_UP_TO, 18])
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    weights=st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any),
-    fusion=st.sampled_from(["cosine", "zscore"]),
+    size=SIZES,
+    weights=WEIGHTS,
+    fusion=FUSIONS,
     k=st.integers(1, 30),
+    kind=st.sampled_from(["one video", "several", "words", "picture", "clip", "mixed"]),
+    diversity=st.sampled_from([0.0, 0.0, 0.2, 0.7, 1.0]),
+    scoped=st.booleans(),
+    cut=st.booleans(),
 )
 def test_answers_equal_the_oracle_through_changes(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, weights: tuple[float, float], fusion: str, k: int
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    size: int,
+    weights: tuple[float, float],
+    fusion: str,
+    k: int,
+    kind: str,
+    diversity: float,
+    scoped: bool,
+    cut: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
-    library = Library(tmp_path_factory.mktemp("library"))
-    _fill(library, rng, int(rng.integers(1, 25)))
+    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
+    _fill(library, rng, int(rng.integers(2, 40)))
+    w_v, w_t = weights
     for _ in range(4):
-        name = str(rng.choice(list(library.items)))
-        w_v, w_t = weights
-        if library.items[name].t is None and w_v == 0:
+        names = [str(name) for name in rng.permutation(list(library.items))]
+        vector = _unit(rng)
+        strangers: list[tuple[np.ndarray, np.ndarray | None, float]] = {
+            "words": [(vector, vector, 1.0)],
+            "picture": [(vector, vector, 2.5)],
+            "clip": [(vector, None, 1.0)],
+            "mixed": [(vector, vector, 1.5)],
+        }.get(kind, [])
+        signed = {"one video": [1.0], "several": [2.0, -0.5, 1.0][: len(names)], "mixed": [1.0, -1.0]}.get(kind, [])
+        liked = list(zip(names, signed, strict=False))
+        excluded = tuple(names[len(liked) : len(liked) + 1]) if cut else ()
+        items = list(library.items.values())
+        examples = [*strangers, *((library.items[name].v, library.items[name].t, weight) for name, weight in liked)]
+        question: dict[str, Any] = {
+            "likes": tuple(Like(name, weight) for name, weight in liked),
+            "examples": tuple(Example(*one) for one in strangers),
+            "exclude": (*excluded, "nobody"),
+            "weights": Weights(w_v, w_t),
+            "fusion": fusion,
+            "k": k,
+            "diversity": diversity,
+            "scope": Scope(category=("a", "b"), exclude_category=("b",)) if scoped else Scope(),
+        }
+        captioned = any(t is not None for _, t, _ in examples)
+        if not captioned and w_v == 0:
             with pytest.raises(InvalidInput, match="no caption"):
-                library.recommender.like_video(name, weights=Weights(w_v, w_t), k=k)
+                library.recommender.answer(Question(**question))
         else:
-            answer = library.recommender.like_video(name, weights=Weights(w_v, w_t), fusion=fusion, k=k)  # type: ignore[arg-type]
-            library.expect(answer, name, w_v, w_t, fusion, k)
-        change = rng.integers(4)
-        if change == 0 or len(library.items) < 3:
+            without = {*excluded, *(name for name, _ in liked)}
+            scores = score(items, examples, w_v, w_t, fusion=fusion)
+            ranked = best(
+                {
+                    item.id: scores[item.id]
+                    for item in items
+                    if item.id not in without and (not scoped or item.category == "a")
+                }
+            )
+            middle = len(ranked) // 2
+            if cut and middle and ranked[middle - 1][1] - ranked[middle][1] > 1e-4:  # else rounding would decide
+                question["min_score"] = (ranked[middle - 1][1] + ranked[middle][1]) / 2
+                ranked = ranked[:middle]
+            answer = library.recommender.answer(Question(**question))
+            found = [(hit.video.id, hit.score) for hit in answer.hits]
+            if diversity:
+                pool = ranked[: max(100, min(10 * k, k + 1000))]
+                taken = diverse(items, examples, pool, w_v, w_t, fusion, diversity, k)
+                assert [name for name, _ in found] == taken
+                same(found, [(name, scores[name]) for name in taken])
+            else:
+                same(found, ranked[:k])
+            assert answer.weights == Weights(w_v, w_t if captioned else 0.0)
+            for number, hit in enumerate(answer.hits, 1):
+                assert hit.rank == number
+                assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
+                assert hit.text_part.imputed == (library.items[hit.video.id].t is None)
+        _change(library, rng)
+    library.close()
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), size=SIZES, fusion=FUSIONS, k=st.integers(1, 25))
+def test_moments_equal_the_oracle_through_changes(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, fusion: str, k: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
+    for _ in range(int(rng.integers(2, 12))):
+        # Frames that stay alike for a while, as those of a clip do.
+        scenes = [_unit(rng) for _ in range(3)]
+        frames = np.stack([normalise(scenes[n // 3] + 0.3 * _unit(rng)) for n in range(int(rng.integers(1, 9)))])
+        library.add(frames[0], None, str(rng.choice(["a", "b"])), frames)
+    for _ in range(4):
+        vector = _unit(rng)
+        answer = like(
+            library.recommender,
+            Example(vector, vector),
+            weights=Weights(0.7, 0.3),
+            fusion=fusion,
+            k=k,
+            group_by="moment",
+        )
+        expected = moments(list(library.items.values()), vector, fusion)[:k]
+        same([(hit.video.id, hit.score) for hit in answer.hits], [one[:2] for one in expected])
+        shown = [(hit.video.id, hit.moment.time, hit.moment.start, hit.moment.end) for hit in answer.hits]
+        assert shown == [(one[0], *one[2:]) for one in expected]
+        assert answer.weights == Weights(0.7, 0.0)
+        _change(library, rng)
+    library.close()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=SIZES,
+    fusion=FUSIONS,
+    k=st.integers(1, 7),
+    way=st.sampled_from(["best", "diverse", "moment"]),
+)
+def test_pages_stay_consistent_while_videos_come_and_go(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, fusion: str, k: int, way: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
+    _fill(library, rng, 20)
+    vector = _unit(rng)
+    before = set(library.items)
+    rest: dict[str, Any] = {"diverse": {"diversity": 0.4}, "moment": {"group_by": "moment"}}.get(way, {})
+    shown: list[tuple[str, int]] = []
+    orders: list[tuple[float, str]] = []
+    gone: set[str] = set()
+    cursor: str | None = None
+    for page in range(40):
+        answer = like(
+            library.recommender,
+            Example(vector, vector),
+            weights=Weights(0.7, 0.3),
+            fusion=fusion,
+            k=k,
+            cursor=cursor,
+            **rest,
+        )
+        assert [hit.rank for hit in answer.hits] == list(range(len(shown) + 1, len(shown) + 1 + len(answer.hits)))
+        shown += [(hit.video.id, hit.moment.frame if way == "moment" else 0) for hit in answer.hits]
+        orders += [(-round(hit.score, 9), hit.video.id) for hit in answer.hits]
+        cursor = answer.next_cursor
+        if cursor is None:
+            break
+        if page < 4:
             library.add(_unit(rng), _unit(rng))
-        elif change == 1:
-            library.delete(name)
-        else:
-            library.caption(name, None if change == 2 else _unit(rng))
-    library.db.close()
+            left = [name for name in library.items if name in before]
+            gone.add(str(rng.choice(left)))
+            library.delete(next(name for name in gone if name in library.items))
+    assert cursor is None
+    assert len(shown) == len(set(shown)), "a hit was shown twice"
+    assert before - gone <= {name for name, _ in shown}, "a video that was there all the time was left out"
+    if way != "diverse":
+        assert orders == sorted(orders), "a page goes back before the one ahead of it"
+    library.close()
+
+
+def test_a_page_of_another_question_or_of_what_has_changed_is_refused(library: Library) -> None:
+    rng = np.random.default_rng(11)
+    names = _fill(library, rng, 12)
+    name = next(one for one in names if library.items[one].t is not None)
+    question: dict[str, Any] = {"weights": Weights(0.7, 0.3), "k": 3}
+    cursor = like_video(library.recommender, name, **question).next_cursor
+    assert cursor
+    assert like_video(library.recommender, name, cursor=cursor, **question).hits[0].rank == 4
+    assert like_video(library.recommender, name, cursor=cursor, weights=Weights(0.7, 0.3), k=5).hits[0].rank == 4
+    for other in ({"weights": Weights(1, 0)}, {"min_score": 0.1}, {"diversity": 0.5}, {"scope": Scope(("a",))}):
+        with pytest.raises(InvalidInput, match="cursor"):
+            like_video(library.recommender, name, cursor=cursor, **{**question, **other})
+    for broken in (
+        "",
+        "x",
+        cursor[:-4],
+        cursor[4:],
+        "A" * 100_000,
+        "e30",
+        Cursor("q", "s", ((0, 1), (0, 1)), 1).write(),
+    ):
+        with pytest.raises(InvalidInput, match="cursor"):
+            like_video(library.recommender, name, cursor=broken, **question)
+    library.caption(name, _unit(rng))
+    with pytest.raises(Gone, match="without a cursor"):
+        like_video(library.recommender, name, cursor=cursor, **question)
+
+
+def test_questions_that_cannot_be_asked(library: Library) -> None:
+    rng = np.random.default_rng(12)
+    names = _fill(library, rng, 3)
+    ok: dict[str, Any] = {"likes": (Like(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
+    for field, wrong in {
+        "k": {"k": 0},
+        "diversity": {"diversity": 1.5},
+        "min_score": {"min_score": float("nan")},
+        "positive": {"likes": ()},
+        "video_weight": {"weights": Weights(0, 1), "group_by": "moment"},
+        "negative": {"likes": (Like("x"), Like("y", -1), Like("x", -0.1))},
+    }.items():
+        with pytest.raises(InvalidInput) as caught:
+            Question(**{**ok, **wrong})
+        assert caught.value.field == field
+    with pytest.raises(InvalidInput, match="diversity"):
+        Question(**ok, diversity=0.5, group_by="moment")
+    for weight in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidInput, match="weight"):
+            Like("x", weight)
+    only_unlike = Question(likes=(Like(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
+    assert {hit.video.id for hit in library.recommender.answer(only_unlike).hits} == set(names[1:])
+    with pytest.raises(InvalidInput, match="category_mode"):
+        library.recommender.answer(
+            Question(
+                likes=(Like(names[0], -1),),
+                weights=Weights(1, 0),
+                fusion="cosine",
+                scope=Scope(category_mode="same"),
+            )
+        )
 
 
 @pytest.mark.parametrize("fusion", ["cosine", "zscore"])
@@ -167,7 +421,7 @@ def test_filters_are_exact(library: Library, fusion: str, weights: tuple[float, 
         Scope(category=("nobody",)): lambda _: False,
     }
     for scope, keep in cases.items():
-        answer = library.recommender.like_video(name, weights=Weights(*weights), fusion=fusion, k=50, scope=scope)  # type: ignore[arg-type]
+        answer = like_video(library.recommender, name, weights=Weights(*weights), fusion=fusion, k=50, scope=scope)  # type: ignore[arg-type]
         library.expect(answer, name, *weights, fusion, 50, keep)
 
 
@@ -176,7 +430,7 @@ def test_same_and_other_of_a_video_without_a_category(library: Library) -> None:
     _fill(library, rng, 30)
     name = next(item.id for item in library.items.values() if item.category is None)
     for mode, expected in (("same", True), ("other", False)):
-        answer = library.recommender.like_video(name, weights=Weights(1, 0), k=50, scope=Scope(category_mode=mode))  # type: ignore[arg-type]
+        answer = like_video(library.recommender, name, weights=Weights(1, 0), k=50, scope=Scope(category_mode=mode))  # type: ignore[arg-type]
         assert answer.hits
         assert all((hit.video.category is None) is expected for hit in answer.hits)
 
@@ -187,7 +441,7 @@ def test_ties_break_by_id_however_many_there_are(library: Library) -> None:
     name = library.add(_unit(rng), _unit(rng))
     twins = [library.add(twin, text) for _ in range(150)]
     for k in (1, 10, 100, 150):
-        answer = library.recommender.like_video(name, weights=Weights(0.7, 0.3), k=k)
+        answer = like_video(library.recommender, name, weights=Weights(0.7, 0.3), k=k)
         assert [hit.video.id for hit in answer.hits] == sorted(twins)[:k]
 
 
@@ -195,7 +449,7 @@ def test_a_query_without_a_caption_says_the_weights_it_used(library: Library) ->
     rng = np.random.default_rng(8)
     name = library.add(_unit(rng), None)
     library.add(_unit(rng), _unit(rng))
-    answer = library.recommender.like_video(name, weights=Weights(0.7, 0.3))
+    answer = like_video(library.recommender, name, weights=Weights(0.7, 0.3))
     assert answer.weights == Weights(0.7, 0.0)
     assert answer.hits[0].text_part.similarity is None
     assert answer.hits[0].text_part.contribution == 0
@@ -204,60 +458,16 @@ def test_a_query_without_a_caption_says_the_weights_it_used(library: Library) ->
 def test_one_video_alone_has_no_neighbour(library: Library) -> None:
     rng = np.random.default_rng(9)
     name = library.add(_unit(rng), _unit(rng))
-    assert library.recommender.like_video(name, weights=Weights(1, 1)).hits == ()
-    assert library.recommender.like_video(name, weights=Weights(1, 1), fusion="zscore").hits == ()
+    assert like_video(library.recommender, name, weights=Weights(1, 1)).hits == ()
+    assert like_video(library.recommender, name, weights=Weights(1, 1), fusion="zscore").hits == ()
 
 
 def test_videos_that_are_not_there_or_not_ready(library: Library) -> None:
     name = library.add(_unit(np.random.default_rng(1)), None)
     with pytest.raises(NotFound, match="nobody"):
-        library.recommender.like_video("nobody", weights=Weights(1, 0))
+        like_video(library.recommender, "nobody", weights=Weights(1, 0))
     with library.db.write() as connection:
         jobs.enqueue(connection, library.keys[name])
     with pytest.raises(NotReady) as caught:
-        library.recommender.like_video(name, weights=Weights(1, 0))
+        like_video(library.recommender, name, weights=Weights(1, 0))
     assert caught.value.status == "queued"
-
-
-def test_text_questions_equal_the_oracle(tmp_path: Path, tiny: Embedder) -> None:
-    url = f"sqlite:///{tmp_path}/reelsrs.db"
-    db.upgrade(url)
-    database = Database(url)
-    with database.write() as connection:
-        catalog.activate_generation(connection, tiny.generation)
-    items = []
-    rng = np.random.default_rng(2)
-    for number in range(20):
-        v = normalise(rng.standard_normal(tiny.generation.dimension))
-        t = normalise(rng.standard_normal(tiny.generation.dimension)) if number % 3 else None
-        with database.write() as connection:
-            video = catalog.add_video(
-                connection,
-                sha256=str(number),
-                size_bytes=1,
-                filename="",
-                title="",
-                caption=None,
-                category=None,
-                sampling=Sampling(1),
-                probe=PROBE,
-            )
-            catalog.put_embeddings(connection, video.key, tiny.generation, aggregate(v[None], t))
-            catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])
-            catalog.record_change(connection, video.key)
-        items.append(Item(video.id, v, t))
-    follower = Follower(database, tmp_path / "index", tiny.generation, "mean")
-    recommender = Recommender(database, follower, "mean", lambda: tiny)
-    query = tiny.embed_texts(["a red circle"])[0]
-    for fusion in ("zscore", "cosine"):
-        answer = recommender.by_text("a red circle", weights=Weights(0.7, 0.3), fusion=fusion, k=20)  # type: ignore[arg-type]
-        same([(hit.video.id, hit.score) for hit in answer.hits], rank(items, query, query, 0.7, 0.3, fusion=fusion))
-    assert recommender.by_text("x", weights=Weights(1, 1)).fusion == "zscore"
-    with pytest.raises(InvalidInput, match="query"):
-        recommender.by_text("  ", weights=Weights(1, 1))
-    with pytest.raises(InvalidInput, match="category_mode"):
-        recommender.by_text("x", weights=Weights(1, 1), scope=Scope(category_mode="same"))
-    other = Follower(database, tmp_path / "index", Generation("g-other", "other", D, "float32"), "mean")
-    with pytest.raises(Unavailable, match="another model"):
-        Recommender(database, other, "mean", lambda: tiny).by_text("x", weights=Weights(1, 1))
-    database.close()

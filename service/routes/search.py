@@ -1,49 +1,139 @@
-"""Recommendations from a video, and search by words."""
+"""Recommendations from videos, and search by words, by a picture, by a clip."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
-from service.domain import Weights
+from service.domain import Sampling
+from service.question import Like
 from service.routes.common import Service, VideoId, problems
-from service.schemas import Answer, RecommendationParameters, TextSearch
+from service.routes.upload import Form, received
+from service.runtime import Runtime
+from service.schemas import (
+    Answer,
+    ClipSearch,
+    DuplicateList,
+    Parameters,
+    PictureSearch,
+    RecommendationParameters,
+    RecommendationRequest,
+    TextSearch,
+)
 
 router = APIRouter(tags=["search"])
+
+_Parameters = TypeVar("_Parameters", bound=Parameters)
+_LISTS = frozenset({"category", "exclude_category"})
+
+
+def _form(model: type[Parameters], what: str) -> dict[str, Any]:
+    """The documentation of a form with a file and these parameters."""
+    properties = {"file": {"type": "string", "format": "binary", "description": what}}
+    properties.update(model.model_json_schema()["properties"])
+    schema = {"type": "object", "required": ["file"], "properties": properties}
+    example = {"file": "(dog.jpg)", "k": 5, "category": ["animals"]}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema, "example": example}}}
+    }
 
 
 @router.get(
     "/v1/videos/{video_id}/recommendations",
     summary="More like this video",
-    responses=problems(404, 409, 503),
+    responses=problems(404, 409, 410, 503),
 )
 def recommendations(
     service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Answer:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
-    return Answer.of(
-        service.recommender.like_video(
-            video_id,
-            weights=Weights(parameters.video_weight, parameters.text_weight),
-            fusion=parameters.fusion,
-            k=parameters.k,
-            scope=parameters.scope,
-        )
-    )
+    question = parameters.question(parameters.fusion, likes=(Like(video_id),))
+    return Answer.of(service.recommender.answer(question))
 
 
-@router.post("/v1/search/text", summary="Search by words", responses=problems(503))
+@router.post(
+    "/v1/recommendations",
+    summary="More like these, less like those",
+    responses=problems(404, 409, 410, 503),
+)
+def recommend(service: Service, request: RecommendationRequest) -> Answer:
+    """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
+    weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
+    question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
+    return Answer.of(service.recommender.answer(question))
+
+
+@router.get(
+    "/v1/videos/{video_id}/duplicates",
+    summary="Copies of this video",
+    responses=problems(404, 409, 503),
+)
+def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
+    """Videos of the same recording, or of a part of it: encoded again, resized, with black bars, trimmed, played
+    backwards. Pixels are compared, so two clips of one scene are kept apart. The first question about a clip has to
+    decode it and what is like it, which takes seconds; after that it is quick."""
+    return DuplicateList.of(service.duplicates.of(video_id))
+
+
+@router.post("/v1/search/text", summary="Search by words", responses=problems(410, 503))
 def search_text(service: Service, search: TextSearch) -> Answer:
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
-    return Answer.of(
-        service.recommender.by_text(
-            search.query,
-            weights=Weights(search.video_weight, search.text_weight),
-            fusion=search.fusion,
-            k=search.k,
-            scope=search.scope,
-        )
-    )
+    question = search.question(search.fusion, examples=(service.examples.text(search.query),), group_by=search.group_by)
+    return Answer.of(service.recommender.answer(question))
+
+
+@router.post(
+    "/v1/search/image",
+    summary="Search by a picture",
+    responses=problems(410, 413, 415, 503),
+    openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
+)
+async def search_image(request: Request, service: Service) -> Answer:
+    """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
+    picture is not kept."""
+
+    def ask(form: Form, search: PictureSearch) -> Answer:
+        example = service.examples.picture(form.incoming.path)
+        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
+        return Answer.of(service.recommender.answer(question))
+
+    return await _with_file(request, service, PictureSearch, ask)
+
+
+@router.post(
+    "/v1/search/video",
+    summary="Search by a clip",
+    responses=problems(410, 413, 415, 503),
+    openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
+)
+async def search_video(request: Request, service: Service) -> Answer:
+    """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
+    forgotten."""
+
+    def ask(form: Form, search: ClipSearch) -> Answer:
+        default = service.settings.sampling
+        sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
+        example = service.examples.clip(form.incoming.path, search.caption, sampling)
+        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
+        return Answer.of(service.recommender.answer(question))
+
+    return await _with_file(request, service, ClipSearch, ask)
+
+
+async def _with_file(
+    request: Request, service: Runtime, model: type[_Parameters], ask: Callable[[Form, _Parameters], Answer]
+) -> Answer:
+    async with received(request, service.ingest, frozenset(model.model_fields)) as form:
+        given = {name: values if name in _LISTS else values[-1] for name, values in form.values.items()}
+        try:
+            search = model.model_validate(given)
+        except ValidationError as error:
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+        return await run_in_threadpool(ask, form, search)

@@ -69,12 +69,20 @@ def metrics(request: Request) -> Response:
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+SCORE = (
+    "A score is a weighted sum of cosines (fusion=cosine) or of z-scores (fusion=zscore: standard deviations above "
+    "the library's average for this question). It orders the hits of one answer. It is not a probability and not a "
+    "share of agreement: with one model 0.3 may be a perfect match between words and a picture, and 0.8 a chance "
+    "resemblance of two pictures. Scores of different questions, weights, fusions or models are not comparable, so "
+    "a min_score is only right for the question that it was chosen with; between questions, z-scores travel best."
+)
+
+
 @router.get("/v1/info", summary="What runs here")
 def info(service: Service) -> Info:
-    """Version, model, device, index and limits. A score is a weighted sum of cosines (or of z-scores): it orders
-    the videos of one answer, and is neither a probability nor comparable between questions."""
+    """Version, model, device, index and limits, and what a score means."""
     settings, embedder = service.settings, service.embedder()
-    with service.follower.current() as index, service.db.read() as connection:
+    with service.follower.current() as (index, connection):
         size, kind, exact = len(index), index.kind, index.exact
         videos = catalog.status_counts(connection)
     return Info(
@@ -86,7 +94,8 @@ def info(service: Service) -> Info:
         precision=service.follower.generation.precision,
         aggregation=settings.aggregation,
         videos=videos,
-        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=None),
+        score=SCORE,
+        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=service.follower.exact_up_to + 1),
         limits=Limits(
             max_upload_bytes=settings.max_upload_bytes,
             max_duration_seconds=settings.max_duration_seconds,

@@ -34,11 +34,15 @@ class Form:
 
     incoming: Incoming
     filename: str | None = None
-    fields: dict[str, str] = field(default_factory=dict)
+    values: dict[str, list[str]] = field(default_factory=dict)
+
+    def text(self, name: str) -> str | None:
+        """A field, None where it is left out; the last of several."""
+        return self.values.get(name, [None])[-1]
 
     def integer(self, name: str, default: _Default) -> int | _Default:
         """A field as a whole number, `default` where it is left out. Raises InvalidInput."""
-        text = self.fields.get(name, "").strip()
+        text = (self.text(name) or "").strip()
         if not text:
             return default
         try:
@@ -149,7 +153,7 @@ class _Reader:
     def _part_end(self) -> None:
         if self._field is not None:
             try:
-                self.form.fields[self._field] = self._value.decode("utf-8")
+                self.form.values.setdefault(self._field, []).append(self._value.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise InvalidInput(self._field, "must be text in UTF-8") from error
 

@@ -92,9 +92,9 @@ async def upload(
                 form.integer("num_frames", default.num_frames),
                 form.integer("frame_interval", default.frame_interval),
             ),
-            title=form.fields.get("title"),
-            caption=form.fields.get("caption"),
-            category=form.fields.get("category"),
+            title=form.text("title"),
+            caption=form.text("caption"),
+            category=form.text("category"),
         )
         video, outcome = await run_in_threadpool(service.ingest.accept, form.incoming, description)
     if wait:

@@ -1,0 +1,357 @@
+"""The index for large libraries: short codes of all rows are scanned, the best are compared exactly.
+
+Three steps, each over fewer rows and with more bits:
+
+    1. product quantisation, 4 bits for every 4 numbers (Jégou et al. 2011; André et al. 2017 for the scan in
+       registers), over every row that may be answered: 128 bytes a row of 1,024 numbers
+    2. one byte a number, over some thousand
+    3. the rows as they were put in, read from a file, over a few more than were asked for
+
+There are no cells that a search could miss: the scan is exhaustive, so the recall is the same for all weights, and a
+filter only leaves rows out of it. The first two tables are in memory (the second mapped), about 1.2 kB a row of
+1,025 numbers; the last is on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import Flags, Vectors
+from service.index.files import RowFile, write_whole
+from service.index.rows import Index, Layout, Rows, SavedFile, Writer
+
+TRAINING_ROWS = 20_000
+_GROUP = 4  # numbers to a code of 4 bits
+_SEGMENT_ROWS = 65_536
+_WORTH_KEEPING = _SEGMENT_ROWS // 4
+_SCAN = 4096
+_SCAN_PER_ANSWER = 8
+_EXTRA = 32
+_BLOCK = 256  # rows of bytes that are decoded at once: what fits a core's cache
+_OUTGROWN = 4
+
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
+
+
+class CompressedIndex(Index):
+    """Approximate by the codes that the scan compares, exact in the products that it answers with.
+
+    `train` makes one. The codes are fitted to the rows it is trained with; once there are four times as many, it is
+    `stale`.
+    """
+
+    kind = "compressed"
+    exact = False
+
+    def __init__(self, layout: Layout, folder: Path, codec: _Codec) -> None:
+        super().__init__(layout)
+        self._folder = folder
+        self._codec = codec
+        self._segments: list[_Segment] = []
+
+    @classmethod
+    def train(cls, layout: Layout, folder: Path, sample: Vectors, rows: int) -> CompressedIndex:
+        """An empty one, fitted to `sample` (N, width) of what will be about `rows` rows. Its files go to `folder`."""
+        return cls(layout, folder, _Codec.train(layout, sample, rows))
+
+    @property
+    def stale(self) -> bool:
+        """See the base class."""
+        return super().stale or len(self) > _OUTGROWN * self._codec.trained_for
+
+    def get(self, rows: Rows) -> Vectors:
+        """See the base class."""
+        found = np.empty((len(rows), self.layout.width), dtype=np.float32)
+        for segment, places in self._by_segment(rows):
+            found[places] = segment.read(rows[places])
+        return found
+
+    def freeze(self) -> Writer:
+        """See the base class."""
+        table, names = self._table(), list(self._names)
+        writers = [segment.freeze() for segment in self._segments]
+
+        def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
+            name = secrets.token_hex(6)
+            files = [
+                write_whole(folder / f"{name}.npz", lambda file: np.savez(file, **table)),
+                write_whole(folder / f"{name}.codec", self._codec.write),
+            ]
+            segments = []
+            for writer in writers:
+                state, its = writer(folder)
+                segments.append(state)
+                files += its
+            return {"table": files[0].name, "codec": files[1].name, "names": names, "segments": segments}, files
+
+        return write
+
+    @classmethod
+    def load(cls, layout: Layout, folder: Path, state: dict[str, Any]) -> CompressedIndex:
+        """See the base class."""
+        loaded = cls(layout, folder, _Codec.load(folder / state["codec"]))
+        loaded._load_table(folder / state["table"], state["names"])
+        for one in state["segments"]:
+            start = sum(segment.count for segment in loaded._segments)
+            loaded._segments.append(_Segment.load(folder, start, loaded._codec, one))
+        if sum(segment.count for segment in loaded._segments) != loaded.rows:
+            raise ValueError("its segments do not fit its table")
+        return loaded
+
+    def close(self) -> None:
+        """See the base class."""
+        for segment in self._segments:
+            segment.close()
+
+    def _append(self, rows: Vectors) -> int:
+        last = self._segments[-1] if self._segments else None
+        if last is None or last.count >= (_SEGMENT_ROWS if last.own else _WORTH_KEEPING):
+            last = _Segment.make(self._folder, self.rows, self._codec)
+            self._segments.append(last)
+        elif not last.own:
+            copy = last.copy(self._folder)  # or every start would leave a small segment behind
+            last.close()
+            self._segments[-1] = last = copy
+        fitting = rows[: _SEGMENT_ROWS - last.count]
+        last.append(fitting)
+        return len(fitting)
+
+    def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int) -> tuple[Rows, Vectors]:
+        padded = self._codec.pad(query.reshape(1, -1))
+        wanted = max(_SCAN, _SCAN_PER_ANSWER * count)
+        if available > wanted:
+            rows = self._scan(padded, wanted, allowed)
+        else:
+            rows = np.arange(self.rows) if allowed is None else np.flatnonzero(allowed)
+        rows = _best(rows, self._estimate(padded[0], rows), count + _EXTRA)
+        products = self.get(rows) @ query
+        order = np.argsort(-products, kind="stable")[:count]
+        return rows[order], products[order]
+
+    def _scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> Rows:
+        def scan(segment: _Segment) -> tuple[Rows, Vectors]:
+            return segment.scan(query, wanted, None if allowed is None else allowed[segment.start : segment.stop])
+
+        rows, products = zip(*_spread(scan, self._segments), strict=True)
+        return _best(np.concatenate(rows), np.concatenate(products), wanted)
+
+    def _estimate(self, query: Vectors, rows: Rows) -> Vectors:
+        """(N,) products from the bytes."""
+        weights, constant = self._codec.weights(query)
+        products = np.empty(len(rows), dtype=np.float32)
+
+        def estimate(part: tuple[_Segment, Rows]) -> None:
+            segment, places = part
+            products[places] = segment.estimate(weights, rows[places])
+
+        _spread(estimate, self._by_segment(rows))
+        return products + constant
+
+    def _by_segment(self, rows: Rows) -> list[tuple[_Segment, Rows]]:
+        """Each segment that holds some of `rows`, with the places of those in `rows`, in the order of the file."""
+        order = np.argsort(rows, kind="stable")
+        starts = [segment.start for segment in self._segments]
+        bounds = np.searchsorted(rows[order], [*starts, self.rows])
+        parts = [order[low:high] for low, high in pairwise(bounds)]
+        return [(segment, part) for segment, part in zip(self._segments, parts, strict=True) if len(part)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    """How rows become codes. `low` and `step` (width,) are of the bytes: number = low + step x byte."""
+
+    quantiser: Any
+    low: Vectors
+    step: Vectors
+    trained_for: int
+
+    @classmethod
+    def train(cls, layout: Layout, sample: Vectors, rows: int) -> _Codec:
+        low, high = sample.min(axis=0), sample.max(axis=0)
+        room = 0.05 * (high - low)
+        low, step = low - room, (high - low + 2 * room) / 255
+        step[step == 0] = 1
+        if layout.captions:
+            low[-1], step[-1] = 0, 1 / 255  # the flag is 0 or 1, exactly
+        width = -(-layout.width // _GROUP) * _GROUP
+        # One cell: an inverted file in name only, but the one whose scan in registers can leave rows out.
+        quantiser = faiss.IndexIVFPQFastScan(
+            faiss.IndexFlatIP(width), width, 1, width // _GROUP, 4, faiss.METRIC_INNER_PRODUCT
+        )
+        quantiser.cp.min_points_per_centroid = quantiser.pq.cp.min_points_per_centroid = 1  # or it warns
+        made = cls(quantiser, low, step, max(rows, len(sample)))
+        quantiser.train(made.pad(sample))
+        return made
+
+    def pad(self, rows: Vectors) -> Vectors:
+        """(N, a multiple of the group) with zeros behind."""
+        return np.pad(rows, ((0, 0), (0, -rows.shape[1] % _GROUP))).astype(np.float32, copy=False)
+
+    def bytes_of(self, rows: Vectors) -> npt.NDArray[np.uint8]:
+        """(N, width) uint8."""
+        scaled: Vectors = np.rint((rows - self.low) / self.step)
+        return scaled.clip(0, 255).astype(np.uint8)
+
+    def weights(self, query: Vectors) -> tuple[Vectors, float]:
+        """What to multiply bytes with, and what to add, for the product with the numbers."""
+        query = query[: len(self.low)]
+        return query * self.step, float(query @ self.low)
+
+    def write(self, file: IO[bytes]) -> None:
+        quantiser = faiss.serialize_index(self.quantiser)
+        np.savez(file, quantiser=quantiser, low=self.low, step=self.step, rows=self.trained_for)
+
+    @classmethod
+    def load(cls, path: Path) -> _Codec:
+        with np.load(path, allow_pickle=False) as arrays:
+            quantiser = faiss.deserialize_index(arrays["quantiser"])
+            return cls(quantiser, arrays["low"], arrays["step"], int(arrays["rows"]))
+
+
+class _Segment:
+    """Some ten thousand rows: their codes in memory, their bytes mapped, the rows themselves in a file."""
+
+    def __init__(self, start: int, codec: _Codec, codes: Any, small: RowFile, full: RowFile) -> None:
+        self.start = start
+        self._codec = codec
+        self._codes = codes
+        self._codes_saved: SavedFile | None = None
+        self._small, self._full = small, full
+        self._bytes = small.map(_SEGMENT_ROWS)
+
+    @classmethod
+    def make(cls, folder: Path, start: int, codec: _Codec) -> _Segment:
+        folder.mkdir(parents=True, exist_ok=True)
+        name, width = secrets.token_hex(6), len(codec.low)
+        small, full = RowFile(folder / f"{name}.bytes", width), RowFile(folder / f"{name}.rows", 4 * width)
+        return cls(start, codec, faiss.clone_index(codec.quantiser), small, full)
+
+    @classmethod
+    def load(cls, folder: Path, start: int, codec: _Codec, state: dict[str, Any]) -> _Segment:
+        codes, small, full = (SavedFile(*state[name]) for name in ("codes", "bytes", "rows"))
+        width = len(codec.low)
+        try:
+            table = faiss.read_index(str(folder / codes.name))
+        except RuntimeError as error:
+            raise ValueError(f"not a table of codes: {error}") from error
+        made = cls(
+            start,
+            codec,
+            table,
+            RowFile(folder / small.name, width, small),
+            RowFile(folder / full.name, 4 * width, full),
+        )
+        made._codes_saved = codes
+        if not made.count == made._small.count == made._full.count:
+            raise ValueError("a segment's files do not fit each other")
+        return made
+
+    @property
+    def count(self) -> int:
+        return int(self._codes.ntotal)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+    @property
+    def own(self) -> bool:
+        """Whether this process made its files, and may append to them."""
+        return self._full.own
+
+    def append(self, rows: Vectors) -> None:
+        small = self._codec.bytes_of(rows)
+        self._small.write(small)
+        self._full.write(rows)
+        self._codes.add(self._codec.pad(rows))
+        self._small.commit(small)
+        self._full.commit(rows)
+        self._codes_saved = None
+
+    def copy(self, folder: Path) -> _Segment:
+        """The same rows in files of this process's own."""
+        made = _Segment.make(folder, self.start, self._codec)
+        for low in range(0, self.count, 4096):
+            rows = np.arange(low, min(low + 4096, self.count))
+            for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):
+                data = mine.read(rows, kind)
+                its.write(data)
+                its.commit(data)
+        made._codes = faiss.clone_index(self._codes)
+        return made
+
+    def scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> tuple[Rows, Vectors]:
+        """The best `wanted` rows by their codes, and their products."""
+        parameters = None
+        if allowed is not None:
+            wanted = min(wanted, int(np.count_nonzero(allowed)))
+            selector: Any = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[arg-type, call-arg]
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=1)  # type: ignore[call-arg]
+        if wanted == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        products, rows = self._codes.search(query, min(wanted, self.count), params=parameters)
+        found = rows[0] >= 0
+        return self.start + rows[0][found], products[0][found]
+
+    def estimate(self, weights: Vectors, rows: Rows) -> Vectors:
+        """(N,) the products of `weights` with the bytes of `rows`."""
+        rows = rows - self.start
+        products = np.empty(len(rows), dtype=np.float32)
+        for low in range(0, len(rows), _BLOCK):
+            block = self._bytes[rows[low : low + _BLOCK]]
+            products[low : low + _BLOCK] = block.astype(np.float32) @ weights
+        return products
+
+    def read(self, rows: Rows) -> Vectors:
+        """(N, width) float32."""
+        return self._full.read(rows - self.start, np.float32)
+
+    def freeze(self) -> Writer:
+        known = self._codes_saved
+        data = None if known else faiss.serialize_index(self._codes)
+        small, full = self._small.freeze(), self._full.freeze()
+
+        def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
+            codes = known
+            if codes is None:
+                codes = write_whole(folder / f"{secrets.token_hex(6)}.codes", lambda file: file.write(data))
+                if self.count == small.size_bytes // len(self._codec.low):
+                    self._codes_saved = codes
+            files = {"codes": codes, "bytes": self._small.sync(small), "rows": self._full.sync(full)}
+            return {name: astuple(file) for name, file in files.items()}, list(files.values())
+
+        return write
+
+    def close(self) -> None:
+        self._small.close()
+        self._full.close()
+
+
+def _best(rows: Rows, products: Vectors, count: int) -> Rows:
+    """The `count` rows with the greatest products, in no order."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.argpartition(-products, count)[:count]]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    # One query is spread over the cores by its segments; FAISS must not start threads of its own in each.
+    return ThreadPoolExecutor(os.cpu_count(), "scan", initializer=lambda: faiss.omp_set_num_threads(1))
+
+
+def _spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
+    return [do(part) for part in parts] if len(parts) < 2 else list(_pool().map(do, parts))

@@ -1,0 +1,106 @@
+"""Files of an index: rows of fixed size that are only ever appended, and small ones written whole.
+
+A snapshot names the first bytes of a file, with their SHA-256. A process appends only to files that it made itself,
+so what a snapshot names never changes, whoever reads it and however many processes keep an index in one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.index.rows import Rows, SavedFile
+
+
+class RowFile:
+    """Rows of `row_bytes` bytes. Raises OSError where the disk refuses."""
+
+    def __init__(self, path: Path, row_bytes: int, saved: SavedFile | None = None) -> None:
+        """A new file where `saved` is None, what a snapshot names otherwise. Raises ValueError, OSError."""
+        self.path = path
+        self.own = saved is None
+        self._row_bytes = row_bytes
+        self._saved = saved
+        self._hash = hashlib.sha256()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if self.own else os.O_RDONLY
+        self._descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+        self.count = 0 if saved is None else saved.size_bytes // row_bytes
+        if saved is not None and os.fstat(self._descriptor).st_size < saved.size_bytes:
+            self.close()
+            raise ValueError(f"{path.name} is shorter than it was")
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Write rows behind the last; they count once they are handed to `commit`."""
+        data = memoryview(rows.tobytes())
+        offset, done = self.count * self._row_bytes, 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], offset + done)
+
+    def commit(self, rows: npt.NDArray[Any]) -> None:
+        """Count what was written."""
+        self._hash.update(rows.tobytes())
+        self.count += len(rows)
+
+    def read(self, rows: Rows, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """(N, width) these rows, read from the file and not through a map, so that they do not stay in memory."""
+        size = self._row_bytes
+        found = np.empty((len(rows), size), dtype=np.uint8)
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+        for run in runs:
+            first, last = int(run[0]), int(run[-1]) + 1
+            data = os.pread(self._descriptor, size * (last - first), size * int(rows[first]))
+            found[first:last] = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+        return found.view(dtype)
+
+    def map(self, capacity: int) -> npt.NDArray[np.uint8]:
+        """(capacity, row_bytes) the file in memory, as far as it is touched; what is appended appears in it."""
+        if self.own:
+            os.ftruncate(self._descriptor, capacity * self._row_bytes)
+        return np.memmap(self.path, np.uint8, "r", shape=(capacity if self.own else self.count, self._row_bytes))
+
+    def freeze(self) -> SavedFile:
+        """What a snapshot of now would name."""
+        if not self.own:
+            assert self._saved is not None
+            return self._saved
+        return SavedFile(self.path.name, self.count * self._row_bytes, self._hash.hexdigest())
+
+    def sync(self, frozen: SavedFile) -> SavedFile:
+        """Bring it to disk, and keep the file from now on, for a snapshot names it."""
+        if self.own:
+            os.fsync(self._descriptor)
+            self._saved = frozen
+        return frozen
+
+    def close(self) -> None:
+        """Close it; what no snapshot names is removed."""
+        os.close(self._descriptor)
+        if self._saved is None:
+            self.path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
+    """Write a file at once, and sync it."""
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    return SavedFile(path.name, path.stat().st_size, digest(path, path.stat().st_size))
+
+
+def digest(path: Path, size_bytes: int) -> str:
+    """The SHA-256 of a file's first bytes. Raises ValueError where it is shorter."""
+    found, left = hashlib.sha256(), size_bytes
+    with path.open("rb") as file:
+        while left and (data := file.read(min(left, 1 << 22))):
+            found.update(data)
+            left -= len(data)
+    if left:
+        raise ValueError(f"{path.name} is shorter than it was")
+    return found.hexdigest()

@@ -1,0 +1,177 @@
+"""What can be asked: examples to be like and unlike, weights, filters, and where a page begins. Knows no vector index.
+
+A cursor holds what a page needs to go on exactly where the last one ended, whatever came and went meanwhile: the
+question (hashed), the statistics that its scores were made with, and the last hit. The service keeps nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service.domain import CategoryMode, Fusion, Vectors, Weights, check_k
+from service.errors import Gone, InvalidInput
+
+GroupBy = Literal["video", "moment"]
+
+MAX_DEPTH = 10_000
+"""Hits that can be reached page by page."""
+MAX_CURSOR_CHARACTERS = 64_000
+_LARGEST_WEIGHT = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which videos may be answered. `same` and `other` are relative to the categories of the videos to be like."""
+
+    category: tuple[str, ...] = ()
+    exclude_category: tuple[str, ...] = ()
+    category_mode: CategoryMode = "any"
+
+
+EVERYWHERE = Scope()
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """A video of the catalogue to be like; unlike, where the weight is negative."""
+
+    video_id: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """Anything else to be like, by its vectors (D,): words, a picture, a clip. `caption` None: nothing is written."""
+
+    picture: Vectors
+    caption: Vectors | None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """One question. Raises InvalidInput where a value cannot be used.
+
+    diversity: 0 the best hits, up to 1: hits unlike those before them. min_score: hits below it are left out.
+    exclude: ids of videos that are no answer; one that does not exist is ignored. cursor: where a page begins.
+    """
+
+    weights: Weights
+    fusion: Fusion
+    likes: tuple[Like, ...] = ()
+    examples: tuple[Example, ...] = ()
+    exclude: tuple[str, ...] = ()
+    k: int = 10
+    scope: Scope = EVERYWHERE
+    diversity: float = 0.0
+    min_score: float | None = None
+    group_by: GroupBy = "video"
+    cursor: str | None = None
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        if not self.likes and not self.examples:
+            raise InvalidInput("positive", "name at least one video to be like, in positive or in negative")
+        wanted = {like.video_id for like in self.likes if like.weight > 0}
+        if both := wanted & {like.video_id for like in self.likes if like.weight < 0}:
+            raise InvalidInput("negative", f"names {min(both)}, which is in positive too")
+        if not 0 <= self.diversity <= 1:
+            raise InvalidInput("diversity", f"must be a number from 0 to 1, not {self.diversity}")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise InvalidInput("min_score", f"must be a number, not {self.min_score}")
+        if self.group_by == "moment":
+            if self.diversity:
+                raise InvalidInput("diversity", "is for videos: leave it out with group_by=moment")
+            if self.weights.video == 0:
+                raise InvalidInput(
+                    "video_weight", "must be greater than 0 with group_by=moment: a moment is what is seen"
+                )
+
+    def digest(self) -> str:
+        """The same for the same question, whatever the page."""
+        parts = (
+            [(like.video_id, like.weight) for like in self.likes],
+            [example.weight for example in self.examples],
+            sorted(self.exclude),
+            (self.weights.video, self.weights.text, self.fusion),
+            (self.scope.category, self.scope.exclude_category, self.scope.category_mode),
+            (self.diversity, self.min_score, self.group_by),
+        )
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page begins.
+
+    question: its digest. state: the digest of what was compared with, model and vectors. statistics: (mean, standard
+    deviation) per modality, as on the first page. offset: hits before. after: order of the last hit, (-score, id,
+    frame). shown: keys of all hits before, where their order is not that of their scores.
+    """
+
+    question: str
+    state: str
+    statistics: tuple[tuple[float, float], tuple[float, float]]
+    offset: int
+    after: tuple[float, str, int] | None = None
+    shown: tuple[int, ...] = ()
+
+    def write(self) -> str:
+        """Opaque text that fits into an address."""
+        parts = [self.question, self.state, self.statistics, self.offset, self.after, self.shown]
+        return base64.urlsafe_b64encode(zlib.compress(json.dumps(parts).encode())).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> Cursor:
+        """What `write` wrote. Raises InvalidInput for anything else."""
+        try:
+            if len(text) > MAX_CURSOR_CHARACTERS:
+                raise ValueError("too long")
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), 16 * len(text) + 1024)
+            if not unpacker.eof:
+                raise ValueError("not whole")
+            return cls._of(json.loads(data))
+        except (ValueError, TypeError, KeyError, zlib.error, RecursionError) as error:
+            raise InvalidInput("cursor", "is not one that this service gave") from error
+
+    @classmethod
+    def _of(cls, parts: Any) -> Cursor:
+        question, state, ((mean_v, std_v), (mean_t, std_t)), offset, after, shown = parts
+        numbers = (mean_v, std_v, mean_t, std_t, *(after[:1] if after else ()))
+        whole = (offset, *shown, *(after[2:] if after else ()))
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError("not a number")
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in whole):
+            raise ValueError("not a whole number")
+        if max(offset, len(shown)) > MAX_DEPTH:
+            raise ValueError("too deep")
+        if after is not None and (len(after) != 3 or not isinstance(after[1], str)):
+            raise ValueError("not a hit")
+        statistics = ((float(mean_v), float(std_v)), (float(mean_t), float(std_t)))
+        return cls(question, state, statistics, offset, None if after is None else tuple(after), tuple(shown))
+
+    def check(self, question: str, state: str) -> None:
+        """Raises InvalidInput where it belongs to another question, Gone where what it was compared with is not
+        there any more."""
+        if self.question != question:
+            raise InvalidInput("cursor", "belongs to another question: send the parameters of the first page with it")
+        if self.state != state:
+            raise Gone("what the first page was compared with has changed since; ask for it again without a cursor")
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 < abs(weight) <= _LARGEST_WEIGHT:  # also refuses NaN
+        raise InvalidInput("weight", f"must be a number greater than 0, at most {_LARGEST_WEIGHT:.0f}, not {weight}")

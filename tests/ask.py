@@ -1,0 +1,19 @@
+"""Questions as the tests ask them: few words, everything else as a user would have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.domain import Weights
+from service.question import Example, Like, Question
+from service.recommend import Answer, Recommender
+
+
+def like_video(recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any) -> Answer:
+    """The videos most like one."""
+    return recommender.answer(Question(likes=(Like(name),), weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
+
+
+def like(recommender: Recommender, *examples: Example, weights: Weights, fusion: str = "zscore", **rest: Any) -> Answer:
+    """The videos most like something else."""
+    return recommender.answer(Question(examples=examples, weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
