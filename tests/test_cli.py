@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service import __version__
+from service.drawing import distinct_scenes, draw_frame
 from tests.conftest import CHILD_ENVIRONMENT
 
 
@@ -122,6 +124,57 @@ def test_search_uses_the_librarys_own_model(embedded: Path) -> None:
     other = reelsrs("search", "x", cwd=embedded, REELSRS_MODEL="tiny", REELSRS_PRECISION="bfloat16")
     assert other.returncode == 1
     assert "model" in other.stderr
+
+
+def test_search_by_pictures_clips_and_examples(embedded: Path, drawn: Path, tmp_path: Path) -> None:
+    scene = distinct_scenes(12, seed=11)[7]
+    clip = next(iter(drawn.rglob("clip07.mp4")))
+    picture = tmp_path / "seven.png"
+    draw_frame(scene, 0.5, 256, 256).save(picture)
+    stranger = tmp_path / "stranger.mp4"
+    stranger.write_bytes(clip.read_bytes() + b"\0")
+    only_seen = ("--video-weight", "1", "--text-weight", "0", "--json", "--k", "12")
+
+    def hits(*arguments: str) -> list[dict[str, Any]]:
+        done = reelsrs("search", *arguments, cwd=embedded)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["items"]  # type: ignore[no-any-return]
+
+    found = hits("--image", str(picture), *only_seen)
+    assert found[0]["video"]["title"] == "clip07"
+    ids = {hit["video"]["title"]: hit["video"]["id"] for hit in found}
+    moment = hits("--image", str(picture), "--moments", *only_seen)[0]
+    assert moment["video"]["title"] == "clip07"
+    assert 0 <= moment["moment"]["start"] <= moment["moment"]["time"] <= moment["moment"]["end"]
+    assert hits("--video", str(stranger), *only_seen)[0]["video"]["title"] == "clip07"
+    mixed = hits("a circle", "--like", ids["clip07"], "--unlike", ids["clip01"], "--diversity", "0.3", *only_seen)
+    assert {"clip07", "clip01"}.isdisjoint(hit["video"]["title"] for hit in mixed)
+    scoped = hits("--like", ids["clip07"], "--category", clip.parent.name, *only_seen)
+    assert {hit["video"]["category"] for hit in scoped} <= {clip.parent.name}
+    table = reelsrs("search", "--image", str(picture), "--moments", cwd=embedded).stdout.splitlines()
+    assert "seconds" in table[0]
+    assert "-" in table[1].split()[4]
+    for wrong in ((), ("--image", "nowhere.png"), ("x", "--diversity", "2"), ("--image", str(clip))):
+        done = reelsrs("search", *wrong, cwd=embedded)
+        assert (done.returncode, done.stdout) == (1 if str(clip) in wrong else 2, "")
+
+
+def test_duplicates_are_listed_as_groups(tmp_path: Path, drawn: Path) -> None:
+    folder = tmp_path / "Data" / "mixed"
+    folder.mkdir(parents=True)
+    clips = sorted(drawn.rglob("*.mp4"))
+    for number, clip in enumerate(clips[:3]):
+        (folder / f"clip{number}.mp4").write_bytes(clip.read_bytes())
+    (folder / "again.mp4").write_bytes(clips[1].read_bytes() + b"\0")
+    assert reelsrs("embed", cwd=tmp_path, REELSRS_MODEL="tiny").returncode == 0
+    done = reelsrs("duplicates", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (group,) = json.loads(done.stdout)["items"]
+    (copy,) = group["copies"]
+    assert {group["best"]["title"], copy["video"]["title"]} == {"clip1", "again"}
+    assert copy["similarity"] == pytest.approx(1, abs=1e-3)
+    lines = reelsrs("duplicates", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["similarity", "keep", "1.000"]
 
 
 def test_export_writes_every_vector(embedded: Path, tmp_path: Path) -> None:

@@ -131,7 +131,9 @@ async def _with_file(
     request: Request, service: Runtime, model: type[_Parameters], ask: Callable[[Form, _Parameters], Answer]
 ) -> Answer:
     async with received(request, service.ingest, frozenset(model.model_fields)) as form:
-        given = {name: values if name in _LISTS else values[-1] for name, values in form.values.items()}
+        # A form on a page sends a field that nobody filled in as empty text.
+        filled = {name: kept for name, values in form.values.items() if (kept := [one for one in values if one])}
+        given = {name: values if name in _LISTS else values[-1] for name, values in filled.items()}
         try:
             search = model.model_validate(given)
         except ValidationError as error:
