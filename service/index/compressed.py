@@ -38,6 +38,7 @@ _SEGMENT_ROWS = 65_536
 _WORTH_KEEPING = _SEGMENT_ROWS // 4
 _SCAN = 4096
 _SCAN_PER_ANSWER = 8
+_SHARE = 512
 _EXTRA = 32
 _BLOCK = 256  # rows of bytes that are decoded at once: what fits a core's cache
 _OUTGROWN = 4
@@ -142,11 +143,20 @@ class CompressedIndex(Index):
         return rows[order], products[order]
 
     def _scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> Rows:
-        def scan(segment: _Segment) -> tuple[Rows, Vectors]:
-            return segment.scan(query, wanted, None if allowed is None else allowed[segment.start : segment.stop])
+        """The best `wanted` rows of all segments by their codes."""
 
-        rows, products = zip(*_spread(scan, self._segments), strict=True)
-        return _best(np.concatenate(rows), np.concatenate(products), wanted)
+        def scan(segment: _Segment, count: int) -> tuple[Rows, Vectors]:
+            return segment.scan(query, count, None if allowed is None else allowed[segment.start : segment.stop])
+
+        # Mostly each segment has its share of the best. One that is still good where it was cut off is asked again.
+        share = min(wanted, max(_SHARE, 2 * wanted // len(self._segments)))
+        found = _spread(lambda segment: scan(segment, share), self._segments)
+        floor = _floor(np.concatenate([products for _, products in found]), wanted)
+        cut = [n for n, (_, products) in enumerate(found) if len(products) == share and products[-1] > floor]
+        for n, more in zip(cut, _spread(lambda n: scan(self._segments[n], wanted), cut), strict=True):
+            found[n] = more
+        rows, products = (np.concatenate(column) for column in zip(*found, strict=True))
+        return _best(rows, products, wanted)
 
     def _estimate(self, query: Vectors, rows: Rows) -> Vectors:
         """(N,) products from the bytes."""
@@ -273,6 +283,7 @@ class _Segment:
         return self._full.own
 
     def append(self, rows: Vectors) -> None:
+        faiss.omp_set_num_threads(1 if len(rows) < _BLOCK else os.cpu_count() or 1)
         small = self._codec.bytes_of(rows)
         self._small.write(small)
         self._full.write(rows)
@@ -347,6 +358,11 @@ def _best(rows: Rows, products: Vectors, count: int) -> Rows:
     return rows[np.argpartition(-products, count)[:count]]
 
 
+def _floor(products: Vectors, count: int) -> float:
+    """The least of the `count` greatest; minus infinity where there are fewer."""
+    return float(-np.partition(-products, count - 1)[count - 1]) if len(products) >= count else -np.inf
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     # One query is spread over the cores by its segments; FAISS must not start threads of its own in each.
@@ -354,4 +370,13 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    return [do(part) for part in parts] if len(parts) < 2 else list(_pool().map(do, parts))
+    """What `do` makes of each part, a share of them in each thread: handing over parts one by one costs more."""
+    threads = min(os.cpu_count() or 1, len(parts))
+    if threads < 2:
+        faiss.omp_set_num_threads(1)
+        return [do(part) for part in parts]
+    shares = _pool().map(lambda n: [do(part) for part in parts[n::threads]], range(threads))
+    results: list[Any] = [None] * len(parts)
+    for n, share in enumerate(shares):
+        results[n::threads] = share
+    return results

@@ -7,6 +7,7 @@ so what a snapshot names never changes, whoever reads it and however many proces
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,10 +60,16 @@ class RowFile:
         return found.view(dtype)
 
     def map(self, capacity: int) -> npt.NDArray[np.uint8]:
-        """(capacity, row_bytes) the file in memory, as far as it is touched; what is appended appears in it."""
+        """(capacity, row_bytes) the file in memory; what is appended appears in it. What a snapshot names is brought
+        in at once where the system can: one page at a time it would slow down the first thousand searches."""
+        flags = mmap.MAP_SHARED
         if self.own:
             os.ftruncate(self._descriptor, capacity * self._row_bytes)
-        return np.memmap(self.path, np.uint8, "r", shape=(capacity if self.own else self.count, self._row_bytes))
+        else:
+            capacity = self.count
+            flags |= getattr(mmap, "MAP_POPULATE", 0)
+        mapped = mmap.mmap(self._descriptor, capacity * self._row_bytes, flags, mmap.PROT_READ)
+        return np.frombuffer(mapped, dtype=np.uint8).reshape(capacity, self._row_bytes)
 
     def freeze(self) -> SavedFile:
         """What a snapshot of now would name."""

@@ -59,10 +59,12 @@ class FlatIndex(Index):
         """See the base class."""
 
     def _append(self, rows: Vectors) -> int:
+        faiss.omp_set_num_threads(1)
         self._index.add(rows)
         return len(rows)
 
     def _search(self, query: Vectors, count: int, allowed: Flags | None, _available: int) -> tuple[Rows, Vectors]:
+        faiss.omp_set_num_threads(1)  # of this thread: several would wait for each other over one query
         parameters = None
         if allowed is not None:
             selector: Any = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[arg-type, call-arg]

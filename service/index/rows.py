@@ -24,6 +24,7 @@ Rows = npt.NDArray[np.int64]
 
 _Number = TypeVar("_Number", bound=np.generic)
 
+_MASKS = 16
 _DEAD_SHARE = 0.25
 _DEAD_ANYWAY = 1000
 
@@ -81,6 +82,7 @@ class Index(ABC):
         self._largest_key = -1
         self._moments = (Moments(layout.dimension), Moments(layout.dimension))
         self._dead = 0
+        self._masks: dict[Categories, tuple[Flags, int]] = {}
 
     def __len__(self) -> int:
         """Number of rows that are alive."""
@@ -99,6 +101,7 @@ class Index(ABC):
     def replace(self, gone: Keys, entries: Entries) -> None:
         """Take the rows of `gone` out (what is not in is ignored), then put `entries` in. The caller keeps searches
         out meanwhile."""
+        self._masks.clear()
         self._remove(gone)
         if not len(entries.keys):
             return
@@ -118,8 +121,7 @@ class Index(ABC):
     def search(self, query: Vectors, count: int, where: Categories = EVERY_CATEGORY) -> tuple[Rows, Vectors]:
         """Rows and inner products with `query` (width,) of the best `count`, best first; fewer where there are
         fewer."""
-        allowed = self._allowed(where)
-        available = self.rows if allowed is None else int(np.count_nonzero(allowed))
+        allowed, available = self._allowed(where)
         if min(count, available) == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         return self._search(query, min(count, available), allowed, available)
@@ -187,13 +189,19 @@ class Index(ABC):
     def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int, /) -> tuple[Rows, Vectors]:
         """As `search`, among the `available` rows that `allowed` (rows,) names, at least one of which there is."""
 
-    def _allowed(self, where: Categories) -> Flags | None:
-        """(rows,) which may be answered; None: all of them."""
-        if where == EVERY_CATEGORY:
-            return self._alive.values if self._dead else None
-        table = np.array([name in where for name in self._names], dtype=np.bool_)
-        allowed: Flags = table[self._categories.values] & self._alive.values
-        return allowed
+    def _allowed(self, where: Categories) -> tuple[Flags | None, int]:
+        """(rows,) which may be answered, None for all of them; and how many those are."""
+        if where == EVERY_CATEGORY and not self._dead:
+            return None, self.rows
+        known = self._masks.get(where)
+        if known is None:
+            table = np.array([name in where for name in self._names], dtype=np.bool_)
+            mask: Flags = table[self._categories.values] & self._alive.values
+            known = mask, int(np.count_nonzero(mask))
+            if len(self._masks) >= _MASKS:
+                self._masks.clear()
+            self._masks[where] = known  # until the next change: at a million rows it takes a millisecond to make
+        return known
 
     def _remove(self, gone: Keys) -> None:
         known = gone[gone <= self._largest_key]  # keys ascend: what is new cannot be in
