@@ -325,7 +325,8 @@ class _Search:
             rows, products = self._index.search(self._query, count, self._where)
             keys = self._index.keys(rows)
             kept = ~np.isin(keys, list(without)) if without else np.ones(len(keys), dtype=np.bool_)
-            found = [one for one in self._scored(rows[kept], keys[kept]) if _wanted(self._question, cursor, one)]
+            scored = self._scored(rows[kept], keys[kept], wanted, cursor)
+            found = [one for one in scored if _wanted(self._question, cursor, one)]
             found.sort(key=lambda one: order(one.score, one.video.id))
             if len(rows) < count:
                 return found[:wanted]
@@ -334,12 +335,21 @@ class _Search:
                 return found[:wanted]
             count *= 4
 
-    def _scored(self, rows: Rows, keys: Keys) -> list[_Found]:
+    def _scored(self, rows: Rows, keys: Keys, wanted: int, cursor: Cursor | None) -> list[_Found]:
+        """Those that can be among the best `wanted` behind the cursor, with their videos: reading rows costs more than
+        all arithmetic."""
         pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
         seen = _similarities(pictures, self._target.picture)
         read = np.where(captioned, _similarities(captions, self._target.words), self._read.mean)
         seen_parts, read_parts = self._seen(seen), self._read(read)
-        videos = catalog.videos_by_key(self._connection, keys.tolist())
+        scores = rounded(seen_parts + read_parts)
+        likely = np.ones(len(scores), dtype=np.bool_)
+        if cursor is not None and cursor.after is not None:
+            likely = -scores >= cursor.after[0]
+            wanted += int(np.count_nonzero(-scores == cursor.after[0]))  # of a tie with the last hit, ids decide
+        if np.count_nonzero(likely) > wanted:
+            likely &= scores >= -np.partition(-scores[likely], wanted - 1)[wanted - 1]
+        videos = catalog.videos_by_key(self._connection, keys[likely].tolist())
         return [
             _Found(
                 video=videos[key],
@@ -352,6 +362,7 @@ class _Search:
                 imputed=not captioned[n],
             )
             for n, (row, key) in enumerate(zip(rows.tolist(), keys.tolist(), strict=True))
+            if likely[n]
         ]
 
     def _vectors(self, rows: Rows) -> tuple[Numbers, Numbers]:
