@@ -34,8 +34,10 @@ _LISTS = frozenset({"category", "exclude_category"})
 
 def _form(model: type[Parameters], what: str) -> dict[str, Any]:
     """The documentation of a form with a file and these parameters."""
-    properties = {"file": {"type": "string", "format": "binary", "description": what}}
-    properties.update(model.model_json_schema()["properties"])
+    properties: dict[str, Any] = {"file": {"type": "string", "format": "binary", "description": what}}
+    for name, field in model.model_json_schema()["properties"].items():
+        # The docs page fills fields in beforehand; what is left out by default must stay empty there.
+        properties[name] = {**field, "example": ""} if field["default"] is None else field
     schema = {"type": "object", "required": ["file"], "properties": properties}
     example = {"file": "(dog.jpg)", "k": 5, "category": ["animals"]}
     return {

@@ -46,13 +46,15 @@ _FORM = {
                             "type": "string",
                             "description": "what it shows, hashtags and all; any length "
                             "up to 10,000 characters is used to its end",
+                            "example": "",
                         },
-                        "category": {"type": "string", "description": "one name, no slashes"},
-                        "title": {"type": "string", "description": "left out: the file's name"},
-                        "num_frames": {"type": "integer", "minimum": 1, "maximum": 256},
+                        "category": {"type": "string", "description": "one name, no slashes", "example": ""},
+                        "title": {"type": "string", "description": "left out: the file's name", "example": ""},
+                        "num_frames": {"type": "integer", "minimum": 1, "maximum": 256, "example": ""},
                         "frame_interval": {
                             "type": "integer",
                             "minimum": 1,
+                            "example": "",
                             "description": "every Nth frame from the start; left out: spread evenly",
                         },
                     },
