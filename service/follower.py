@@ -287,9 +287,10 @@ class Follower:
                     sample.append(old.get(some[start : start + _BATCH]))
             new = CompressedIndex.train(self._layout, self._folder, np.concatenate(sample), count)
         nobody = np.zeros(0, dtype=np.int64)
-        for start in range(0, old.rows if rows is None else rows, _BATCH):
+        stop = old.rows if rows is None else rows
+        for start in range(0, stop, _BATCH):
             with gate.reading():
-                entries = old.entries(start, min(start + _BATCH, old.rows if rows is None else rows))
+                entries = old.entries(start, min(start + _BATCH, stop))
             new.replace(nobody, entries)
         return new
 

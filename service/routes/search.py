@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from service.domain import Sampling
-from service.question import Like
+from service.question import Example, Like
 from service.routes.common import Service, VideoId, problems
 from service.routes.upload import Form, received
 from service.runtime import Runtime
@@ -28,7 +28,7 @@ from service.schemas import (
 
 router = APIRouter(tags=["search"])
 
-_Parameters = TypeVar("_Parameters", bound=Parameters)
+_Search = TypeVar("_Search", PictureSearch, ClipSearch)
 _LISTS = frozenset({"category", "exclude_category"})
 
 
@@ -101,12 +101,10 @@ async def search_image(request: Request, service: Service) -> Answer:
     """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
     picture is not kept."""
 
-    def ask(form: Form, search: PictureSearch) -> Answer:
-        example = service.examples.picture(form.incoming.path)
-        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-        return Answer.of(service.recommender.answer(question))
+    def embed(form: Form, _: PictureSearch) -> Example:
+        return service.examples.picture(form.incoming.path)
 
-    return await _with_file(request, service, PictureSearch, ask)
+    return await _with_file(request, service, PictureSearch, embed)
 
 
 @router.post(
@@ -119,25 +117,34 @@ async def search_video(request: Request, service: Service) -> Answer:
     """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
     forgotten."""
 
-    def ask(form: Form, search: ClipSearch) -> Answer:
+    def embed(form: Form, search: ClipSearch) -> Example:
         default = service.settings.sampling
         sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
-        example = service.examples.clip(form.incoming.path, search.caption, sampling)
-        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-        return Answer.of(service.recommender.answer(question))
+        return service.examples.clip(form.incoming.path, search.caption, sampling)
 
-    return await _with_file(request, service, ClipSearch, ask)
+    return await _with_file(request, service, ClipSearch, embed)
 
 
 async def _with_file(
-    request: Request, service: Runtime, model: type[_Parameters], ask: Callable[[Form, _Parameters], Answer]
+    request: Request, service: Runtime, model: type[_Search], embed: Callable[[Form, _Search], Example]
 ) -> Answer:
+    """Read the form, embed its file, ask with it."""
+
+    def ask(form: Form, search: _Search) -> Answer:
+        question = search.question(search.fusion, examples=(embed(form, search),), group_by=search.group_by)
+        return Answer.of(service.recommender.answer(question))
+
     async with received(request, service.ingest, frozenset(model.model_fields)) as form:
         # A form on a page sends a field that nobody filled in as empty text.
-        filled = {name: kept for name, values in form.values.items() if (kept := [one for one in values if one])}
-        given = {name: values if name in _LISTS else values[-1] for name, values in filled.items()}
+        filled = {name: list(filter(None, values)) for name, values in form.values.items()}
+        given = {name: kept if name in _LISTS else kept[-1] for name, kept in filled.items() if kept}
         try:
             search = model.model_validate(given)
         except ValidationError as error:
-            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+            raise _wrong_fields(error) from error
         return await run_in_threadpool(ask, form, search)
+
+
+def _wrong_fields(error: ValidationError) -> RequestValidationError:
+    """The same errors, as of a request's body."""
+    return RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
