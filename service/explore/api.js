@@ -10,10 +10,20 @@ export const paths = {
   categories: "/v1/categories",
   videos: "/v1/videos",
   searchText: "/v1/search/text",
+  searchImage: "/v1/search/image",
+  searchVideo: "/v1/search/video",
+  recommendations: "/v1/recommendations",
+  projections: "/v1/projections",
   video: (video) => `/v1/videos/${id(video)}`,
   frames: (video) => `/v1/videos/${id(video)}/frames`,
   events: (video) => `/v1/videos/${id(video)}/events`,
-  recommendations: (video) => `/v1/videos/${id(video)}/recommendations`,
+  retry: (video) => `/v1/videos/${id(video)}/retry`,
+  thumbnail: (video) => `/v1/videos/${id(video)}/thumbnail`,
+  content: (video) => `/v1/videos/${id(video)}/content`,
+  frame: (video, n) => `/v1/videos/${id(video)}/frames/${n}`,
+  projection: (which) => `/v1/projections/${id(which)}`,
+  points: (which) => `/v1/projections/${id(which)}/points`,
+  fit: (which) => `/v1/projections/${id(which)}/fit`,
 };
 
 // What the service said was wrong, in its own words.
@@ -111,8 +121,9 @@ const stopped = (signal) =>
 
 // --- requests
 
-// Reading waits for a service that is away and asks again; writing says that it may not have been done.
-async function send(path, { method = "GET", query, body, signal, headers = {} } = {}) {
+// A question waits for a service that is away and asks again; a change says that it may not have been made.
+async function send(path, { method = "GET", question = method === "GET", query, body, signal, headers = {}, read = null } = {}) {
+  const form = body instanceof FormData;
   const url = query ? `${path}?${new URLSearchParams(query)}` : path;
   for (;;) {
     const key = currentKey();
@@ -121,36 +132,60 @@ async function send(path, { method = "GET", query, body, signal, headers = {} } 
       response = await fetch(url, {
         method,
         signal,
-        headers: { ...keyHeaders(), ...headers, ...(body ? { "Content-Type": "application/json" } : {}) },
-        body: body ? JSON.stringify(body) : undefined,
+        headers: { ...keyHeaders(), ...headers, ...(body && !form ? { "Content-Type": "application/json" } : {}) },
+        body: body && !form ? JSON.stringify(body) : body,
       });
+      if (response.ok) return read ? await read(response) : response;
     } catch (error) {
       if (signal?.aborted) throw error;
-      if (method !== "GET" && path !== paths.searchText) {
+      if (!question) {
         whenBack();
         throw new Problem(0, "The service did not answer, so this may not have been saved. Try again once it is back.");
       }
       await Promise.race([whenBack(), stopped(signal)]);
       continue;
     }
-    if (response.ok) return response;
     const problem = problemFrom(response.status, await response.text());
     if ((problem.status === 401 || problem.status === 403) && (await newKey(key))) continue;
     throw problem;
   }
 }
 
-const json = async (path, options) => (await send(path, options)).json();
+const json = (path, options) => send(path, { ...options, read: (response) => response.json() });
 
 export const info = () => json(paths.info);
 export const categories = () => json(paths.categories);
 export const videos = (query, signal) => json(paths.videos, { query, signal });
 export const video = (which, signal) => json(paths.video(which), { signal });
 export const frames = (which, signal) => json(paths.frames(which), { signal });
-export const searchText = (body, signal) => json(paths.searchText, { method: "POST", body, signal });
-export const recommendations = (which, query, signal) => json(paths.recommendations(which), { query, signal });
 export const edit = (which, changes) => json(paths.video(which), { method: "PATCH", body: changes });
 export const remove = (which) => send(paths.video(which), { method: "DELETE" });
+export const retry = (which) => json(paths.retry(which), { method: "POST" });
+
+// For a page that is going away: the request outlives it, and nobody is left to hear the answer.
+export const removeInPassing = (which) => fetch(paths.video(which), { method: "DELETE", headers: keyHeaders(), keepalive: true });
+
+// --- questions
+
+const posed = { method: "POST", question: true };
+export const searchText = (body, signal) => json(paths.searchText, { ...posed, body, signal });
+export const recommendations = (body, signal) => json(paths.recommendations, { ...posed, body, signal });
+
+// With a picture or a clip: a form, where a parameter that is a list is a field for each of its values.
+export function searchFile(file, picture, parameters, signal) {
+  const body = new FormData();
+  body.append("file", file, file.name);
+  for (const [name, value] of Object.entries(parameters)) for (const one of [value].flat()) body.append(name, String(one));
+  return json(picture ? paths.searchImage : paths.searchVideo, { ...posed, body, signal });
+}
+
+// --- maps
+
+export const project = (body, signal) => json(paths.projections, { ...posed, body, signal });
+export const projection = (which, signal) => json(paths.projection(which), { signal });
+export const points = (which, signal) => json(paths.points(which), { signal });
+export const fit = (which) => json(paths.fit(which), { method: "POST" });
+export const cancelFit = (which) => json(paths.fit(which), { method: "DELETE" });
 
 // The health of the service's parts; it answers 503 with the same body when one is missing.
 export async function health() {
@@ -198,7 +233,7 @@ const soon = new IntersectionObserver(
   { rootMargin: "300px" },
 );
 
-const blobUrl = async (path, signal) => URL.createObjectURL(await (await send(path, { signal })).blob());
+const blobUrl = async (path, signal) => URL.createObjectURL(await send(path, { signal, read: (response) => response.blob() }));
 
 // Pictures load when they come near. With a key they are fetched, for an <img> cannot carry one.
 export function showPicture(image, path) {

@@ -63,8 +63,9 @@ function score(hit, scale) {
 }
 
 export class Card {
-  constructor(video, { href, open }) {
-    this.href = href;
+  // `page`: href(id), open(id), point(id, frame), retried(video)
+  constructor(video, page) {
+    this.page = page;
     this.video = null;
     this.hit = null;
     this.picture = element("div", { class: "picture" });
@@ -72,7 +73,7 @@ export class Card {
       click: (event) => {
         if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return; // a new tab, say
         event.preventDefault();
-        open(this.video.id);
+        page.open(this.video.id);
       },
     });
     this.category = element("p", { class: "category" });
@@ -108,11 +109,34 @@ export class Card {
     this.length.textContent = clock(video.duration);
     this.at.hidden = !hit;
     this.at.textContent = hit ? `best at ${moment(hit.moment.time)}` : "";
-    this.foot.replaceChildren(...(hit ? [score(hit, scale)] : []));
+    this.foot.replaceChildren(...(hit ? [score(hit, scale)] : video.status === "failed" ? [this.retry()] : []));
+  }
+
+  // A clip that could not be read can be read again, with its bytes where they are.
+  retry() {
+    const button = element(
+      "button",
+      {
+        type: "button",
+        class: "button small retry",
+        "aria-label": `Try again: ${this.video.title}`,
+        click: async () => {
+          button.disabled = true;
+          try {
+            await this.page.retried(this.video);
+          } catch (error) {
+            button.disabled = false;
+            button.after(element("p", { class: "wrong", role: "alert" }, error.message));
+          }
+        },
+      },
+      "Try again",
+    );
+    return button;
   }
 
   address() {
-    this.link.href = this.href(this.video.id);
+    this.link.href = this.page.href(this.video.id);
   }
 
   still() {
@@ -131,6 +155,7 @@ export class Card {
   }
 
   play() {
+    this.page.point(this.video.id, this.hit?.moment.frame);
     if (this.wait || this.release || still.matches || this.video.duration === null || !this.video.thumbnail_url) return;
     this.wait = setTimeout(() => {
       this.wait = null;
@@ -155,6 +180,7 @@ export class Card {
   }
 
   stop() {
+    this.page.point(null);
     clearTimeout(this.wait);
     this.wait = null;
     const release = this.release;

@@ -1,9 +1,10 @@
-// The dialog of one clip: player, data, frames, editing, deletion, and the way to more like it.
+// The dialog of one clip: player, data, frames, editing, the way to more like it, and to its end.
 
 import * as api from "./api.js";
 import { byId, bytes, categoryName, clock, element, moment, number, statusText } from "./dom.js";
 
 const dialog = byId("detail");
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 let shown = null; // id of the clip on show
 let letGo = null;
 let controller = null;
@@ -37,8 +38,9 @@ export function hide() {
   if (dialog.open) dialog.close();
 }
 
-// `actions`: like(video), changed(video), deleted(video), categories(). `hit` says where the best moment is.
-export async function show(id, { known = null, hit = null, actions }) {
+// `actions`: like(video), changed(video), remove(video, how), retried(video), categories(). `hit` says where the best
+// moment is; `at`, in seconds, is where to begin instead.
+export async function show(id, { known = null, hit = null, at = null, actions }) {
   if (shown === id) return;
   clean();
   shown = id;
@@ -54,7 +56,7 @@ export async function show(id, { known = null, hit = null, actions }) {
   try {
     const video = await api.video(id, signal);
     if (signal.aborted) return;
-    fill(body, title, video, hit, actions);
+    fill(body, title, video, hit, at, actions);
     if (video.status === "ready") await strip(body, video, hit, signal);
   } catch (error) {
     if (signal.aborted) return;
@@ -62,7 +64,7 @@ export async function show(id, { known = null, hit = null, actions }) {
     if (error.status !== 404) {
       const again = () => {
         shown = null;
-        show(id, { known, hit, actions });
+        show(id, { known, hit, at, actions });
       };
       line.append(element("button", { type: "button", class: "button", click: again }, "Try again"));
     }
@@ -78,19 +80,20 @@ function clean() {
   draft = null;
 }
 
-function fill(body, title, video, hit, actions) {
+function fill(body, title, video, hit, at, actions) {
   title.textContent = video.title;
   const stage = element("div", { class: "stage" });
   const side = element("div", { class: "side" });
   body.replaceChildren(element("div", { class: "split" }, stage, side), element("div", { class: "strip-place" }));
-  stage.append(player(video, hit));
+  stage.append(player(video, at ?? hit?.moment.time ?? 0));
   describe(side, title, video, hit, actions);
 }
 
-function player(video, hit) {
+function player(video, start) {
   const made = element("video", { class: "player", controls: true, playsinline: true, "aria-label": video.title });
   made.muted = true;
   made.loop = true;
+  made.autoplay = !still.matches;
   const failed = () => {
     const where = element(
       "div",
@@ -106,7 +109,7 @@ function player(video, hit) {
   made.addEventListener(
     "loadedmetadata",
     () => {
-      if (hit && hit.moment.time < made.duration) made.currentTime = hit.moment.time;
+      if (start > 0 && start < made.duration) made.currentTime = start;
     },
     { once: true },
   );
@@ -131,7 +134,8 @@ function describe(side, title, video, hit, actions) {
         ? element("button", { type: "button", class: "button primary", click: () => actions.like(video) }, "More like this")
         : null,
       element("button", { type: "button", class: "button", click: () => edit(side, title, video, hit, actions) }, "Edit"),
-      element("button", { type: "button", class: "button danger", click: () => askDelete(side, title, video, hit, actions) }, "Delete"),
+      video.status === "failed" ? element("button", { type: "button", class: "button", click: () => retry(video, said, actions) }, "Try again") : null,
+      element("button", { type: "button", class: "button danger", click: ({ detail }) => actions.remove(video, { byKeyboard: detail === 0 }) }, "Delete"),
     ),
     said,
     element(
@@ -218,51 +222,13 @@ function edit(side, title, video, hit, actions) {
   fields[0].input.focus();
 }
 
-function askDelete(side, title, video, hit, actions) {
-  const wrong = element("p", { class: "wrong", role: "alert" });
-  const keep = element(
-    "button",
-    {
-      type: "button",
-      class: "button",
-      click: () => {
-        describe(side, title, video, hit, actions);
-        side.querySelector(".danger")?.focus();
-      },
-    },
-    "Keep it",
-  );
-  const sure = element(
-    "button",
-    {
-      type: "button",
-      class: "button danger filled",
-      click: async () => {
-        sure.disabled = true;
-        wrong.textContent = "";
-        try {
-          await api.remove(video.id);
-          actions.deleted(video);
-        } catch (error) {
-          if (error.status === 404) actions.deleted(video);
-          wrong.textContent = error.message;
-          sure.disabled = false;
-        }
-      },
-    },
-    "Delete for good",
-  );
-  side.replaceChildren(
-    element(
-      "div",
-      { class: "sure", role: "group", "aria-labelledby": "sure-title" },
-      element("h3", { id: "sure-title" }, "Delete this clip?"),
-      element("p", { class: "muted" }, "Its file, its frames and its place in every search go for good. This cannot be undone."),
-      wrong,
-      element("div", { class: "actions" }, sure, keep),
-    ),
-  );
-  keep.focus();
+async function retry(video, said, actions) {
+  try {
+    await actions.retried(video);
+    said.textContent = "It is being read again.";
+  } catch (error) {
+    said.textContent = error.message;
+  }
 }
 
 async function strip(body, video, hit, signal) {

@@ -1,424 +1,229 @@
 // The page: reads what to show from the address, shows it, and puts what the user does back into the address.
 
 import * as api from "./api.js";
-import { Card, scaleOf } from "./cards.js";
+import * as ask from "./ask.js";
+import * as colours from "./colours.js";
 import * as detail from "./detail.js";
-import { byId, categoryName, counted, element, number } from "./dom.js";
-import { address, read } from "./state.js";
+import { byId, counted } from "./dom.js";
+import * as drop from "./drop.js";
+import * as map from "./map.js";
+import * as removal from "./removal.js";
+import * as results from "./results.js";
+import * as selection from "./selection.js";
+import * as service from "./service.js";
+import * as shelf from "./shelf.js";
+import { NOTHING_ASKED, address, read } from "./state.js";
 import * as upload from "./upload.js";
 
-const PAGE = 48;
-const RERANK_MILLISECONDS = 120;
-const HEALTH_MILLISECONDS = 30_000;
-const UNSETTLED_MILLISECONDS = 2000;
+const wide = matchMedia("(min-width: 64rem)"); // as in map.css
+const fromHistory = () => ({ ...read(), file: history.state?.file ?? 0 });
 
-let state = read();
-let kinds = []; // categories with counts
-let limits = { max_k: 1000 };
-let cards = new Map(); // id -> Card, of the answer on show
-let listed = null; // the question whose answer is on show
-let cursor = null;
-let wanted = PAGE; // hits to ask for
-let loading = null;
-let timer = null;
-
-const known = (id) => cards.get(id)?.video ?? null;
+let state = fromHistory();
+let openedAt = null; // seconds, where a clip was opened from a frame of the map
 
 // --- the address
 
 function go(change, { replace = false } = {}) {
   const next = { ...state, ...change };
-  if (replace) history.replaceState(history.state, "", address(next));
-  else history.pushState({ here: true }, "", address(next));
+  if (address(next) === address(state) && next.file === state.file) return;
+  const kept = { ...(replace ? history.state : { here: true }), file: next.file };
+  if (replace) history.replaceState(kept, "", address(next));
+  else history.pushState(kept, "", address(next));
   state = next;
   render();
 }
 
 addEventListener("popstate", () => {
-  state = read();
+  state = fromHistory();
   render();
 });
 
-const question = ({ q, like, category, w }) => JSON.stringify(q || like ? [like ? "" : q, like, category, w] : ["", "", category]);
+// Both side by side where there is room, else one of them.
+function view() {
+  if (wide.matches) return state.view || "both";
+  return state.view === "map" ? "map" : "clips";
+}
 
 function render() {
-  const query = byId("query");
-  if (document.activeElement !== query || state.q) query.value = state.q;
-  byId("weight").value = String(Math.round((1 - state.w) * 100));
-  sayWeight(state.w);
-  renderChips();
-  byId("back").hidden = !state.q && !state.like;
-  if (question(state) !== listed) {
-    wanted = PAGE;
-    load();
-  } else {
-    for (const card of cards.values()) card.address();
-  }
-  if (state.video) detail.show(state.video, { known: known(state.video), hit: cards.get(state.video)?.hit, actions });
-  else detail.hide();
-}
-
-function sayWeight(w) {
-  const seen = Math.round(w * 100);
-  const text = `${seen} % seen, ${100 - seen} % written`;
-  byId("weight-said").textContent = text;
-  byId("weight").setAttribute("aria-valuetext", text);
-}
-
-// --- the list
-
-async function load({ more = false, afresh = false } = {}) {
-  loading?.abort();
-  const controller = (loading = new AbortController());
-  const { signal } = controller;
-  const asked = { ...state };
-  const grid = byId("grid");
-  const sameKind = listed !== null && JSON.parse(listed).slice(0, 2).join("\n") === JSON.parse(question(asked)).slice(0, 2).join("\n");
-  listed = question(asked);
-  grid.setAttribute("aria-busy", "true");
-  byId("problem").hidden = true;
-  byId("more").disabled = true;
-  if (!sameKind) {
-    heading(asked);
-    byId("results-note").textContent = "Loading";
-  }
-  try {
-    const shown = asked.like ? await alike(asked, signal) : asked.q ? await found(asked, signal) : await library(asked, signal, more, afresh);
-    if (signal.aborted) return;
-    shown();
-  } catch (error) {
-    if (signal.aborted) return;
-    problem(error, sameKind, { more, afresh });
-  }
-  grid.removeAttribute("aria-busy");
-  byId("more").disabled = false;
-}
-
-function heading(asked) {
-  const title = asked.like
-    ? `Like \u201c${known(asked.like)?.title ?? "this clip"}\u201d`
-    : asked.q
-      ? `\u201c${asked.q}\u201d`
-      : asked.category
-        ? categoryName(asked.category)
-        : "Library";
-  byId("results-title").textContent = title;
-  document.title = title === "Library" ? "ReelsRS" : `${title} \u00b7 ReelsRS`;
-}
-
-async function library(asked, signal, more, afresh) {
-  const query = { limit: afresh ? Math.min(500, Math.max(PAGE, cards.size)) : PAGE };
-  if (asked.category) query.category = asked.category;
-  if (more && cursor) query.cursor = cursor;
-  const page = await api.videos(query, signal);
-  return () => {
-    heading(asked);
-    cursor = page.next_cursor;
-    if (!more) lay(page.items.map((video) => ({ video })));
-    else lay([...[...cards.values()].map(({ video }) => ({ video })), ...page.items.map((video) => ({ video }))]);
-    byId("more").hidden = !cursor;
-    noteLibrary();
-    extra("");
-  };
-}
-
-function noteLibrary() {
-  const count = state.category
-    ? (kinds.find(({ name }) => name === state.category)?.count ?? cards.size)
-    : kinds.reduce((sum, kind) => sum + kind.count, 0);
-  const all = Math.max(count, cards.size);
-  byId("results-note").textContent = all > cards.size ? `${number(cards.size)} of ${counted(all, "clip")}, the newest first` : `${counted(all, "clip")}, the newest first`;
-  const empty = cards.size === 0;
-  byId("empty").hidden = !empty;
-  if (!empty) return;
-  byId("results-note").textContent = "";
-  byId("empty-title").textContent = state.category ? `No clips in ${categoryName(state.category)}` : "No clips yet";
-  byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. Each can be searched as soon as it has been read.";
-}
-
-const weights = ({ w }) => ({ video_weight: w, text_weight: Math.round((1 - w) * 1e6) / 1e6 });
-
-async function found(asked, signal) {
-  const body = { query: asked.q, k: wanted, ...weights(asked), ...(asked.category ? { category: [asked.category] } : {}) };
-  const answer = await api.searchText(body, signal);
-  return () => showAnswer(asked, answer);
-}
-
-async function alike(asked, signal) {
-  const query = { k: wanted, ...weights(asked), ...(asked.category ? { category: asked.category } : {}) };
-  const [video, answer] = await Promise.all([
-    known(asked.like) ?? api.video(asked.like, signal),
-    api.recommendations(asked.like, query, signal),
-  ]);
-  return () => {
-    showAnswer(asked, answer);
-    byId("results-title").textContent = `Like \u201c${video.title}\u201d`;
-    document.title = `Like \u201c${video.title}\u201d \u00b7 ReelsRS`;
-    if (answer.weights.text === 0 && asked.w < 1) extra("This clip has no caption, so only what is seen counts.");
-  };
-}
-
-function showAnswer(asked, answer) {
-  heading(asked);
-  const scale = scaleOf(answer.items);
-  lay(answer.items.map((hit) => ({ video: hit.video, hit, scale })));
-  const count = answer.items.length;
-  byId("results-note").textContent = `${counted(count, "clip")}, the best match first. A score orders the clips of one answer; it is no probability.`;
-  byId("more").hidden = count < wanted || wanted >= limits.max_k;
-  extra("");
-  byId("empty").hidden = count > 0;
-  if (count) return;
-  byId("results-note").textContent = "";
-  byId("empty-title").textContent = "Nothing to rank";
-  byId("empty-text").textContent = asked.category
-    ? `There are no other clips in ${categoryName(asked.category)}. Choose another category, or all of them.`
-    : "The library has no other clips that are ready.";
-}
-
-// Cards stay the same elements while they stay on show, so that nothing flickers as the order changes.
-function lay(entries) {
-  const before = cards;
-  cards = new Map();
-  for (const { video, hit = null, scale = null } of entries) {
-    const card = before.get(video.id) ?? new Card(video, { href: (id) => address({ ...state, video: id }), open: (id) => go({ video: id }) });
-    card.show(video, hit, scale);
-    cards.set(video.id, card);
-  }
-  for (const [id, card] of before) if (!cards.has(id)) card.stop();
-  const grid = byId("grid");
-  const roots = [...cards.values()].map(({ root }) => root);
-  if (roots.length !== grid.children.length || roots.some((root, index) => root !== grid.children[index])) {
-    const focused = document.activeElement;
-    grid.replaceChildren(...roots);
-    if (grid.contains(focused)) focused.focus({ preventScroll: true });
-  }
-  byId("problem").hidden = true;
-  settle();
-}
-
-let again = {};
-function problem(error, keep, how) {
-  again = how;
-  byId("problem-text").textContent = error.message;
-  byId("empty").hidden = true;
-  byId("results-note").textContent = "";
-  byId("more").hidden = true;
-  extra("");
-  if (!keep) lay([]); // the answer to another question
-  byId("problem").hidden = false;
-}
-
-function extra(text) {
-  byId("results-extra").textContent = text;
-  byId("results-extra").hidden = !text;
-}
-
-// Clips that are still being read are looked at again until they are ready.
-let settling = null;
-function settle() {
-  clearTimeout(settling);
-  const unsettled = [...cards.values()].some(({ video }) => video.status === "queued" || video.status === "processing");
-  if (!unsettled || cards.size > 500) return;
-  settling = setTimeout(async () => {
-    if (!document.hidden && !state.q && !state.like && !byId("grid").hasAttribute("aria-busy")) {
-      await load({ afresh: true });
-      refresh();
-    } else settle();
-  }, UNSETTLED_MILLISECONDS);
-}
-
-// --- categories and health
-
-function renderChips() {
-  const chips = byId("chips");
-  const named = kinds.filter(({ name }) => name !== null);
-  const names = named.map(({ name }) => name);
-  if (state.category && !names.includes(state.category)) named.push({ name: state.category, count: 0 });
-  chips.hidden = named.length === 0;
-  const total = kinds.reduce((sum, { count }) => sum + count, 0);
-  const wantedChips = [{ name: "", count: total }, ...named];
-  const had = chips.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-  chips.replaceChildren(
-    ...wantedChips.map(({ name, count }) =>
-      element(
-        "button",
-        { type: "button", class: "chip", "data-name": name, "aria-pressed": String(state.category === name), click: () => go({ category: state.category === name ? "" : name }) },
-        name ? categoryName(name) : "All",
-        element("span", { class: "count" }, number(count)),
-      ),
-    ),
-  );
-  if (had !== null) [...chips.children].find(({ dataset }) => dataset.name === had)?.focus();
-}
-
-async function refresh() {
-  try {
-    const [found, about] = await Promise.all([api.categories(), api.info()]);
-    kinds = found.items;
-    limits = about.limits;
-    renderChips();
-    if (!state.q && !state.like && byId("problem").hidden && listed && !byId("grid").hasAttribute("aria-busy")) noteLibrary();
-    await sayHealth(about);
-  } catch (error) {
-    setHealth("bad", error.message);
+  const shown = view();
+  byId("panes").dataset.view = shown;
+  for (const button of byId("views").children) button.setAttribute("aria-pressed", String(button.dataset.view === shown));
+  ask.render(state);
+  results.render(state);
+  map.render(state, shown !== "clips");
+  showSelection();
+  if (state.video) detail.show(state.video, { known: shelf.known(state.video), hit: results.hitOf(state.video), at: openedAt, actions });
+  else {
+    openedAt = null;
+    detail.hide();
   }
 }
 
-let about = null;
-async function sayHealth(told = about) {
-  about = told;
-  let health;
-  try {
-    health = await api.health();
-  } catch {
-    api.whenBack();
-    return;
-  }
-  if (health.status !== "ok") {
-    const bad = Object.entries(health.checks ?? {}).filter(([, text]) => text !== "ok" && text !== "not started here");
-    setHealth("bad", bad.map(([part, text]) => `${part}: ${text}`).join("; ") || "not ready");
-    return;
-  }
-  if (!about) return;
-  const { ready = 0, queued = 0, processing = 0 } = about.videos;
-  const waiting = queued + processing;
-  const parts = [counted(ready, "clip"), ...(waiting ? [`${number(waiting)} being read`] : []), about.model === "tiny" ? "small demo model, not for production" : about.model];
-  setHealth(waiting ? "busy" : "ok", parts.join(" \u00b7 "), about.model);
+function showSelection() {
+  byId("selected").hidden = !selection.any();
+  byId("results").hidden = selection.any();
+  byId("map-selected").hidden = !selection.any() || view() === "both";
+  byId("map-selected-text").textContent = `${selection.words()} selected`;
 }
 
-function setHealth(kind, text, model = "") {
-  byId("health").dataset.kind = kind;
-  byId("health").title = model ? `Model: ${model}` : "";
-  if (byId("health-text").textContent !== text) byId("health-text").textContent = text;
+const page = {
+  state: () => state,
+  go,
+  href: (id) => address({ ...state, video: id }),
+  open: (id) => go({ video: id }),
+  reload: () => results.load(),
+  weighing: results.weighing,
+  lit: map.light,
+  point: map.point,
+  removed: (video, how) => removal.remove(video, how),
+  retried,
+};
+
+// --- what the parts report
+
+function examples(change) {
+  map.clearChosen();
+  selection.choose([], null);
+  go({ ...NOTHING_ASKED, like: state.like, unlike: state.unlike, ...change, video: "", view: state.view === "map" ? (wide.matches ? "" : "clips") : state.view });
+  showSelection();
+  byId("clips").focus({ preventScroll: true });
+  toTop();
 }
 
-// --- what the dialog and the uploads report
+// The page scrolls, or the list does: map.css says when.
+function toTop() {
+  scrollTo({ top: 0 });
+  byId("clips").scrollTo({ top: 0 });
+}
+
+const without = (ids, others) => ids.filter((id) => !others.includes(id));
+const together = (ids, others) => [...without(ids, others), ...others].slice(-100); // as many as a question may name
 
 const actions = {
-  like: (video) => {
-    go({ like: video.id, q: "", video: "" });
-    scrollTo({ top: 0 });
-  },
-  categories: () => kinds.map(({ name }) => name).filter((name) => name !== null),
+  like: (video) => examples({ like: [video.id], unlike: [] }),
+  categories: () => service.kinds.map(({ name }) => name).filter((name) => name !== null),
   changed: (video) => {
-    const card = cards.get(video.id);
+    shelf.keep(video);
+    const card = results.cardOf(video.id);
     if (card && !card.hit) card.show(video);
-    refresh();
-    load({ afresh: true }); // another caption, another order
+    service.refresh();
+    results.load({ afresh: true }); // another caption, another order
   },
-  deleted: (video) => {
-    cards.get(video.id)?.stop();
-    cards.get(video.id)?.root.remove();
-    cards.delete(video.id);
-    go({ video: "", like: state.like === video.id ? "" : state.like }, { replace: true });
-    byId("results").focus({ preventScroll: true });
-    load({ afresh: true });
-    refresh();
+  remove: (video, how) => {
+    closed();
+    detail.hide();
+    removal.remove(video, how);
   },
+  retried,
 };
+
+async function retried(video) {
+  const queued = await api.retry(video.id);
+  shelf.keep(queued);
+  results.load({ afresh: true });
+  service.refresh();
+  return queued;
+}
 
 // Closing the dialog is a step back where opening it was a step forward.
 function closed() {
   if (!state.video) return;
-  if (history.state?.here) history.back();
-  else go({ video: "" }, { replace: true });
+  if (history.state?.here) {
+    state = { ...state, video: "" }; // at once; the address follows
+    history.back();
+  } else go({ video: "" }, { replace: true });
 }
 
-function arrived(video) {
-  refresh();
-  if (state.q || state.like) return; // the answer on show stays as it is until it is asked for again
-  if (state.category && state.category !== video.category) return;
-  const others = [...cards.values()].filter((card) => card.video.id !== video.id).map((card) => ({ video: card.video }));
-  const place = cards.has(video.id) ? [...cards.keys()].indexOf(video.id) : 0;
-  others.splice(place, 0, { video });
-  lay(others);
-  noteLibrary();
+function cleared() {
+  if (!selection.any()) return;
+  map.clearChosen();
+  selection.choose([], null);
+  showSelection();
+  byId("clips").focus({ preventScroll: true });
 }
 
 // --- setting up
 
-function setUpKey() {
-  const dialog = byId("key");
-  api.askForKeyWith(
-    () =>
-      new Promise((resolve) => {
-        const value = byId("key-value");
-        let given = null;
-        byId("key-text").textContent = api.currentKey() ? "The key that was given is not known here. Check it and try again." : "Give one of the keys that its operator has handed out.";
-        const submit = (event) => {
-          event.preventDefault();
-          given = value.value.trim();
-          if (given) dialog.close();
-        };
-        byId("key-form").addEventListener("submit", submit);
-        dialog.addEventListener(
-          "close",
-          () => {
-            byId("key-form").removeEventListener("submit", submit);
-            value.value = "";
-            resolve(given);
-          },
-          { once: true },
-        );
-        dialog.showModal();
-        value.focus();
-      }),
-  );
-  byId("key-cancel").addEventListener("click", () => dialog.close());
+api.presence.addEventListener("back", () => byId("problem").hidden || results.load());
+service.setUp({
+  changed: () => {
+    colours.learn(actions.categories());
+    results.changed();
+    map.know(service.readyCount());
+  },
+  back: () => {},
+});
+ask.setUp(page);
+results.setUp(page);
+removal.setUp({
+  changed: () => {
+    results.removed();
+    selection.update();
+    showSelection();
+    map.redraw();
+    const like = state.like.filter((id) => !removal.isGone(id));
+    const unlike = state.unlike.filter((id) => !removal.isGone(id));
+    if (like.length + unlike.length < state.like.length + state.unlike.length) go({ like, unlike }, { replace: true });
+  },
+  done: service.refresh,
+  focus: (id) => (results.cardOf(id)?.link ?? byId("clips")).focus({ preventScroll: true }),
+});
+selection.setUp({
+  ...page,
+  cleared,
+  like: (ids) => examples({ like: together(state.like, ids), unlike: without(state.unlike, ids) }),
+  unlike: (ids) => examples({ unlike: together(state.unlike, ids), like: without(state.like, ids) }),
+});
+map.setUp({
+  go,
+  chosen: (points, projection) => {
+    selection.choose(points, projection);
+    showSelection();
+    if (selection.any()) byId("said").textContent = `${counted(selection.count(), "clip")} selected.`;
+    if (view() === "both") toTop();
+  },
+  cleared,
+  over: (id) => mark(id),
+  out: () => mark(null),
+  opened: (id, at) => {
+    openedAt = at;
+    go({ video: id });
+  },
+});
+detail.setUp({ closed });
+upload.setUp({
+  ready: (video) => {
+    shelf.keep(video);
+    service.refresh();
+    results.arrived(video);
+  },
+  open: (id) => go({ video: id }),
+  limit: () => service.limits.max_upload_bytes ?? Infinity,
+});
+drop.setUp({ search: ask.withFile, add: upload.add, folder: upload.refuseFolder });
+
+let marked = null;
+function mark(id) {
+  marked?.classList.remove("pointed");
+  marked = id === null ? null : (results.cardOf(id)?.root ?? null);
+  marked?.classList.add("pointed");
 }
 
-function setUpPresence() {
-  api.presence.addEventListener("gone", () => {
-    byId("gone-text").textContent = "The service does not answer. Trying again until it does.";
-    byId("gone").hidden = false;
-    setHealth("bad", "Not reachable");
-  });
-  api.presence.addEventListener("back", () => {
-    byId("gone").hidden = true;
-    refresh();
-  });
-  byId("gone-retry").addEventListener("click", api.tryNow);
-  setInterval(() => document.hidden || !byId("gone").hidden || !byId("problem").hidden || refresh(), HEALTH_MILLISECONDS);
-}
-
-byId("search").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const q = byId("query").value.trim();
-  if (q !== state.q || state.like) go({ q, like: "" });
-  else load();
+byId("views").addEventListener("click", ({ target }) => {
+  if (target.dataset.view) go({ view: target.dataset.view === "both" ? "" : target.dataset.view });
 });
-byId("query").addEventListener("input", ({ target }) => {
-  if (!target.value && state.q) go({ q: "" });
+for (const hint of ["pointerover", "focusin"]) byId("views").addEventListener(hint, map.preload, { once: true });
+wide.addEventListener("change", render);
+byId("map-selected-see").addEventListener("click", () => {
+  go({ view: wide.matches ? "" : "clips" });
+  byId("selected-title").focus({ preventScroll: true });
 });
-byId("weight").addEventListener("input", ({ target }) => {
-  const w = Math.round(100 - Number(target.value)) / 100;
-  sayWeight(w);
-  clearTimeout(timer);
-  timer = setTimeout(() => go({ w }, { replace: true }), RERANK_MILLISECONDS);
-});
-byId("back").addEventListener("click", () => {
-  byId("query").value = "";
-  go({ q: "", like: "" });
-});
-byId("more").addEventListener("click", () => {
-  if (state.q || state.like) {
-    wanted = Math.min(wanted + PAGE, limits.max_k);
-    load();
-  } else load({ more: true });
-});
-byId("problem-retry").addEventListener("click", () => {
-  load(again);
-  refresh();
-});
+byId("map-selected-clear").addEventListener("click", cleared);
 for (const name of ["upload", "empty-upload"]) byId(name).addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", ({ target }) => {
   upload.add([...target.files]);
   target.value = "";
 });
 
-setUpKey();
-setUpPresence();
-detail.setUp({ closed });
-upload.setUp({ ready: arrived, open: (id) => go({ video: id }), limit: () => limits.max_upload_bytes ?? Infinity });
 render();
-refresh();
+service.refresh();

@@ -1,26 +1,50 @@
-// What is on show, as it stands in the address: words, weight, category, the video that is open, the one to be like.
+// What is on show, as it stands in the address, so that a view can be sent: the question, the weights, the category,
+// the open clip, and what the map shows. A picture or a clip that was asked with is a file, and stays out of it.
 
 export const USUAL_WEIGHT = 0.7;
+export const KINDS = ["aggregated", "frame", "text"];
+export const METHODS = ["umap", "tsne", "pca"];
+const VIEWS = ["clips", "both", "map"];
+
+const oneOf = (value, choices, usual) => (choices.includes(value) ? value : usual);
 
 export function read(search = location.search) {
   const given = new URLSearchParams(search);
   const weight = given.has("w") ? Number(given.get("w")) : USUAL_WEIGHT;
   return {
     q: given.get("q") ?? "",
+    like: given.getAll("like").filter(Boolean),
+    unlike: given.getAll("unlike").filter(Boolean),
+    file: 0,
     w: weight >= 0 && weight <= 1 ? weight : USUAL_WEIGHT,
     category: given.get("category") ?? "",
-    like: given.get("like") ?? "",
     video: given.get("video") ?? "",
+    view: oneOf(given.get("view"), VIEWS, ""),
+    kind: oneOf(given.get("map"), KINDS, KINDS[0]),
+    method: oneOf(given.get("method"), METHODS, METHODS[0]),
+    dimensions: given.get("d") === "3" ? 3 : 2,
+    hidden: given.getAll("hide"), // categories; the empty name stands for clips without one
   };
 }
 
 export function address(state) {
   const said = new URLSearchParams();
   if (state.q) said.set("q", state.q);
-  if (state.like) said.set("like", state.like);
+  for (const id of state.like) said.append("like", id);
+  for (const id of state.unlike) said.append("unlike", id);
   if (state.w !== USUAL_WEIGHT) said.set("w", String(state.w));
   if (state.category) said.set("category", state.category);
+  if (state.view) said.set("view", state.view);
+  if (state.kind !== KINDS[0]) said.set("map", state.kind);
+  if (state.method !== METHODS[0]) said.set("method", state.method);
+  if (state.dimensions === 3) said.set("d", "3");
+  for (const name of state.hidden) said.append("hide", name);
   if (state.video) said.set("video", state.video);
   const text = said.toString();
   return text ? `${location.pathname}?${text}` : location.pathname;
 }
+
+// The four ways to ask exclude each other; none of them is the library itself.
+export const NOTHING_ASKED = { q: "", like: [], unlike: [], file: 0 };
+
+export const asks = ({ q, like, unlike, file }) => Boolean(q || like.length || unlike.length || file);

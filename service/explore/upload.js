@@ -6,6 +6,8 @@ import { byId, bytes, counted, element } from "./dom.js";
 // A browser opens six connections to a host; some are left for the page itself.
 const SENDING_AT_ONCE = 2;
 const WATCHED_AT_ONCE = 2;
+const SENT_AGAIN_AT_MOST = 3;
+const EMBEDDING_FROM = 0.5; // a clip's progress when its frames are decoded
 
 const tray = byId("tray");
 const list = byId("tray-list");
@@ -45,12 +47,15 @@ export function setUp(given) {
   addEventListener("beforeunload", (event) => {
     if ([...rows].some((row) => row.stage === "waiting" || row.stage === "sending")) event.preventDefault();
   });
-  setUpDrop();
 }
 
 export function add(files) {
   for (const file of files) new Row(file).start();
   list.scrollTop = list.scrollHeight;
+}
+
+export function refuseFolder(file) {
+  new Row(file).fail("This is a folder. Drop the video files in it instead.");
 }
 
 function summary() {
@@ -63,9 +68,14 @@ function summary() {
   byId("tray-clear").textContent = open ? "Clear finished" : "Close";
 }
 
+class Broken extends Error {}
+
+const phase = ({ status, progress }) => (status === "queued" ? "Stored, waiting to be read" : progress < EMBEDDING_FROM ? "Decoding" : "Embedding");
+
 class Row {
   constructor(file) {
     this.file = file;
+    this.sentAgain = 0;
     this.stage = "waiting";
     this.bar = element("div", { class: "meter", role: "progressbar", "aria-label": file.name, "aria-valuemin": "0", "aria-valuemax": "100" });
     this.fill = element("span");
@@ -111,7 +121,12 @@ class Row {
   }
 
   fail(text) {
-    this.set("failed", text, null, ["Retry", () => this.start()], ["Remove", () => this.drop()]);
+    this.set("failed", text, null, ["Retry", () => this.retry()], ["Remove", () => this.drop()]);
+  }
+
+  retry() {
+    this.sentAgain = 0;
+    this.start();
   }
 
   start() {
@@ -127,9 +142,21 @@ class Row {
         const { video, known } = await this.send();
         this.follow(video, known);
       } catch (error) {
-        if (rows.has(this)) this.fail(error.message);
+        if (rows.has(this)) await this.broken(error);
       }
     });
+  }
+
+  // A service that restarts costs no upload: the file is sent again when it is back, and is one clip even if it came.
+  async broken(error) {
+    if (!(error instanceof Broken) || this.sentAgain >= SENT_AGAIN_AT_MOST) {
+      this.fail(error.message);
+      return;
+    }
+    this.sentAgain += 1;
+    this.set("waiting", "The service does not answer. Sent again when it does.", 0, ["Cancel", () => this.drop()]);
+    await api.whenBack();
+    if (rows.has(this)) this.start();
   }
 
   // XMLHttpRequest, because fetch says nothing of how much has been sent.
@@ -157,8 +184,7 @@ class Row {
         request.addEventListener("load", () => resolve({ status: request.status, text: request.responseText }));
         request.addEventListener("abort", () => reject(new api.Problem(0, "Cancelled.")));
         request.addEventListener("error", () => {
-          api.whenBack();
-          reject(new api.Problem(0, "The connection broke before the service answered."));
+          reject(new Broken("The connection broke before the service answered."));
         });
         const form = new FormData();
         form.append("file", this.file, this.file.name);
@@ -173,13 +199,13 @@ class Row {
 
   follow(video, known) {
     if (this.finish("ready" === video.status ? "ready" : "", video, known)) return;
-    this.set("reading", "Stored, waiting to be read", video.progress);
+    this.set("reading", phase(video), video.progress);
     watching(async () => {
       while (!this.settled) {
         try {
           await api.listen(video.id, (event, data) => {
             if (!this.finish(event, data, false)) {
-              this.set("reading", data.status === "queued" ? "Stored, waiting to be read" : "Being read", data.progress);
+              this.set("reading", phase(data), data.progress);
             }
           });
         } catch (error) {
@@ -203,36 +229,4 @@ class Row {
     }
     return true;
   }
-}
-
-function setUpDrop() {
-  const sign = byId("drop");
-  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-  let depth = 0;
-  addEventListener("dragenter", (event) => {
-    if (!hasFiles(event)) return;
-    event.preventDefault();
-    depth += 1;
-    sign.hidden = false;
-  });
-  addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-  addEventListener("dragleave", (event) => {
-    if (!hasFiles(event)) return;
-    depth -= 1;
-    if (depth <= 0) sign.hidden = true;
-  });
-  addEventListener("drop", (event) => {
-    if (!hasFiles(event)) return;
-    event.preventDefault();
-    depth = 0;
-    sign.hidden = true;
-    const files = [];
-    for (const item of event.dataTransfer.items) {
-      const file = item.kind === "file" ? item.getAsFile() : null;
-      if (!file) continue;
-      if (item.webkitGetAsEntry?.()?.isDirectory) new Row(file).fail("This is a folder. Drop the video files in it instead.");
-      else files.push(file);
-    }
-    add(files);
-  });
 }

@@ -1,0 +1,380 @@
+// The map's panel: asks for a layout, says how far it is, fetches its points when they change, and hands what the
+// pointer does with them on. Which map it is stands in the page's state.
+
+import * as api from "./api.js";
+import * as colours from "./colours.js";
+import { byId, counted, number } from "./dom.js";
+import * as hover from "./hover.js";
+import * as legend from "./legend.js";
+import { Plot, load } from "./plot.js";
+import * as removal from "./removal.js";
+
+const BUSY_MILLISECONDS = 1000;
+const CALM_MILLISECONDS = 5000;
+const MOST_LIT = 200;
+const FIRST = 10; // hits that have a ring
+const WORDS = { aggregated: ["clip", "clips"], frame: ["frame", "frames"], text: ["caption", "captions"] };
+
+let page; // go(change), chosen(points, map), cleared(), over(id), out(), opened(id)
+let plot;
+let state = null;
+let visible = false;
+let ready = null; // clips that could be on a map; null until it is known
+let watching = null; // what is being watched: {want, controller}
+let projection = null;
+let points = []; // of the version that is drawn
+let where = new Map(); // video id -> its points' numbers
+let drawnVersion = null;
+let hits = [];
+
+export function setUp(given) {
+  page = given;
+  plot = new Plot(byId("plot"), {
+    over: (row, event) => {
+      hover.show(points[row], event);
+      page.over(points[row].video_id);
+    },
+    out: leave,
+    click: (row) => {
+      const { video_id: id, time } = points[row];
+      leave();
+      page.opened(id, time);
+    },
+    chosen: (rows) => page.chosen(rows.map((row) => points[row]), projection),
+    cleared: () => page.cleared(),
+    moved: () => {
+      hover.hide();
+      point(null);
+    },
+  });
+  byId("map-place").addEventListener("pointerleave", leave);
+  byId("map-kind").addEventListener("change", ({ target }) => page.go({ kind: target.value }));
+  byId("map-method").addEventListener("change", ({ target }) => page.go({ method: target.value }));
+  byId("map-dimensions").addEventListener("click", ({ target }) => {
+    const dimensions = Number(target.dataset.dimensions);
+    if (dimensions && dimensions !== state.dimensions) page.go({ dimensions });
+  });
+  byId("map-drag").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button) useTool(button.dataset.drag);
+  });
+  byId("zoom-in").addEventListener("click", () => plot.zoom(0.7));
+  byId("zoom-out").addEventListener("click", () => plot.zoom(1 / 0.7));
+  byId("zoom-fit").addEventListener("click", () => plot.fit());
+  byId("dot-size").addEventListener("input", ({ target }) => {
+    plot.size = 2 ** ((Number(target.value) - 50) / 25);
+    plot.refresh();
+  });
+  byId("dot-opacity").addEventListener("input", ({ target }) => {
+    plot.opacity = Number(target.value) / 100;
+    plot.refresh();
+  });
+  addEventListener("pointerdown", ({ target }) => {
+    if (!byId("dots").contains(target)) byId("dots").open = false;
+  });
+  byId("dots").addEventListener("keydown", ({ key }) => {
+    if (key !== "Escape" || !byId("dots").open) return;
+    byId("dots").open = false;
+    byId("dots").querySelector("summary").focus();
+  });
+  colours.onTheme(() => drawnVersion && draw());
+  useTool("pan");
+}
+
+function leave() {
+  hover.hide();
+  page.out();
+}
+
+export function useTool(name) {
+  for (const button of byId("map-drag").children) button.setAttribute("aria-pressed", String(button.dataset.drag === name));
+  plot.use(name);
+}
+
+export const preload = () => load().catch(() => {}); // said when a map is to be drawn
+
+// --- which map
+
+export function render(next, isVisible) {
+  const before = state;
+  state = next;
+  visible = isVisible;
+  byId("map-kind").value = state.kind;
+  byId("map-method").value = state.method;
+  for (const button of byId("map-dimensions").children) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.dimensions) === state.dimensions));
+  }
+  byId("map-drag").hidden = state.dimensions === 3;
+  if (before && (String(before.hidden) !== String(state.hidden) || before.category !== state.category) && drawnVersion) showGroups();
+  watch();
+}
+
+// How many clips are ready, as the service last said it.
+export function know(count) {
+  const first = ready === 0 && count > 0;
+  ready = count;
+  if (ready === 0 || first || !watching) watch();
+}
+
+function watch() {
+  const want = visible && ready ? JSON.stringify([state.kind, state.method, state.dimensions]) : "";
+  if (watching?.want === want) return;
+  watching?.controller.abort();
+  watching = null;
+  if (!visible) {
+    hover.hide();
+    return;
+  }
+  if (ready === 0) {
+    forget();
+    say("Nothing to map yet", "A dot for each clip appears here once there are clips in the library.");
+    return;
+  }
+  if (!want) return; // not known yet
+  const controller = new AbortController();
+  watching = { want, controller };
+  follow(controller.signal);
+}
+
+function forget() {
+  drawnVersion = null;
+  projection = null;
+  points = [];
+  where = new Map();
+  plot.clear();
+  byId("map-tools").hidden = true;
+  byId("plot").hidden = true;
+  legend.render([], [], () => {});
+  note("");
+}
+
+async function follow(signal) {
+  const { kind, method, dimensions } = state;
+  forget();
+  say("Fetching the map", "");
+  preload();
+  try {
+    let current = await api.project({ embedding: kind, method, dimensions }, signal);
+    while (!signal.aborted) {
+      projection = current;
+      await take(current, signal);
+      if (signal.aborted) return;
+      await pause(busy(current) ? BUSY_MILLISECONDS : CALM_MILLISECONDS, signal);
+      if (document.hidden) continue;
+      try {
+        current = await api.projection(current.id, signal);
+      } catch (error) {
+        if (error.status !== 404) throw error;
+        current = await api.project({ embedding: kind, method, dimensions }, signal); // gone, so it is asked for anew
+      }
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+    if (drawnVersion === null) say("The map could not be shown", sentence(error.message), ["Try again", again]);
+    else note(sentence(error.message), ["Try again", again]);
+  }
+}
+
+function again() {
+  watching?.controller.abort();
+  watching = null;
+  watch();
+}
+
+const busy = ({ status }) => status === "queued" || status === "running";
+
+let wake = () => {};
+const pause = (milliseconds, signal) =>
+  new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    wake = () => {
+      clearTimeout(timer);
+      resolve();
+    };
+    signal.addEventListener("abort", wake, { once: true });
+  });
+
+// --- what is known of it
+
+async function take(current, signal) {
+  if (current.fitted_at === null) {
+    sayProgress(current);
+    return;
+  }
+  if (current.version !== drawnVersion) {
+    if (drawnVersion === null) say("Drawing the map", "");
+    const answer = await api.points(current.id, signal);
+    if (signal.aborted) return;
+    points = answer.items;
+    index();
+    if (points.length) await draw(current);
+    if (signal.aborted) return;
+    drawnVersion = current.version;
+  }
+  if (!points.length) say(`No ${WORDS[current.embedding][1]} to map`, current.embedding === "text" ? "None of the clips has a caption yet." : "");
+  else say("");
+  noteState(current);
+}
+
+function sayProgress(current) {
+  const [, many] = WORDS[current.embedding];
+  if (busy(current)) {
+    const what = current.points ? counted(current.points, ...WORDS[current.embedding]) : `the ${many}`;
+    const percent = Math.round(current.progress * 100);
+    say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
+    meter(percent);
+  } else if (current.error === "cancelled") {
+    say("The map was cancelled", "Nothing was laid out.", ["Lay it out", () => change(api.fit)]);
+  } else {
+    say("The map could not be laid out", sentence(current.error ?? ""), ["Try again", () => change(api.fit)]);
+  }
+}
+
+function noteState(current) {
+  const words = WORDS[current.embedding];
+  const said = [counted(points.length, ...words)];
+  if (busy(current)) {
+    note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
+    return;
+  }
+  if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
+  if (current.missing) said.push(`${number(current.missing)} not on it yet`);
+  if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
+  note(said.join(", "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+}
+
+// Lays out again, or cancels; how it goes on is looked at now and not at the next turn.
+async function change(how) {
+  if (!projection) return;
+  try {
+    await how(projection.id);
+    wake();
+  } catch (error) {
+    note(sentence(error.message));
+  }
+}
+
+const sentence = (text) => (text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
+
+// Instead of a map: what there is to say, and at most one thing to do about it. No title takes it away.
+function say(title, text = "", act = null) {
+  byId("map-state").hidden = !title;
+  byId("map-meter").hidden = true;
+  if (byId("map-state-title").textContent !== title) byId("map-state-title").textContent = title;
+  byId("map-state-text").textContent = text;
+  button(byId("map-state-act"), act);
+}
+
+function meter(percent) {
+  byId("map-meter").hidden = false;
+  byId("map-meter").setAttribute("aria-valuenow", String(percent));
+  byId("map-meter-fill").style.width = `${percent}%`;
+}
+
+// Below a map.
+function note(text, act = null) {
+  if (byId("map-note").textContent !== text) byId("map-note").textContent = text;
+  button(byId("map-act"), act);
+}
+
+function button(made, act) {
+  made.hidden = !act;
+  if (!act) return;
+  if (made.textContent !== act[0]) made.textContent = act[0];
+  made.onclick = act[1];
+}
+
+// --- dots
+
+function index() {
+  where = new Map();
+  points.forEach(({ video_id: id }, row) => {
+    const rows = where.get(id);
+    if (rows) rows.push(row);
+    else where.set(id, [row]);
+  });
+}
+
+// By category, the largest first, so that small ones lie on top.
+function groups() {
+  const rows = new Map();
+  points.forEach(({ video_id: id, category }, row) => {
+    if (removal.isGone(id)) return;
+    if (!rows.has(category)) rows.set(category, []);
+    rows.get(category).push(row);
+  });
+  colours.learn([...rows.keys()].filter((name) => name !== null).sort());
+  return [...rows]
+    .sort(([, one], [, other]) => other.length - one.length)
+    .map(([name, own]) => {
+      const { colour, shape } = colours.look(name);
+      return { name, colour, shape, rows: own, ...shown(name) };
+    });
+}
+
+const shown = (name) => ({
+  hidden: state.hidden.includes(name ?? ""),
+  dim: state.category !== "" && state.category !== name,
+});
+
+async function draw(current = projection) {
+  const made = groups();
+  byId("plot").hidden = false;
+  byId("map-tools").hidden = false;
+  sayLegend(made); // before the drawing, for it takes room of it
+  await plot.draw({ groups: made, at: (row) => points[row].coordinates, count: points.length, dimensions: current.dimensions, key: `${current.id} ${current.fitted_at}` });
+  const words = counted(points.length, ...WORDS[current.embedding]);
+  byId("plot").setAttribute("role", "img");
+  byId("plot").setAttribute("aria-label", `Map of ${words} in ${counted(made.length, "category", "categories")}; what is alike lies close together. The list of clips has the same clips.`);
+  light(hits);
+}
+
+function sayLegend(made = plot.groups) {
+  const entries = made.map(({ name, rows }) => ({ name, count: rows.length }));
+  entries.sort((one, other) => (one.name === null) - (other.name === null) || (one.name ?? "").localeCompare(other.name ?? ""));
+  legend.render(entries, state.hidden, (hidden) => page.go({ hidden }));
+}
+
+function showGroups() {
+  for (const group of plot.groups) Object.assign(group, shown(group.name));
+  plot.refresh();
+  sayLegend();
+  light(hits);
+}
+
+// --- what the list says
+
+// The hits of an answer stand out, the best the most; of a clip's frames, the one that answers best.
+export function light(found) {
+  hits = found;
+  if (drawnVersion === null && !plot.drawn) return;
+  const dots = [];
+  hits.slice(0, MOST_LIT).forEach(({ video, moment }, place) => {
+    const rows = where.get(video.id);
+    if (!rows || removal.isGone(video.id)) return;
+    const row = rows.find((one) => points[one].frame !== null && points[one].frame === moment?.frame) ?? rows[0];
+    const { category } = points[row];
+    if (state.hidden.includes(category ?? "")) return;
+    dots.push({ row, colour: colours.look(category).colour, strength: 1 - place / Math.min(hits.length, MOST_LIT), first: place < FIRST });
+  });
+  plot.light(dots.reverse()); // the best on top
+}
+
+// A ring around the dot of the clip that is pointed at in the list.
+export function point(id, frame = null) {
+  const rows = id === null || !visible ? null : where.get(id);
+  const row = rows?.find((one) => points[one].frame === frame) ?? rows?.[0];
+  const place = row === undefined || !plot.drawn ? null : plot.place(row);
+  const ring = byId("ring");
+  ring.hidden = !place;
+  if (!place) return;
+  ring.style.left = `${place.left}px`;
+  ring.style.top = `${place.top}px`;
+}
+
+export const clearChosen = () => plot.clearChosen();
+
+// Clips have gone, or have come back.
+export function redraw() {
+  if (drawnVersion !== null && points.length) draw();
+}

@@ -1,0 +1,295 @@
+// The list: the library's newest clips, or the hits of a question. Cards stay where they are while an order changes.
+
+import * as api from "./api.js";
+import { fileOf } from "./ask.js";
+import { Card, scaleOf } from "./cards.js";
+import { byId, categoryName, counted, element, number } from "./dom.js";
+import * as removal from "./removal.js";
+import { reranked } from "./rerank.js";
+import * as service from "./service.js";
+import * as shelf from "./shelf.js";
+import { asks } from "./state.js";
+
+const PAGE = 48;
+const MOST_LISTED = 500;
+const UNSETTLED_MILLISECONDS = 2000;
+
+let page; // state(), go(change, how), href(id), open(id), lit(hits), point(id, frame)
+let cards = new Map(); // id -> Card, of the answer on show
+let listed = null; // the question whose answer is on show
+let answered = null; // that answer
+let cursor = null;
+let wanted = PAGE; // hits to ask for
+let loading = null;
+let again = {};
+
+const question = ({ q, like, unlike, file, category, w }) => JSON.stringify(asks({ q, like, unlike, file }) ? [q, like, unlike, file, category, w] : [category]);
+const sameAsked = (one, other) => one !== null && JSON.stringify(JSON.parse(one).slice(0, 4)) === JSON.stringify(JSON.parse(other).slice(0, 4));
+
+export const known = (id) => cards.get(id)?.video ?? null;
+export const hitOf = (id) => cards.get(id)?.hit ?? null;
+export const cardOf = (id) => cards.get(id) ?? null;
+export const hits = () => answered?.items ?? [];
+
+export function setUp(given) {
+  page = given;
+  byId("more").addEventListener("click", () => {
+    if (asks(page.state())) {
+      wanted = Math.min(wanted + PAGE, service.limits.max_k);
+      load();
+    } else load({ more: true });
+  });
+  byId("problem-retry").addEventListener("click", () => {
+    load(again);
+    service.refresh();
+  });
+  byId("category").addEventListener("change", ({ target }) => page.go({ category: target.value }));
+}
+
+export function render(state) {
+  showCategories();
+  if (question(state) !== listed) {
+    wanted = PAGE;
+    load();
+  } else {
+    for (const card of cards.values()) card.address();
+  }
+}
+
+export async function load({ more = false, afresh = false } = {}) {
+  loading?.abort();
+  const controller = (loading = new AbortController());
+  const { signal } = controller;
+  const asked = { ...page.state() };
+  const grid = byId("grid");
+  const sameKind = sameAsked(listed, question(asked));
+  listed = question(asked);
+  grid.setAttribute("aria-busy", "true");
+  byId("problem").hidden = true;
+  byId("more").disabled = true;
+  if (!sameKind) {
+    heading(asked);
+    byId("results-note").textContent = asks(asked) ? "Searching" : "Loading";
+  }
+  try {
+    const show = asks(asked) ? await answer(asked, signal) : await library(asked, signal, more, afresh);
+    if (signal.aborted) return;
+    show();
+  } catch (error) {
+    if (signal.aborted) return;
+    problem(error, sameKind, { more, afresh });
+  }
+  grid.removeAttribute("aria-busy");
+  byId("more").disabled = false;
+}
+
+function heading(asked) {
+  const { q, like, unlike } = asked;
+  const quoted = (text) => `\u201c${text}\u201d`;
+  const only = like.length === 1 && !unlike.length ? (shelf.known(like[0])?.title ?? null) : null;
+  let title = "Library";
+  if (asked.file) title = `Like ${quoted(fileOf(asked)?.file.name ?? "a file")}`;
+  else if (only) title = `Like ${quoted(only)}`;
+  else if (like.length || unlike.length) title = like.length ? `More like ${counted(like.length, "clip")}` : `Unlike ${counted(unlike.length, "clip")}`;
+  else if (q) title = quoted(q);
+  else if (asked.category) title = categoryName(asked.category);
+  byId("results-title").textContent = title;
+  document.title = title === "Library" ? "ReelsRS" : `${title} \u00b7 ReelsRS`;
+}
+
+// --- the library
+
+async function library(asked, signal, more, afresh) {
+  const query = { limit: afresh ? Math.min(MOST_LISTED, Math.max(PAGE, cards.size)) : PAGE };
+  if (asked.category) query.category = asked.category;
+  if (more && cursor) query.cursor = cursor;
+  const found = await api.videos(query, signal);
+  return () => {
+    answered = null;
+    heading(asked);
+    cursor = found.next_cursor;
+    const before = more ? [...cards.values()].map(({ video }) => ({ video })) : [];
+    lay([...before, ...found.items.map((video) => ({ video }))]);
+    byId("more").hidden = !cursor;
+    noteLibrary();
+    extra("");
+    page.lit([]);
+  };
+}
+
+export function noteLibrary() {
+  const { category } = page.state();
+  const count = category
+    ? (service.kinds.find(({ name }) => name === category)?.count ?? cards.size)
+    : service.kinds.reduce((sum, kind) => sum + kind.count, 0);
+  const all = Math.max(count, cards.size);
+  byId("results-note").textContent = cards.size < count && cursor ? `${number(cards.size)} of ${counted(all, "clip")}, the newest first` : `${counted(cards.size, "clip")}, the newest first`;
+  const empty = cards.size === 0;
+  byId("empty").hidden = !empty;
+  byId("empty-upload").hidden = false;
+  if (!empty) return;
+  byId("results-note").textContent = "";
+  byId("empty-title").textContent = category ? `No clips in ${categoryName(category)}` : "No clips yet";
+  byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. Each can be searched as soon as it has been read.";
+}
+
+function showCategories() {
+  const select = byId("category");
+  const { category } = page.state();
+  const named = service.kinds.filter(({ name }) => name !== null);
+  if (category && !named.some(({ name }) => name === category)) named.push({ name: category, count: 0 });
+  const key = JSON.stringify(named);
+  if (select.dataset.key !== key) {
+    select.dataset.key = key;
+    select.replaceChildren(element("option", { value: "" }, "All categories"), ...named.map(({ name, count }) => element("option", { value: name }, `${categoryName(name)} (${number(count)})`)));
+  }
+  select.value = category;
+  select.hidden = named.length === 0;
+}
+
+// News of the categories and counts.
+export function changed() {
+  showCategories();
+  if (!asks(page.state()) && byId("problem").hidden && listed && !byId("grid").hasAttribute("aria-busy")) noteLibrary();
+}
+
+// --- answers
+
+const weights = ({ w }) => ({ video_weight: w, text_weight: Math.round((1 - w) * 1e6) / 1e6 });
+
+async function answer(asked, signal) {
+  const parameters = { k: wanted, ...weights(asked), ...(asked.category ? { category: [asked.category] } : {}) };
+  if (asked.q) {
+    const found = await api.searchText({ query: asked.q, ...parameters }, signal);
+    return () => showAnswer(asked, found);
+  }
+  if (asked.file) {
+    const { file, picture } = fileOf(asked) ?? {};
+    if (!file) throw new api.Problem(0, "A page that is loaded again no longer has the file that was searched with. Choose it again.");
+    const found = await api.searchFile(file, picture, parameters, signal);
+    return () => showAnswer(asked, found, picture ? "" : "The clip you searched with has no caption, so only what is seen counts.");
+  }
+  const examples = [...asked.like, ...asked.unlike];
+  const one = examples.length === 1;
+  const named = one ? shelf.fetchOne(examples[0]).catch(() => null) : null; // the answer itself says if it is gone
+  const [found] = await Promise.all([api.recommendations({ positive: asked.like.map((id) => ({ id })), negative: asked.unlike.map((id) => ({ id })), ...parameters }, signal), named]);
+  return () => showAnswer(asked, found, one ? "This clip has no caption, so only what is seen counts." : "None of these clips has a caption, so only what is seen counts.");
+}
+
+// `without`: what to say where the question has nothing written in it.
+function showAnswer(asked, found, without = "") {
+  heading(asked);
+  const items = found.items.filter(({ video }) => !removal.isGone(video.id));
+  answered = { ...found, items, w: asked.w };
+  rank(items);
+  const count = items.length;
+  byId("results-note").textContent = `${counted(count, "clip")}, the best match first. A score orders the clips of one answer; it is no probability.`;
+  byId("more").hidden = found.items.length < wanted || wanted >= service.limits.max_k;
+  extra(found.weights.text === 0 && asked.w < 1 ? without : "");
+  byId("empty").hidden = count > 0;
+  if (count) return;
+  byId("results-note").textContent = "";
+  byId("empty-upload").hidden = true;
+  byId("empty-title").textContent = "Nothing to rank";
+  byId("empty-text").textContent = asked.category
+    ? `There are no other clips in ${categoryName(asked.category)}. Choose another category, or all of them.`
+    : "The library has no other clips that are ready.";
+}
+
+function rank(items) {
+  const scale = scaleOf(items);
+  lay(items.map((hit) => ({ video: hit.video, hit, scale })));
+  page.lit(items);
+}
+
+// While a file is on its way again, what is on show is ordered for the new weights as far as it can be known here.
+export function weighing(w) {
+  if (!page.state().file || !answered || answered.weights.text === 0) return;
+  const items = reranked(answered, w);
+  if (items) rank(items);
+}
+
+// Cards stay the same elements while they stay on show, so that nothing flickers as the order changes.
+function lay(entries) {
+  const before = cards;
+  cards = new Map();
+  for (const { video, hit = null, scale = null } of entries) {
+    shelf.keep(video);
+    if (removal.isGone(video.id)) continue;
+    const card = before.get(video.id) ?? new Card(video, page);
+    card.show(video, hit, scale);
+    cards.set(video.id, card);
+  }
+  for (const [id, card] of before) if (!cards.has(id)) card.stop();
+  const grid = byId("grid");
+  const roots = [...cards.values()].map(({ root }) => root);
+  if (roots.length !== grid.children.length || roots.some((root, index) => root !== grid.children[index])) {
+    const focused = document.activeElement;
+    grid.replaceChildren(...roots);
+    if (grid.contains(focused)) focused.focus({ preventScroll: true });
+  }
+  byId("problem").hidden = true;
+  settle();
+}
+
+function problem(error, keep, how) {
+  again = how;
+  byId("problem-text").textContent = error.message;
+  byId("empty").hidden = true;
+  byId("results-note").textContent = "";
+  byId("more").hidden = true;
+  extra("");
+  if (!keep) {
+    answered = null;
+    lay([]); // the answer to another question
+    page.lit([]);
+  }
+  byId("problem").hidden = false;
+}
+
+function extra(text) {
+  byId("results-extra").textContent = text;
+  byId("results-extra").hidden = !text;
+}
+
+// --- what happens meanwhile
+
+// Clips that are still being read are looked at again until they are ready.
+let settling = null;
+function settle() {
+  clearTimeout(settling);
+  const unsettled = [...cards.values()].some(({ video }) => video.status === "queued" || video.status === "processing");
+  if (!unsettled || cards.size > MOST_LISTED) return;
+  settling = setTimeout(async () => {
+    if (!document.hidden && !asks(page.state()) && !byId("grid").hasAttribute("aria-busy")) {
+      await load({ afresh: true });
+      service.refresh();
+    } else settle();
+  }, UNSETTLED_MILLISECONDS);
+}
+
+// A clip that was uploaded just now; an answer on show stays as it is until it is asked for again.
+export function arrived(video) {
+  const { category } = page.state();
+  if (asks(page.state()) || (category && category !== video.category)) return;
+  const others = [...cards.values()].filter((card) => card.video.id !== video.id).map((card) => ({ video: card.video }));
+  const place = cards.has(video.id) ? [...cards.keys()].indexOf(video.id) : 0;
+  others.splice(place, 0, { video });
+  lay(others);
+  noteLibrary();
+}
+
+// Clips were hidden, or are back. What comes back has its old place, which the service knows.
+export function removed() {
+  const hidden = [...cards.keys()].filter((id) => removal.isGone(id));
+  for (const id of hidden) {
+    const card = cards.get(id);
+    const focused = card.root.contains(document.activeElement);
+    card.stop();
+    cards.delete(id);
+    const next = card.root.nextElementSibling ?? card.root.previousElementSibling;
+    card.root.remove();
+    if (focused) (next?.querySelector("a") ?? byId("clips")).focus({ preventScroll: true });
+  }
+  load({ afresh: true });
+}

@@ -1,0 +1,106 @@
+// The service as a whole: its health in a line, its categories and limits, the key it may ask for, and what is said
+// while it is away.
+
+import * as api from "./api.js";
+import { byId, counted, number } from "./dom.js";
+
+const HEALTH_MILLISECONDS = 30_000;
+
+export let kinds = []; // categories with counts
+export let limits = { max_k: 1000 };
+let about = null;
+let told; // what the page does with news
+
+// `given`: changed() when categories or counts are known anew, back() when the service has been away.
+export function setUp(given) {
+  told = given;
+  setUpKey();
+  api.presence.addEventListener("gone", () => {
+    byId("gone-text").textContent = "The service does not answer. Trying again until it does.";
+    byId("gone").hidden = false;
+    setHealth("bad", "Not reachable");
+  });
+  api.presence.addEventListener("back", () => {
+    byId("gone").hidden = true;
+    refresh();
+    told.back();
+  });
+  byId("gone-retry").addEventListener("click", api.tryNow);
+  addEventListener("online", api.tryNow);
+  setInterval(() => document.hidden || !byId("gone").hidden || !byId("problem").hidden || refresh(), HEALTH_MILLISECONDS);
+}
+
+export const readyCount = () => about?.videos.ready ?? 0;
+
+export async function refresh() {
+  try {
+    const [found, news] = await Promise.all([api.categories(), api.info()]);
+    kinds = found.items;
+    limits = news.limits;
+    about = news;
+    told.changed();
+    await sayHealth();
+  } catch (error) {
+    setHealth("bad", error.message);
+  }
+}
+
+async function sayHealth() {
+  let health;
+  try {
+    health = await api.health();
+  } catch {
+    api.whenBack();
+    return;
+  }
+  if (health.status !== "ok") {
+    const bad = Object.entries(health.checks ?? {}).filter(([, text]) => text !== "ok" && text !== "not started here");
+    setHealth("bad", bad.map(([part, text]) => `${part}: ${text}`).join("; ") || "not ready");
+    return;
+  }
+  const { ready = 0, queued = 0, processing = 0, failed = 0 } = about.videos;
+  const waiting = queued + processing;
+  const parts = [
+    counted(ready, "clip"),
+    ...(waiting ? [`${number(waiting)} being read`] : []),
+    ...(failed ? [`${number(failed)} failed`] : []),
+    about.model === "tiny" ? "small demo model, not for production" : about.model,
+  ];
+  setHealth(waiting ? "busy" : "ok", parts.join(" \u00b7 "), about.model);
+}
+
+function setHealth(kind, text, model = "") {
+  byId("health").dataset.kind = kind;
+  byId("health").title = model ? `Model: ${model}` : "";
+  if (byId("health-text").textContent !== text) byId("health-text").textContent = text;
+}
+
+function setUpKey() {
+  const dialog = byId("key");
+  api.askForKeyWith(
+    () =>
+      new Promise((resolve) => {
+        const value = byId("key-value");
+        let given = null;
+        byId("key-text").textContent = api.currentKey() ? "The key that was given is not known here. Check it and try again." : "Give one of the keys that its operator has handed out.";
+        const submit = (event) => {
+          event.preventDefault();
+          given = value.value.trim();
+          if (given) dialog.close();
+        };
+        byId("key-form").addEventListener("submit", submit);
+        dialog.addEventListener(
+          "close",
+          () => {
+            byId("key-form").removeEventListener("submit", submit);
+            value.value = "";
+            resolve(given);
+          },
+          { once: true },
+        );
+        dialog.showModal();
+        value.focus();
+      }),
+  );
+  byId("key-cancel").addEventListener("click", () => dialog.close());
+}
