@@ -158,8 +158,8 @@ export class Plot {
       plot_bgcolor: "rgba(0,0,0,0)",
     };
     if (this.dimensions === 3) {
-      const line = shade("--line");
-      const frame = { ...bare, visible: true, showticklabels: false, ticks: "", nticks: 5, showgrid: true, gridcolor: line, zeroline: false, showline: true, linecolor: line, showbackground: false };
+      const line = shade("--strong-line");
+      const frame = { ...bare, visible: true, showticklabels: false, ticks: "", nticks: 5, showgrid: true, gridcolor: shade("--line"), zeroline: false, showline: true, linecolor: line, showbackground: false };
       return { ...common, dragmode: "turntable", scene: { uirevision: this.key, xaxis: frame, yaxis: frame, zaxis: frame, aspectmode: "data", camera: { eye: EYE }, dragmode: "turntable", bgcolor: "rgba(0,0,0,0)" } };
     }
     return {

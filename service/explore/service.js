@@ -5,6 +5,7 @@ import * as api from "./api.js";
 import { byId, counted, number } from "./dom.js";
 
 const HEALTH_MILLISECONDS = 30_000;
+const NETWORK_BACK = "online";
 
 export let kinds = []; // categories with counts
 export let limits = { max_k: 1000 };
@@ -26,7 +27,7 @@ export function setUp(given) {
     told.back();
   });
   byId("gone-retry").addEventListener("click", api.tryNow);
-  addEventListener("online", api.tryNow);
+  addEventListener(NETWORK_BACK, api.tryNow);
   setInterval(() => document.hidden || !byId("gone").hidden || !byId("problem").hidden || refresh(), HEALTH_MILLISECONDS);
 }
 
