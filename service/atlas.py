@@ -153,7 +153,7 @@ class Atlas:
             if state.status == "failed":
                 raise ReelsError(f"the map could not be laid out: {state.error}")
             with self._db.write() as connection:
-                claimed = maps.claim(connection, owner, state.key)
+                claimed = maps.claim(connection, owner, key=state.key)
             if claimed is None:
                 progress(state.progress)
                 time.sleep(0.2)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from service.vectors import pack, unpack
 
 Embedding = Literal["frame", "aggregated", "text"]
 Method = Literal["umap", "tsne", "pca"]
+METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 MapStatus = Literal["queued", "running", "ready", "failed"]
 
 LEASE_SECONDS = 30.0
@@ -169,18 +170,21 @@ def delete(connection: sa.Connection, key: int) -> None:
 # --- laying out
 
 
-def waiting(connection: sa.Connection) -> bool:
-    """Whether a claim would find something."""
-    return connection.execute(sa.select(db.projections.c.key).where(_claimable()).limit(1)).first() is not None
-
-
-def claim(connection: sa.Connection, owner: str, key: int | None = None) -> int | None:
-    """The oldest map that waits to be laid out, or the one with this key, now `owner`'s for LEASE_SECONDS; None
-    where there is none."""
-    query = sa.select(db.projections.c.key).where(_claimable()).order_by(db.projections.c.key).limit(1)
+def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
+    """The key of the oldest map that waits to be laid out by one of these methods, or this one if it does; None where
+    there is none."""
+    query = sa.select(db.projections.c.key).where(_claimable(), db.projections.c.method.in_(methods))
     if key is not None:
         query = query.where(db.projections.c.key == key)
-    found: int | None = connection.execute(query).scalar()
+    found: int | None = connection.execute(query.order_by(db.projections.c.key).limit(1)).scalar()
+    return found
+
+
+def claim(
+    connection: sa.Connection, owner: str, methods: Collection[Method] = METHODS, key: int | None = None
+) -> int | None:
+    """What `waiting` found, now `owner`'s for LEASE_SECONDS."""
+    found = waiting(connection, methods, key)
     if found is not None:
         _set(connection, found, status="running", progress=0.0, error=None, owner=owner, lease_expires_at=_until())
     return found
@@ -203,6 +207,13 @@ def release(connection: sa.Connection, owner: str) -> None:
         .where(db.projections.c.owner == owner)
         .values(status="queued", progress=0.0, owner=None, lease_expires_at=None)
     )
+
+
+def release_all(connection: sa.Connection, worker: str) -> None:
+    """Give back everything that a worker holds, under whichever of its names."""
+    names = sa.select(db.projections.c.owner).where(db.projections.c.owner.startswith(f"{worker}:", autoescape=True))
+    for name in connection.execute(names).scalars().all():
+        release(connection, name)
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:

@@ -19,6 +19,7 @@ import structlog
 from service import jobs, maps
 from service.config import Settings
 from service.errors import ReelsError
+from service.maps import Method
 from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,14 @@ class Worker:
         """Claim and process until `stop` is set; what is claimed by then is brought to its end."""
         heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
         heart.start()
-        layouts = threading.Thread(target=Layouts(self._runtime, self.owner).run, args=(stop,), name="layouts")
-        layouts.start()
+        # PCA takes a second; it need not wait for a map by UMAP that somebody asked for before.
+        lanes: tuple[tuple[Method, ...], ...] = (("umap", "tsne"), ("pca",))
+        layouts = [
+            threading.Thread(target=Layouts(self._runtime, self.owner, lane).run, args=(stop,), name="layouts")
+            for lane in lanes
+        ]
+        for thread in layouts:
+            thread.start()
         while not stop.is_set():
             try:
                 if not self._step():
@@ -47,7 +54,8 @@ class Worker:
             except ReelsError as error:  # a full disk or a locked database passes
                 log.warning("the worker waits", reason=str(error))
                 stop.wait(_IDLE_SECONDS * 10)
-        layouts.join()
+        for thread in layouts:
+            thread.join()
 
     def _step(self) -> bool:
         db = self._runtime.db
@@ -75,12 +83,13 @@ class Worker:
 
 
 class Layouts:
-    """Has maps laid out, one after another, each in a process of its own: it may take all the memory there is, and it
-    can be ended at any moment. Runs in the thread that calls `run`."""
+    """Has maps by some methods laid out, one after another, each in a process of its own: it may take all the memory
+    there is, and it can be ended at any moment. Runs in the thread that calls `run`."""
 
-    def __init__(self, runtime: Runtime, owner: str) -> None:
+    def __init__(self, runtime: Runtime, owner: str, methods: tuple[Method, ...]) -> None:
         self._runtime = runtime
-        self._owner = f"{owner}:layouts"
+        self._methods = methods
+        self._owner = f"{owner}:{'+'.join(methods)}"
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; what is not laid out by then is given back."""
@@ -95,10 +104,10 @@ class Layouts:
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
         with db.read() as connection:
-            if not maps.waiting(connection):
+            if maps.waiting(connection, self._methods) is None:
                 return False
         with db.write() as connection:
-            key = maps.claim(connection, self._owner)
+            key = maps.claim(connection, self._owner, self._methods)
         if key is None:
             return False
         with subprocess.Popen(
@@ -184,7 +193,7 @@ class WorkerProcess:
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
-                    maps.release(connection, f"{owner}:layouts")
+                    maps.release_all(connection, owner)
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
             if self._stop.wait(delay):

@@ -43,7 +43,7 @@ def fill(runtime: Runtime, count: int) -> None:
     generation = runtime.generation()
     random = np.random.default_rng(0)
     centres = random.normal(size=(300, generation.dimension))
-    now = datetime(2026, 1, 1)  # noqa: DTZ001 (the column has no zone)
+    now = datetime(2026, 1, 1)
     for start in range(0, count, _BATCH):
         own = random.integers(0, len(centres), min(_BATCH, count - start))
         vectors = centres[own] + 0.4 * random.normal(size=(len(own), generation.dimension))
