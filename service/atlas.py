@@ -51,6 +51,10 @@ class Cancelled(Exception):
     """The layout is not wanted any more."""
 
 
+class _Lost(Exception):
+    """What a map was laid out from is not there any more."""
+
+
 class Atlas:
     """All maps of a library. `generation` is asked when a map is, for it may have changed."""
 
@@ -277,8 +281,17 @@ class Atlas:
             generation = catalog.active_generation(connection)
             keys = [] if generation is None else maps.behind(connection, generation.id)
         for key in keys:
-            with suppress(NotFound):  # deleted meanwhile
+            try:
                 self._place(key)
+            except NotFound:
+                continue  # deleted meanwhile
+            except ReelsError:
+                raise
+            except Exception as error:
+                # Said where it is seen, and not tried again and again: embedding must go on.
+                log.exception("videos could not be placed", map=key)
+                with self._db.write() as connection:
+                    maps.fail(connection, key, None, f"placing failed: {error or type(error).__name__}")
         return bool(keys)
 
     def bring_up(self, map_id: str) -> Map:
@@ -310,7 +323,12 @@ class Atlas:
             keys, counts, vectors = self._vectors(connection, spec, batch)
             places: list[tuple[int, Vectors]] = []
             if len(keys):
-                fit, standing = self._standing(connection, spec, basis, model)
+                try:
+                    fit, standing = self._standing(connection, spec, basis, model)
+                except _Lost:
+                    with self._db.write() as writing:
+                        maps.queue(writing, key)
+                    return True
                 coordinates = projection.place(
                     vectors,
                     fit,
@@ -349,7 +367,7 @@ class Atlas:
             owner = arrays["keys"].repeat(arrays["counts"])
             fit = Fit(fit.coordinates[np.isin(owner, keys)], fit.model)
             if len(matrix) != len(fit.coordinates):  # sampled anew since
-                raise NotFound("the vectors under the projection changed; lay it out again") from None
+                raise _Lost from None
             if len(keys) == len(arrays["keys"]):
                 self._keep(f"{basis}.npy", lambda file: np.save(file, matrix, allow_pickle=False))
         return fit, lambda vectors: graph.nearest(matrix, vectors, min(count, len(matrix)))

@@ -222,8 +222,9 @@ def owns(connection: sa.Connection, key: int, owner: str) -> bool:
     return held == owner
 
 
-def fail(connection: sa.Connection, key: int, owner: str, reason: str) -> None:
-    """The end of a layout that could not be made. Points of an earlier one stay."""
+def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) -> None:
+    """The end of a layout of `owner`'s that could not be made, or with None of a placement. Points that are there
+    stay."""
     connection.execute(
         sa.update(db.projections)
         .where(db.projections.c.key == key, db.projections.c.owner == owner)

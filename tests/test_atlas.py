@@ -353,6 +353,38 @@ def test_what_goes_wrong_is_said_and_the_old_points_stay(library: Library, monke
     assert (after.status, after.error, after.points) == ("failed", "no room for the layout", 120)
 
 
+def test_a_fault_in_placing_is_said_and_not_tried_for_ever(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.add(120)
+    state = library.ready()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no place")
+
+    monkeypatch.setattr("service.projection.place", broken)
+    library.add()
+    assert library.atlas.place_new()
+    after = library.atlas.find(state.id)
+    assert (after.status, after.error, after.points, after.missing) == ("failed", "placing failed: no place", 120, 1)
+    assert not library.atlas.place_new()
+    again, queued = library.atlas.ask(state.spec)
+    assert (queued, again.points) == (True, 120)
+
+
+def test_a_map_whose_vectors_are_lost_is_laid_out_anew(library: Library) -> None:
+    ids = library.add(120)
+    state = library.ready("frame", "umap")
+    for path in library.folder.iterdir():
+        path.unlink()
+    with library.db.write() as connection:  # other frames than those that the map was laid out from
+        frames = normalise(library.random.normal(size=(5, D)))
+        catalog.put_embeddings(connection, library.keys[ids[0]], GENERATION, aggregate(frames, None))
+        catalog.update_video(connection, library.keys[ids[0]], frame_times=[0.1, 0.2, 0.3, 0.4, 0.5])
+        catalog.record_change(connection, library.keys[ids[0]])
+    assert library.atlas.place_new()
+    assert library.atlas.find(state.id).status == "queued"
+    assert library.ready("frame", "umap").points == 362
+
+
 def test_maps_of_the_same_videos_share_their_vectors_and_their_graph(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
