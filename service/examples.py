@@ -1,7 +1,16 @@
-"""Words, pictures and clips from outside the library, as examples to search with. Knows no index and keeps nothing."""
+"""Words, pictures and clips from outside the library, as examples to search with. Knows no index.
+
+The vectors of the last few are kept in memory, for the same example comes again with other weights or for the next
+page, and to decode and embed a clip takes far longer than to search with it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +20,8 @@ from service.errors import InvalidInput, Unavailable
 from service.question import Example
 from service.vectors import aggregate
 from service.video import Decoder
+
+_KEPT = 64
 
 
 class Loaded(Protocol):
@@ -32,29 +43,54 @@ class Examples:
         self._embedder = embedder
         self._generation = generation
         self._aggregation = aggregation
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, Example] = OrderedDict()  # the one that was asked with last is last
 
     def text(self, query: str, weight: float = 1.0) -> Example:
         """Words, compared with what is seen and with what is written. Raises InvalidInput where there are none."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
-        vector = self._model().embed_texts([query])[0]
-        return Example(vector, vector, weight)
+        embedder = self._model()
+
+        def made() -> Example:
+            vector = embedder.embed_texts([query])[0]
+            return Example(vector, vector)
+
+        return self._again(("text", query), made, weight)
 
     def picture(self, path: Path, weight: float = 1.0) -> Example:
         """A picture, compared with what is seen and with what is written. Raises Undecodable, InvalidInput."""
         embedder = self._model(pictures=True)
-        vector = embedder.embed_pictures(self._decoder.picture(path, embedder.picture)[None])[0]
-        return Example(vector, vector, weight)
+
+        def made() -> Example:
+            vector = embedder.embed_pictures(self._decoder.picture(path, embedder.picture)[None])[0]
+            return Example(vector, vector)
+
+        return self._again(("picture", _digest(path)), made, weight)
 
     def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> Example:
         """A clip and what is written of it, as a video of the library would be. Raises Undecodable, InvalidInput."""
         embedder = self._model(pictures=True)
         caption = clean_caption(caption)
-        sample = self._decoder.sample(path, sampling, embedder.picture)
-        vectors = aggregate(
-            embedder.embed_pictures(sample.pixels), embedder.embed_texts([caption])[0] if caption else None
-        )
-        return Example(vectors.mean if self._aggregation == "mean" else vectors.max, vectors.text, weight)
+
+        def made() -> Example:
+            sample = self._decoder.sample(path, sampling, embedder.picture)
+            text = embedder.embed_texts([caption])[0] if caption else None
+            vectors = aggregate(embedder.embed_pictures(sample.pixels), text)
+            return Example(vectors.mean if self._aggregation == "mean" else vectors.max, vectors.text)
+
+        return self._again(("clip", _digest(path), caption, sampling), made, weight)
+
+    def _again(self, key: Hashable, made: Callable[[], Example], weight: float) -> Example:
+        with self._lock:
+            example = self._kept.pop(key, None)
+        if example is None:
+            example = made()
+        with self._lock:
+            self._kept[key] = example
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return replace(example, weight=weight)
 
     def _model(self, *, pictures: bool = False) -> Embedder:
         embedder = self._embedder(pictures=pictures)
@@ -67,3 +103,8 @@ class Examples:
                 "`reelsrs embed` to move the library over"
             )
         return embedder
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.domain import Sampling
 from service.drawing import distinct_scenes, draw_frame
+from service.runtime import Runtime
 from tests.conftest import ClipMaker, numbered, quarters
 from tests.oracle import best, same, score
 from tests.test_api import items, upload
@@ -233,3 +235,31 @@ def test_a_score_is_explained(client: httpx.Client) -> None:
     words = client.get("/v1/info").json()["score"]
     for needed in ("not a probability", "z-scores", "not comparable"):
         assert needed in words
+
+
+def test_the_same_example_is_embedded_once(runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))[:2]
+    Image.new("RGB", (64, 64), "red").save(drawn.parent / "red.png")
+    sampling = Sampling(3)
+    first = runtime.examples.clip(clips[0], "a caption", sampling, 2.0)
+    words, picture = runtime.examples.text("red"), runtime.examples.picture(drawn.parent / "red.png")
+    embedder = runtime.embedder()
+
+    def never(*_: object) -> None:
+        raise AssertionError("embedded again")
+
+    with monkeypatch.context() as patch:
+        for name in ("embed_pictures", "embed_texts"):
+            patch.setattr(embedder, name, never)
+        again = runtime.examples.clip(clips[0], "a caption", sampling, -1.0)
+        assert (again.weight, again.picture is first.picture, again.caption is first.caption) == (-1.0, True, True)
+        assert runtime.examples.text("red").picture is words.picture
+        assert runtime.examples.picture(drawn.parent / "red.png").picture is picture.picture
+        for other in (
+            lambda: runtime.examples.clip(clips[1], "a caption", sampling),
+            lambda: runtime.examples.clip(clips[0], "another", sampling),
+            lambda: runtime.examples.clip(clips[0], "a caption", Sampling(4)),
+            lambda: runtime.examples.text("blue"),
+        ):
+            with pytest.raises(AssertionError, match="embedded again"):
+                other()
