@@ -130,6 +130,22 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest neighbours of N points, nearest first.
+
+    rows (N, k) int32: the numbers of the rows they were sought among; distances (N, k) float32: Euclidean distances of
+    unit vectors, from 0 to 2.
+    """
+
+    rows: npt.NDArray[np.int32]
+    distances: Vectors
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.shape != self.distances.shape:
+            raise ValueError(f"{self.rows.shape} rows do not fit {self.distances.shape} distances")
+
+
+@dataclass(frozen=True, slots=True)
 class Entries:
     """What an index takes in: rows of videos, or of their frames.
 

@@ -11,7 +11,8 @@ import numpy as np
 from service import catalog
 from service.domain import Kind, Video
 from service.errors import InvalidInput
-from service.projection import Method, project
+from service.index import graph
+from service.projection import Method, fit, neighbours_needed
 from service.runtime import Runtime
 
 EmbeddingType = Literal["frame", "aggregated", "text"]
@@ -40,7 +41,11 @@ def write_map(
         videos = catalog.videos_by_key(connection, list(vectors))
     matrix = np.concatenate(list(vectors.values())) if vectors else np.zeros((0, generation.dimension), np.float32)
     owners = [(videos[key], n if embedding == "frame" else None) for key in vectors for n in range(len(vectors[key]))]
-    coordinates = project(matrix, method, dimensions, seed=seed)
+    if not len(matrix):
+        raise InvalidInput("embedding_type", "there is no embedding of this type in the library")
+    wanted = neighbours_needed(method, len(matrix), {})
+    found = graph.neighbours(matrix, wanted) if wanted else None
+    coordinates = fit(matrix, method, dimensions, seed=seed, parameters={}, neighbours=found).coordinates
     figure = _figure(coordinates, owners, f"{embedding} embeddings, {method.upper()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     # The script travels inside the file: it opens anywhere, with no network.
