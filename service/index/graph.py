@@ -22,7 +22,8 @@ Rows = npt.NDArray[np.int64]
 """(N,) int64: numbers of rows."""
 
 EXACT_UP_TO = 20_000
-_RECALL = 0.98
+_RECALL = 0.97
+_WORTH_IT = 0.5
 _SAMPLE = 500
 _BLOCK = 4096
 _CLOSE = 0.999
@@ -31,7 +32,7 @@ _CLOSE = 0.999
 def neighbours(vectors: Vectors, count: int, progress: Callable[[float], None] = lambda _: None) -> Neighbours:
     """The `count` nearest of each of (N, D) unit vectors among the others, or all N - 1 where there are fewer.
 
-    Above `EXACT_UP_TO` rows some of the true neighbours are missed, about one in fifty. `progress` is told the
+    Above `EXACT_UP_TO` rows some of the true neighbours are missed, about one in thirty. `progress` is told the
     share that is done, from 0 to 1; what it raises goes through.
     """
     total = len(vectors)
@@ -42,8 +43,12 @@ def neighbours(vectors: Vectors, count: int, progress: Callable[[float], None] =
     everyone = np.arange(total)
     # One more than asked for: a row finds itself, and is taken out below.
     best = faiss.ResultHeap(total, count + 1, keep_max=True)
-    cells, askers = ([everyone], [everyone]) if total <= EXACT_UP_TO else _cells(vectors, count + 1)
-    work, done = sum(len(a) * len(c) for a, c in zip(askers, cells, strict=True)), 0
+    whole = [everyone], [everyone]
+    cells, askers = _cells(vectors, count + 1) if total > EXACT_UP_TO else whole
+    work, done = _work(cells, askers), 0
+    if work > _WORTH_IT * total * total:
+        # Vectors without clusters: many small products would take longer than the one large one.
+        (cells, askers), work = whole, total * total
     for cell, asking in zip(cells, askers, strict=True):
         inside = np.ascontiguousarray(vectors[cell])
         for start in range(0, len(asking), _BLOCK):
@@ -92,7 +97,7 @@ def _cells(vectors: Vectors, count: int) -> tuple[list[Rows], list[Rows]]:
 
     How many cells a row looks into is measured: a sample's true neighbours say how far away their cells are.
     """
-    cells = math.isqrt(len(vectors))
+    cells = math.isqrt(len(vectors)) // 4  # few and large: a large product is computed faster than small ones
     settings = {"niter": 8, "min_points_per_centroid": 1, "max_points_per_centroid": 64, "spherical": True, "seed": 1}
     kmeans = faiss.Kmeans(vectors.shape[1], cells, **settings)
     kmeans.train(vectors)
@@ -104,6 +109,11 @@ def _cells(vectors: Vectors, count: int) -> tuple[list[Rows], list[Rows]]:
     probes = 1 + int(np.quantile(np.take_along_axis(place, home[true], axis=1), _RECALL, method="higher"))
     visited = kmeans.index.search(vectors, probes)[1]
     return _grouped(home, cells), [rows // probes for rows in _grouped(visited.ravel(), cells)]
+
+
+def _work(cells: list[Rows], askers: list[Rows]) -> int:
+    """How many products that is."""
+    return sum(len(cell) * len(asking) for cell, asking in zip(cells, askers, strict=True))
 
 
 def _grouped(labels: Rows, count: int) -> list[Rows]:
