@@ -3,9 +3,9 @@
 The package is flat, a module for one noun. Imports point down this list, never up:
 
     cli > app > routes > schemas > folder | export | visualize > worker > runtime
-        > ingest | recommend | examples | duplicates > follower | jobs
+        > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | maps
         > files | video | embedder | catalog | index | projection | drawing
         > db | vectors | scenery | question | ranking > config > domain > errors | log
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

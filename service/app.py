@@ -7,17 +7,20 @@ never lies and the first search is as quick as the second.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import cache
 from http import HTTPStatus
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -33,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__, catalog, errors, jobs
 from service.config import Settings
 from service.errors import ReelsError
-from service.routes import search, system, videos
+from service.routes import projections, search, system, videos
 from service.routes.common import require_key
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
@@ -104,6 +107,7 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
                 "name": "search",
                 "description": "More like this, search by words, picture or clip, moments, copies.",
             },
+            {"name": "projections", "description": "Maps of the embedding space, in two or three dimensions."},
             {"name": "service", "description": "Categories, health, figures."},
         ],
         responses={
@@ -113,7 +117,7 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
         },
     )
     app.state.metrics = _Metrics()
-    for resource in (videos.router, search.router):
+    for resource in (videos.router, search.router, projections.router):
         app.include_router(resource, dependencies=[Depends(require_key)])
     app.include_router(system.router)
     app.include_router(system.open_router)
@@ -174,6 +178,21 @@ def _add_pages(app: FastAPI) -> None:
     app.mount("/docs/assets", StaticFiles(directory=assets), name="docs-assets")
     app.mount("/explore/assets", StaticFiles(directory=_PAGE), name="explore-assets")
 
+    @app.get("/explore/plotly.js", include_in_schema=False)
+    def plotly(
+        accept_encoding: Annotated[str, Header()] = "", if_none_match: Annotated[str, Header()] = ""
+    ) -> Response:
+        """Out of the installed package, compressed once: 4.8 MB are 1.4."""
+        tag, body = _plotly()
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if tag in if_none_match:
+            return Response(status_code=304, headers=headers)
+        if "gzip" in accept_encoding:
+            headers["Content-Encoding"] = "gzip"
+        else:
+            body = gzip.decompress(body)
+        return Response(body, media_type="text/javascript", headers=headers)
+
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return get_swagger_ui_html(
@@ -189,6 +208,12 @@ def _add_pages(app: FastAPI) -> None:
         return FileResponse(_PAGE / "index.html", media_type="text/html")
 
 
+@cache
+def _plotly() -> tuple[str, bytes]:
+    script = (Path(str(package_files("plotly"))) / "package_data" / "plotly.min.js").read_bytes()
+    return f'W/"{hashlib.sha256(script).hexdigest()[:32]}"', gzip.compress(script, mtime=0)
+
+
 # --- errors
 
 
@@ -202,7 +227,7 @@ async def _on_reels_error(request: Request, error: Exception) -> Response:
         headers["Connection"] = "close"  # the rest of the upload will not be read
     if isinstance(error, errors.InvalidInput):
         wrong = [FieldError(field=error.field, message=error.message)]
-    video_status = error.status if isinstance(error, errors.NotReady) else None
+    video_status = error.status if isinstance(error, errors.NotReady) and error.kind == "video" else None
     return _problem(request, status, str(error), headers=headers, wrong=wrong, video_status=video_status)
 
 

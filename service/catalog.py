@@ -177,10 +177,20 @@ def status_counts(connection: sa.Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def ready_keys(connection: sa.Connection) -> list[int]:
-    """Keys of the videos that can be searched, ascending."""
+def ready_keys(connection: sa.Connection, category: str | None = None) -> list[int]:
+    """Keys of the videos that can be searched, ascending; of one category where it is given."""
     query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
+    if category is not None:
+        query = query.where(db.videos.c.category == category)
     return list(connection.execute(query).scalars())
+
+
+def existing_keys(connection: sa.Connection, keys: Iterable[int]) -> set[int]:
+    """Those of these keys whose videos are there, ready or not."""
+    found: set[int] = set()
+    for chunk in _chunks(list(keys)):
+        found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.key.in_(chunk))).scalars())
+    return found
 
 
 # --- generations and embeddings
@@ -192,6 +202,14 @@ def active_generation(connection: sa.Connection) -> Generation | None:
         sa.select(db.generations).join(db.library, db.library.c.active_generation == db.generations.c.id)
     ).first()
     return None if row is None else Generation(row.id, row.model, row.dimension, row.precision)
+
+
+def generation(connection: sa.Connection, generation_id: str) -> Generation:
+    """The generation with this id. Raises NotFound."""
+    row = connection.execute(sa.select(db.generations).where(db.generations.c.id == generation_id)).first()
+    if row is None:
+        raise NotFound(f"there is no generation {generation_id!r}")
+    return Generation(row.id, row.model, row.dimension, row.precision)
 
 
 def activate_generation(connection: sa.Connection, generation: Generation) -> None:
@@ -234,6 +252,7 @@ def put_text(connection: sa.Connection, key: int, generation: Generation, text: 
     Those of other generations are of the old caption: they go, and are made anew when they are needed.
     """
     connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
+    _take_off_maps(connection, key, db.projections.c.kind == "text")
     if text is not None:
         _put(connection, key, generation, "text", text)
 
@@ -340,7 +359,17 @@ def source_paths(connection: sa.Connection, key: int) -> list[str]:
 # --- inside
 
 
+def _take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[bool]) -> None:
+    """Points stand for vectors: those of a vector that is not the same any more go, and are placed anew."""
+    maps = sa.select(db.projections.c.key).where(which)
+    connection.execute(
+        sa.delete(db.coordinates).where(db.coordinates.c.video_key == key, db.coordinates.c.projection_key.in_(maps))
+    )
+
+
 def _put(connection: sa.Connection, key: int, generation: Generation, kind: Kind, vectors: Vectors) -> None:
+    same = sa.and_(db.projections.c.generation == generation.id, db.projections.c.kind == kind)
+    _take_off_maps(connection, key, same)
     values = {"vectors": pack(vectors)}
     connection.execute(
         insert(db.embeddings)

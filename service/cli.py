@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,6 +59,9 @@ Diversity = Annotated[
     float, typer.Option(min=0, max=1, help="0: the best hits; towards 1: hits unlike those before them.")
 ]
 MinScore = Annotated[float | None, typer.Option(help="Leave out hits with a lower score.")]
+MethodOption = Annotated[Literal["umap", "tsne", "pca"], typer.Option("--method", help="How it is laid out.")]
+Dimensions = Annotated[int, typer.Option(min=2, max=3, help="2 or 3.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed, the same map.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 
 
@@ -313,19 +316,37 @@ def duplicates(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def export(folder: Annotated[Path, typer.Argument(help="Where to write; made where it is missing.")]) -> None:
-    """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video."""
+def export(
+    folder: Annotated[Path | None, typer.Argument(help="Where to write; made where it is missing.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Write one Parquet file instead, with each video's place on a map.")
+    ] = None,
+    method: MethodOption = "umap",
+    dimensions: Dimensions = 2,
+    seed: Seed = 0,
+) -> None:
+    """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video; or all
+    of it as one Parquet file, which data tools open."""
     from service import catalog, config
-    from service.export import export_folder
+    from service.export import export_folder, export_table
 
-    if folder.exists() and not folder.is_dir():
+    if (folder is None) == (parquet is None):
+        raise InvalidInput("folder", "give a folder, or --parquet FILE")
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise InvalidInput("folder", f"{folder} is not a folder")
     with _runtime(config.load()) as runtime:
         with runtime.db.read() as connection:
             total = catalog.status_counts(connection).get("ready", 0)
-        with _progress(total, "exporting") as step:
-            count = export_folder(runtime, folder, lambda video: step(video.title))
-    typer.echo(f"{count} videos exported to {folder}")
+        if folder is not None:
+            with _progress(total, "exporting") as step:
+                count = export_folder(runtime, folder, lambda video: step(video.title))
+        elif parquet is not None:
+            spec = runtime.atlas.spec("aggregated", method, dimensions, seed=seed)
+            with _share("projecting") as share:
+                state = runtime.atlas.ready(spec, progress=share)
+            with _progress(total, "exporting") as step:
+                count = export_table(runtime, parquet, state, lambda video: step(video.title))
+    typer.echo(f"{count} videos exported to {folder or parquet}")
 
 
 @app.command()
@@ -333,18 +354,36 @@ def visualize(
     embedding_type: Annotated[
         Literal["frame", "aggregated", "text"], typer.Option(help="What is shown.")
     ] = "aggregated",
-    dimensions: Annotated[int, typer.Option(min=2, max=3, help="2 or 3.")] = 2,
-    method: Annotated[Literal["umap", "tsne", "pca"], typer.Option(help="How it is laid out.")] = "umap",
-    output: Annotated[Path, typer.Option(help="The file to write, ending in .html.")] = Path("embeddings.html"),
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same map.")] = 0,
+    dimensions: Dimensions = 2,
+    method: MethodOption = "umap",
+    output: Annotated[Path, typer.Option(help="The file to write: .html, .png or .svg.")] = Path("embeddings.html"),
+    seed: Seed = 0,
+    category: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    neighbors: Annotated[int | None, typer.Option(help="umap: how many make a neighbourhood. [15]")] = None,
+    min_dist: Annotated[float | None, typer.Option(help="umap: how near points may lie. [0.1]")] = None,
+    perplexity: Annotated[float | None, typer.Option(help="tsne: how many make a neighbourhood, about. [30]")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Lay the map out anew, where it is kept already.")] = False,
 ) -> None:
-    """Write a map of the embeddings, coloured by category, as one interactive HTML file."""
+    """Write a map of the embeddings, coloured by category, as an interactive HTML file or as a picture.
+
+    A map is kept: videos that came since are placed into it, and nothing else moves.
+    """
     from service import config
     from service.visualize import write_map
 
-    with _runtime(config.load()) as runtime, err.status("projecting"):
-        count = write_map(runtime, output, embedding=embedding_type, method=method, dimensions=dimensions, seed=seed)
-    typer.echo(f"{count} points in {output}")
+    given = {"n_neighbors": neighbors, "min_dist": min_dist, "perplexity": perplexity}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    with _runtime(config.load()) as runtime:
+        spec = runtime.atlas.spec(
+            embedding_type, method, dimensions, seed=seed, parameters=parameters, category=category
+        )
+        with _share("projecting") as share:
+            state = write_map(runtime, output, spec, refit=refit, progress=share)
+    typer.echo(f"{state.points} points in {output}")
+    if state.placed:
+        err.print(f"{state.placed} of them were placed since the map was laid out; --refit lays it out anew")
+    if state.missing:
+        err.print(f"{state.missing} videos came since and cannot be placed into such a map; --refit lays it out anew")
 
 
 @app.command("config")
@@ -378,19 +417,27 @@ def db_upgrade() -> None:
 @app.command()
 def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
+    lay_out: Annotated[int | None, typer.Option("--lay-out", hidden=True)] = None,
+    owner: Annotated[str, typer.Option("--owner", hidden=True)] = "",
 ) -> None:
-    """Embed what is queued, until interrupted. `serve` starts one of its own."""
+    """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
+    own."""
     import signal
     import threading
 
     from service import config, log
+    from service.atlas import Cancelled
     from service.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()
     stop = threading.Event()
-    if while_stdin_is_open:
+    if while_stdin_is_open or lay_out is not None:
         stop_with_stdin(stop)
     lower_priority()
+    if lay_out is not None:
+        with _runtime(config.load()) as runtime, suppress(Cancelled):
+            runtime.atlas.lay_out(lay_out, owner)
+        return
     with _runtime(config.load()) as runtime:
         runtime.activate()
         # From here on a signal ends the work in order; while the model was loading it simply ended the process.
@@ -608,3 +655,14 @@ def _progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
             bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "", name=name[:40])
 
         yield step
+
+
+@contextmanager
+def _share(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar of what is done, 0 to 1, on a terminal; nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda done: bar.update(task, completed=done)

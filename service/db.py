@@ -121,6 +121,47 @@ sources = sa.Table(
     sa.Column("video_key", sa.Integer, _of_a_video(), nullable=False, index=True),
 )
 
+projections = sa.Table(
+    "projections",
+    metadata,
+    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    # Of everything that decides where points come to lie: the same question is the same map.
+    sa.Column("digest", sa.String, nullable=False, unique=True),
+    sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), nullable=False),
+    sa.Column("embedding", sa.String, nullable=False),  # as users name it: frame, aggregated, text
+    sa.Column("kind", sa.String, nullable=False),  # as `embeddings` names it: frame, mean, max, text
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("dimensions", sa.Integer, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("parameters", sa.JSON, nullable=False),
+    sa.Column("category", sa.String, nullable=True),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("error", sa.Text, nullable=True),
+    sa.Column("owner", sa.String, nullable=True),
+    sa.Column("lease_expires_at", sa.Float, nullable=True),  # seconds since the epoch
+    sa.Column("version", sa.Integer, nullable=False),  # counts the changes of its points
+    sa.Column("seen", sa.Integer, nullable=False),  # number of the last change that the points know of
+    sa.Column("basis", sa.String, nullable=True),  # of the vectors that were laid out
+    sa.Column("model", sa.LargeBinary, nullable=True),  # what placing needs besides points, as .npz
+    sa.Column("quality", sa.JSON, nullable=True),
+    sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("fitted_at", sa.DateTime, nullable=True),
+    sqlite_autoincrement=True,
+)
+
+coordinates = sa.Table(
+    "coordinates",
+    metadata,
+    sa.Column("projection_key", sa.Integer, sa.ForeignKey("projections.key", ondelete="CASCADE"), primary_key=True),
+    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True, index=True),
+    sa.Column("points", sa.LargeBinary, nullable=False),  # (N, 2 or 3) float32, a row a frame or one
+    sa.Column("placed", sa.Boolean, nullable=False),  # into a map that was fitted without it
+    # Read map by map, so rows stand in the order of their key.
+    sqlite_with_rowid=False,
+)
+
 
 class Database:
     """Two doors to one database: `read` and `write`.

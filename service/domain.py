@@ -33,6 +33,7 @@ MAX_NAME_CHARACTERS = 200
 MAX_FRAMES = 256
 MAX_FRAME_INTERVAL = 1_000_000
 MAX_K = 1_000
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,22 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest neighbours of N points, nearest first.
+
+    rows (N, k) int32: the numbers of the rows they were sought among; distances (N, k) float32: Euclidean distances of
+    unit vectors, from 0 to 2.
+    """
+
+    rows: npt.NDArray[np.int32]
+    distances: Vectors
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.shape != self.distances.shape:
+            raise ValueError(f"{self.rows.shape} rows do not fit {self.distances.shape} distances")
+
+
+@dataclass(frozen=True, slots=True)
 class Entries:
     """What an index takes in: rows of videos, or of their frames.
 
@@ -198,6 +215,13 @@ def check_k(k: int) -> int:
     if not 1 <= k <= MAX_K:
         raise InvalidInput("k", f"must be from 1 to {MAX_K}, not {k}")
     return k
+
+
+def check_seed(seed: int) -> int:
+    """`seed` itself if it is from 0 to `MAX_SEED`; raises InvalidInput otherwise."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInput("seed", f"must be from 0 to {MAX_SEED}, not {seed}")
+    return seed
 
 
 def clean_caption(caption: str | None) -> str | None:

@@ -4,7 +4,7 @@
     ├── InvalidInput         a value that a caller gave; names the field
     ├── NotFound             no such video, frame, embedding
     ├── Gone                 it existed, and never will again: a cursor whose question has another answer now
-    ├── NotReady             the video exists but has no vectors yet; names its status
+    ├── NotReady             the video, or the projection, is not finished yet; names its status
     ├── TooLarge             more bytes than the limit allows
     ├── Undecodable          not a video, or not one that can be decoded
     ├── Unavailable          try again later: a lock, a stopped part
@@ -43,12 +43,13 @@ class Gone(ReelsError):
 
 
 class NotReady(ReelsError):
-    """The video exists, but what was asked of it does not exist yet. `status` is the video's."""
+    """The thing exists, but what was asked of it does not exist yet. `status` is its own."""
 
-    def __init__(self, video_id: str, status: str) -> None:
+    def __init__(self, thing_id: str, status: str, kind: str = "video") -> None:
         hint = {"failed": "see its `error`"}.get(status, "ask again once its status is `ready`")
-        super().__init__(f"video {video_id} is {status}: {hint}")
+        super().__init__(f"{kind} {thing_id} is {status}: {hint}")
         self.status = status
+        self.kind = kind
 
 
 class TooLarge(ReelsError):

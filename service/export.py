@@ -1,24 +1,32 @@
-"""Writes the library's vectors to a folder: per category, per video, `.npy` files and a JSON of the metadata.
+"""Writes the library's vectors: to a folder, or as one table.
+
+A folder has, per category and video, `.npy` files and a JSON of the metadata:
 
 FOLDER/<category>/<title>-<id>/frame.npy        (N, D) float32, unit length
                                aggregated.npy   (D,)
                                text.npy         (D,), only where there is a caption
                                metadata.json
+
+A table is a Parquet file with a row a video (`tables.write_parquet`), and its place on a map beside it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from service import catalog
 from service.domain import Generation, Kind, Vectors, Video
+from service.maps import Map
 from service.runtime import Runtime
+from service.tables import write_parquet
 
 UNCATEGORISED = "_uncategorised"
 _PAGE = 256
@@ -29,26 +37,95 @@ def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], Non
 
     Raises ConfigurationError where nothing was ever embedded.
     """
-    generation = runtime.follower.generation
-    count, before = 0, None
+    generation = runtime.generation()
+    count = 0
+    for connection, page in _pages(runtime):
+        for video in page:
+            _write(folder, video, generation, _vectors(runtime, connection, video, generation))
+            on_done(video)
+            count += 1
+    return count
+
+
+def export_table(
+    runtime: Runtime, path: Path, state: Map | None = None, on_done: Callable[[Video], None] = lambda _: None
+) -> int:
+    """Write every ready video as one Parquet file, with its place on a map of aggregated embeddings where one is given;
+    their number. The file is there whole or not at all.
+
+    Raises ConfigurationError where nothing was ever embedded.
+    """
+    generation = runtime.generation()
+    places: dict[int, Vectors] = {}
+    if state is not None:
+        points = runtime.atlas.points(state)
+        places = dict(zip(points.keys.tolist(), points.coordinates, strict=True))
+    axes = () if state is None else ("x", "y", "z")[: state.spec.dimensions]
+    count = 0
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        nonlocal count
+        for connection, page in _pages(runtime):
+            rows = []
+            for video in page:
+                row = _row(runtime, connection, video, generation)
+                if video.key in places:
+                    row |= dict(zip(axes, places[video.key].tolist(), strict=True))
+                rows.append(row)
+                on_done(video)
+            count += len(page)
+            yield rows
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        write_parquet(aside, generation.dimension, axes, batches())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return count
+
+
+def _pages(runtime: Runtime) -> Iterator[tuple[sa.Connection, list[Video]]]:
+    before = None
     while True:
         with runtime.db.read() as connection:
             page = catalog.list_videos(connection, status="ready", before=before, limit=_PAGE)
-            for video in page:
-                kinds: dict[str, Kind] = {
-                    "frame": "frame",
-                    "aggregated": runtime.settings.aggregation,
-                    "text": "text",
-                }
-                vectors = {
-                    name: catalog.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()
-                }
-                _write(folder, video, generation, vectors)
-                on_done(video)
-                count += 1
+            yield connection, page
         if len(page) < _PAGE:
-            return count
+            return
         before = page[-1].key
+
+
+def _vectors(
+    runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation
+) -> dict[str, Vectors | None]:
+    kinds: dict[str, Kind] = {"frame": "frame", "aggregated": runtime.settings.aggregation, "text": "text"}
+    return {name: catalog.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()}
+
+
+def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation) -> dict[str, Any]:
+    vectors = _vectors(runtime, connection, video, generation)
+    frames, aggregated, text = vectors["frame"], vectors["aggregated"], vectors["text"]
+    sources = [path for path in catalog.source_paths(connection, video.key) if Path(path).is_file()]
+    return {
+        "id": video.id,
+        "title": video.title,
+        "category": video.category,
+        "caption": video.caption,
+        "filename": video.filename,
+        # The file that it was imported from, where that is still there: its name has an ending, which tools go by.
+        "path": sources[0] if sources else str(runtime.files.video(video.sha256).absolute()),
+        "sha256": video.sha256,
+        "duration": video.duration_seconds,
+        "width": video.width,
+        "height": video.height,
+        "created_at": video.created_at,
+        "frame_times": list(video.frame_times),
+        "aggregated": None if aggregated is None else aggregated[0].tolist(),
+        "text": None if text is None else text[0].tolist(),
+        "frames": None if frames is None else frames.tolist(),
+    }
 
 
 def _write(folder: Path, video: Video, generation: Generation, vectors: dict[str, Vectors | None]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import catalog, jobs
+from service import catalog, jobs, maps
 from service.db import Database
 from service.domain import (
     Sampling,
@@ -148,6 +148,8 @@ class Ingest:
             if video.status == "ready":
                 if "caption" in values and caption != video.caption:
                     catalog.put_text(connection, video.key, self._embedder().generation, vector)
+                if "category" in values:
+                    maps.moved(connection, video.key, values["category"])
                 if values.keys() & {"caption", "category"}:
                     catalog.record_change(connection, video.key)
             return catalog.video(connection, video_id)
@@ -159,6 +161,15 @@ class Ingest:
             catalog.update_video(
                 connection, video.key, num_frames=sampling.num_frames, frame_interval=sampling.frame_interval
             )
+            jobs.enqueue(connection, video.key)
+            return catalog.video(connection, video_id)
+
+    def retry(self, video_id: str) -> Video:
+        """Queue a video again that has failed; another one stays as it is. Raises NotFound."""
+        with self._db.write() as connection:
+            video = catalog.video(connection, video_id)
+            if video.status != "failed":
+                return video
             jobs.enqueue(connection, video.key)
             return catalog.video(connection, video_id)
 

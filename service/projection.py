@@ -1,60 +1,444 @@
-"""Many dimensions to two or three: UMAP, t-SNE, PCA. Knows arrays and nothing else.
+"""Many dimensions to two or three: UMAP, t-SNE, PCA; new points into a map that is there; how good a map is.
 
-Vectors are unit vectors, so Euclidean neighbours and cosine neighbours are the same ones.
+Knows arrays and nothing else: who is whose neighbour is found elsewhere (`index/graph.py`), once, and handed in.
+Vectors are unit vectors, so Euclidean neighbours and cosine neighbours are the same ones. umap, openTSNE and
+scikit-learn take seconds to import, so they are imported where a map is fitted, and a new point is placed without
+umap: its compiled code would cost a process that places one point more than the point, and a pickled reducer does not
+outlive a version of the library.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from service.domain import Vectors
+from service.domain import Neighbours, Vectors
 from service.errors import InvalidInput
 
 Method = Literal["umap", "tsne", "pca"]
+Parameters = dict[str, int | float]
+Progress = Callable[[float], None]
 
 _FEWEST_FOR_NEIGHBOURS = 5
+_SAME = 1e-3
+"""Vectors no further apart are one: half precision leaves two embeddings of one picture this far apart."""
+_CHUNK = 4096
 
 
-def project(vectors: Vectors, method: Method, dimensions: int, *, seed: int = 0) -> Vectors:
-    """(N, dimensions) float32 coordinates of (N, D) vectors, the same for the same seed.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A map of N vectors: coordinates (N, 2) or (N, 3) float32.
 
-    Fewer than five vectors have no neighbourhoods to keep: they are laid out by PCA whatever the method. UMAP:
-    McInnes, Healy, Melville 2018; t-SNE: van der Maaten, Hinton 2008. Raises InvalidInput for no vectors and for
-    other dimensions than 2 and 3.
+    `model` holds what placing needs besides the coordinates: the mean (D,) and the components (dimensions, D) of a
+    map by PCA, which a map of few points is whatever its method; a and b of UMAP's curve; nothing for t-SNE.
+    """
+
+    coordinates: Vectors
+    model: dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How far the neighbours in a map are those of the vectors; both from 0 to 1, and 1 is best.
+
+    trustworthiness: how few in the map are neighbours that should not be (Venna, Kaski 2001); neighbourhood_overlap:
+    the mean share of a vector's neighbours that are its neighbours in the map. `neighbours` were compared, of
+    `sample` points.
+    """
+
+    trustworthiness: float
+    neighbourhood_overlap: float
+    neighbours: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    default: int | float
+    lowest: int | float
+    highest: int | float
+
+
+_PARAMETERS: dict[Method, dict[str, _Range]] = {
+    "umap": {"n_neighbors": _Range(15, 2, 200), "min_dist": _Range(0.1, 0.0, 0.99)},
+    "tsne": {"perplexity": _Range(30.0, 2.0, 100.0)},
+    "pca": {},
+}
+
+
+def effective(method: Method, parameters: Mapping[str, object]) -> Parameters:
+    """All parameters of a method: those given, checked, and the defaults of the others.
+
+    Raises InvalidInput, which names the parameter, for one that the method does not have, that is not a number (a
+    whole one for n_neighbors), or is out of range.
+    """
+    known = _PARAMETERS[method]
+    checked: Parameters = {name: allowed.default for name, allowed in known.items()}
+    for name, value in parameters.items():
+        field = f"parameters.{name}"
+        if name not in known:
+            has = " and ".join(known) or "no parameters"
+            raise InvalidInput(field, f"{method} has {has}")
+        allowed = known[name]
+        whole = isinstance(allowed.default, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise InvalidInput(field, f"must be a {'whole ' if whole else ''}number, not {value!r}")
+        if not allowed.lowest <= value <= allowed.highest:  # also refuses NaN
+            raise InvalidInput(field, f"must be from {allowed.lowest} to {allowed.highest}, not {value}")
+        checked[name] = value if whole else float(value)
+    return checked
+
+
+def neighbours_needed(method: Method, count: int, parameters: Mapping[str, object]) -> int:
+    """How many neighbours of each of `count` points a fit and a placement want; 0 where they want none."""
+    given = effective(method, parameters)
+    if method == "pca" or count < _FEWEST_FOR_NEIGHBOURS:
+        return 0
+    wanted = given["n_neighbors"] if method == "umap" else 3 * given["perplexity"] + 1
+    return min(int(wanted), count - 1)
+
+
+def placeable(method: Method, dimensions: int) -> bool:
+    """Whether `place` knows how to put new points into a map of this kind."""
+    return method != "tsne" or dimensions == 2
+
+
+def fit(
+    vectors: Vectors,
+    method: Method,
+    dimensions: int,
+    *,
+    seed: int = 0,
+    parameters: Mapping[str, object],
+    neighbours: Neighbours | None,
+    progress: Progress = lambda _: None,
+) -> Fit:
+    """A map of (N, D) unit vectors; the same bytes for the same input and seed on the same machine.
+
+    `neighbours` are `neighbours_needed` of each vector among the others; PCA takes None. Fewer than five vectors have
+    no neighbourhoods to keep: they are laid out by PCA whatever the method. `progress` is told the share that is
+    done, from 0 to 1, and what it raises goes through; t-SNE in three dimensions tells it nothing on the way.
+
+    UMAP: McInnes, Healy, Melville 2018; t-SNE: van der Maaten, Hinton 2008, in two dimensions by interpolation
+    (Linderman et al. 2019), in three by Barnes-Hut (van der Maaten 2014). Both start from PCA (Kobak, Linderman 2021).
+    Raises InvalidInput for other dimensions than 2 and 3 and for parameters that `effective` refuses.
     """
     if dimensions not in (2, 3):
         raise InvalidInput("dimensions", f"must be 2 or 3, not {dimensions}")
-    count = len(vectors)
+    given, count = effective(method, parameters), len(vectors)
+    progress(0.0)
     if count == 0:
-        raise InvalidInput("embedding_type", "there is no embedding of this type in the library")
+        return Fit(np.zeros((0, dimensions), np.float32), {})
+    flat = _pca(vectors, dimensions)
     if method == "pca" or count < _FEWEST_FOR_NEIGHBOURS:
-        return _pca(vectors, dimensions)
-    if method == "tsne":
-        from sklearn.manifold import TSNE
+        made = flat
+    else:
+        wanted = neighbours_needed(method, count, parameters)
+        if neighbours is None or len(neighbours.rows) != count or neighbours.rows.shape[1] < wanted:
+            raise ValueError(f"{method} of {count} vectors wants {wanted} neighbours of each")
+        found = Neighbours(neighbours.rows[:, :wanted], neighbours.distances[:, :wanted])
+        # Equal vectors would start, and then stay, in one place.
+        start = _spread(flat.coordinates) + np.random.default_rng(seed).normal(0, 1e-3, flat.coordinates.shape)
+        with _quiet():
+            if method == "umap":
+                made = _umap(vectors, start, found, given, seed, progress)
+            else:
+                made = Fit(_tsne(start * 1e-4, found, float(given["perplexity"]), seed, progress), {})
+    progress(1.0)
+    return made
 
-        perplexity = min(30.0, (count - 1) / 3)
-        model = TSNE(dimensions, perplexity=perplexity, init="pca", random_state=seed)
-        return np.asarray(model.fit_transform(vectors), dtype=np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba's and scikit-learn's, of umap's own way with them
-        import umap
 
-        # Spectral initialisation needs more points than the graph has dimensions to spare.
-        init = "spectral" if count > 2 * _FEWEST_FOR_NEIGHBOURS else "random"
-        model = umap.UMAP(
-            n_components=dimensions, n_neighbors=min(15, count - 1), init=init, random_state=seed, n_jobs=1
+def place(
+    vectors: Vectors,
+    fit: Fit,
+    method: Method,
+    *,
+    parameters: Mapping[str, object],
+    seed: int = 0,
+    neighbours: Neighbours,
+) -> Vectors:
+    """(M, dimensions) float32: where (M, D) new vectors belong in a map. The map stays as it is.
+
+    `neighbours` are `neighbours_needed` of each new vector among the fitted ones. Each point is placed on its own:
+    the others in the call and their order change nothing. One that is equal to a fitted vector goes where that is.
+
+    PCA projects. UMAP does what its own transform does: a start in the middle of the neighbours, weighted by
+    membership, then its stochastic gradient descent with the fitted points held still. t-SNE: the minimum of its
+    cost for the point, with openTSNE's settings for new points (Poličar, Stražar, Zupan 2023). Raises InvalidInput
+    for a map that is not `placeable`, unless it is of so few points that PCA made it.
+    """
+    dimensions = fit.coordinates.shape[1]
+    if "components" in fit.model:
+        centred = vectors.astype(np.float64) - fit.model["mean"]
+        # Not one product of matrices: its last digits would depend on how many rows it has.
+        projected = [fit.model["components"] @ row for row in centred]
+        return np.array(projected, dtype=np.float32).reshape(-1, dimensions)
+    if not placeable(method, dimensions):
+        raise InvalidInput("method", f"{method} takes no new points into a map of {dimensions} dimensions")
+    if len(vectors) == 0:
+        return np.zeros((0, dimensions), np.float32)
+    if len(neighbours.rows) != len(vectors) or neighbours.rows.shape[1] == 0:
+        raise ValueError(f"{len(vectors)} vectors do not fit neighbours of {neighbours.rows.shape}")
+    given = effective(method, parameters)
+    if method == "umap":
+        placed = _place_umap(fit, neighbours, int(given["n_neighbors"]), seed)
+    else:
+        placed = _place_tsne(fit, neighbours)
+    same = neighbours.distances[:, :1] <= _SAME
+    return np.where(same, fit.coordinates[neighbours.rows[:, 0]], placed).astype(np.float32)
+
+
+def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: int, seed: int = 0) -> Quality | None:
+    """How good a map of (N, D) unit vectors is, on `sample` of its points drawn at random, each held against all.
+
+    Trustworthiness is defined for fewer neighbours than half of the points, so as many are compared at most; None
+    for fewer than three points.
+    """
+    count = len(vectors)
+    k = min(neighbours, (count - 1) // 2)
+    if k < 1:
+        return None
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:sample])
+    intruders, shared = 0, 0
+    for start in range(0, len(chosen), 64):
+        rows = chosen[start : start + 64]
+        # Comparing inner products is comparing distances, the other way round.
+        products = vectors[rows] @ vectors.T
+        gaps = sum(
+            (coordinates[rows, None, axis] - coordinates[None, :, axis]) ** 2 for axis in range(coordinates.shape[1])
         )
-        return np.asarray(model.fit_transform(vectors), dtype=np.float32)
+        for row, near, gap in zip(rows, products, np.asarray(gaps), strict=True):
+            near[row], gap[row] = -np.inf, np.inf
+            true, shown = np.argpartition(-near, k - 1)[:k], np.argpartition(gap, k - 1)[:k]
+            extra = np.setdiff1d(shown, true)
+            shared += k - len(extra)
+            intruders += sum(max(int(np.count_nonzero(near > near[one])) + 1 - k, 0) for one in extra)
+    worst = len(chosen) * k * (2 * count - 3 * k - 1) / 2
+    return Quality(1 - intruders / worst, shared / (len(chosen) * k), k, len(chosen))
 
 
-def _pca(vectors: Vectors, dimensions: int) -> Vectors:
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    left, scale, right = np.linalg.svd(centred, full_matrices=False)
-    # A singular vector's sign is arbitrary: the largest loading points up, so that a map does not flip.
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
-    coordinates = (left * scale * signs)[:, :dimensions]
-    missing = dimensions - coordinates.shape[1]
-    return np.asarray(np.pad(coordinates, ((0, 0), (0, missing))), dtype=np.float32)
+def _pca(vectors: Vectors, dimensions: int) -> Fit:
+    """The projection of greatest variance (Pearson 1901), by the eigenvectors of the covariance."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    parts = [vectors[start : start + _CHUNK] - mean for start in range(0, len(vectors), _CHUNK)]
+    _, directions = np.linalg.eigh(sum(part.T @ part for part in parts))
+    components = directions.T[::-1][:dimensions]
+    # A direction's sign is arbitrary: the largest loading points up, so that a map does not flip.
+    components = (
+        components * np.sign(components[np.arange(len(components)), np.abs(components).argmax(axis=1)])[:, None]
+    )
+    components = np.pad(components, ((0, dimensions - len(components)), (0, 0)))
+    coordinates = np.concatenate([part @ components.T for part in parts])
+    return Fit(coordinates.astype(np.float32), {"mean": mean, "components": components})
+
+
+def _spread(coordinates: Vectors) -> npt.NDArray[np.float64]:
+    """Coordinates whose first axis has a standard deviation of 1; zeros where all are equal."""
+    wide = coordinates.astype(np.float64)
+    deviation = wide[:, 0].std()
+    return wide / deviation if deviation > 1e-6 else np.zeros_like(wide)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """umap, numba, openTSNE and scikit-learn warn of how they use each other, and of small and equal inputs, which
+    are met here on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _with_itself(neighbours: Neighbours) -> Neighbours:
+    """With each point as its own first neighbour, as umap and scikit-learn have it."""
+    itself = np.arange(len(neighbours.rows), dtype=np.int32)[:, None]
+    return Neighbours(np.concatenate([itself, neighbours.rows], axis=1), np.pad(neighbours.distances, ((0, 0), (1, 0))))
+
+
+class _Ticker:
+    """A file for tqdm, umap's only way to say how far it is: it is written percentages."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def write(self, text: str) -> None:
+        """A percentage after a carriage return, or white space that clears a line."""
+        if text.strip():
+            self._progress(float(text) / 100)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _umap(
+    vectors: Vectors,
+    start: npt.NDArray[np.float64],
+    neighbours: Neighbours,
+    given: Parameters,
+    seed: int,
+    progress: Progress,
+) -> Fit:
+    import umap
+
+    count, dimensions = start.shape
+    size = min(int(given["n_neighbors"]), count)
+    itself = _with_itself(Neighbours(neighbours.rows[:, : size - 1], neighbours.distances[:, : size - 1]))
+    model = umap.UMAP(
+        n_components=dimensions,
+        n_neighbors=size,
+        min_dist=float(given["min_dist"]),
+        init=start,
+        precomputed_knn=(itself.rows, itself.distances, None),
+        force_approximation_algorithm=True,  # or it would compare few points again itself
+        random_state=seed,
+        n_jobs=1,
+        tqdm_kwds={"disable": False, "file": _Ticker(progress), "bar_format": "{percentage}", "miniters": 1},
+    )
+    coordinates = model.fit_transform(vectors)
+    return Fit(np.asarray(coordinates, np.float32), {"a": np.array(model._a), "b": np.array(model._b)})
+
+
+def _tsne(
+    start: npt.NDArray[np.float64], neighbours: Neighbours, perplexity: float, seed: int, progress: Progress
+) -> Vectors:
+    count, dimensions = start.shape
+    perplexity = min(perplexity, (count - 1) / 3)
+    # Over few points threads wait for each other, busily, longer than they compute.
+    threads = 1 if count < 5000 else os.cpu_count() or 1
+    if dimensions == 3:
+        from scipy.sparse import csr_matrix
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+
+        itself = _with_itself(neighbours)  # scikit-learn takes the nearest out as the point, whatever it is
+        order = np.argsort(itself.rows, axis=1)
+        graph = csr_matrix(
+            (
+                np.take_along_axis(itself.distances, order, axis=1).ravel(),
+                np.take_along_axis(itself.rows, order, axis=1).ravel(),
+                np.arange(0, itself.rows.size + 1, itself.rows.shape[1]),
+            ),
+            shape=(count, count),
+        )
+        model = TSNE(
+            3,
+            perplexity=perplexity,
+            metric="precomputed",
+            init=start.astype(np.float32),
+            learning_rate=min(max(count / 48, 50), count / 12),  # its own, at least 50, throws a few hundred apart
+            random_state=seed,
+        )
+        with threadpool_limits(threads):
+            return np.asarray(model.fit_transform(graph), np.float32)
+    from openTSNE import TSNE as Interpolated
+    from openTSNE.affinity import PerplexityBasedNN
+    from openTSNE.nearest_neighbors import PrecomputedNeighbors
+
+    k = max(int(3 * perplexity), 1)
+    index = PrecomputedNeighbors(neighbours.rows[:, :k], neighbours.distances[:, :k])
+    affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=index, n_jobs=threads)
+    done = 0
+
+    def tick(*_: object) -> None:
+        nonlocal done
+        done += 10
+        progress(done / 750)
+
+    model = Interpolated(n_jobs=threads, random_state=seed, callbacks=tick, callbacks_every_iters=10)
+    return np.asarray(model.fit(affinities=affinities, initialization=start), np.float32)
+
+
+def _place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
+    """As umap's transform: 100 epochs, a quarter of its learning rate, 5 negative samples an edge."""
+    epochs, negatives = 100, 5
+    a, b = float(fit.model["a"]), float(fit.model["b"])
+    distances = neighbours.distances[:, :size].astype(np.float64)
+    rows, placed = neighbours.rows[:, :size], fit.coordinates.astype(np.float64)
+    strengths = np.exp(-distances / _bandwidths(distances, math.log2(max(size, 2))))
+    strengths /= strengths.max(axis=1, keepdims=True)
+    at = (placed[rows] * (strengths / strengths.sum(axis=1, keepdims=True))[:, :, None]).sum(axis=1)
+    rng = np.random.default_rng(seed)
+    for epoch in range(1, epochs):
+        rate = 0.25 * (1 - epoch / epochs)
+        # An edge of strength s is used in every 1/s-th epoch.
+        due = np.floor(epoch * strengths) > np.floor((epoch - 1) * strengths)
+        due &= strengths >= 1 / epochs
+        others = rng.integers(len(placed), size=(rows.shape[1], negatives))  # the same for every new point
+        for edge in range(rows.shape[1]):
+            step = at - placed[rows[:, edge]]
+            square = (step**2).sum(axis=1, keepdims=True)
+            safe = np.maximum(square, 1e-12)
+            pull = np.clip(-2 * a * b * safe ** (b - 1) / (1 + a * safe**b) * step, -4, 4)
+            moved = at + rate * pull
+            for other in others[edge]:
+                step = moved - placed[other]
+                square = (step**2).sum(axis=1, keepdims=True)
+                moved = moved + rate * np.clip(2 * b / ((0.001 + square) * (1 + a * square**b)) * step, -4, 4)
+            at = np.where(due[:, edge, None], moved, at)
+    return np.asarray(at, dtype=np.float32)
+
+
+def _bandwidths(distances: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.float64]:
+    """(M, 1) by bisection: the width with which the memberships of all but the nearest sum to `target`."""
+    low, high = np.zeros((len(distances), 1)), np.full((len(distances), 1), 1e3)
+    for _ in range(64):
+        middle = (low + high) / 2
+        enough = np.exp(-distances[:, 1:] / middle).sum(axis=1, keepdims=True) > target
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    floor = 1e-3 * distances.mean(axis=1, keepdims=True)
+    return np.asarray(np.maximum((low + high) / 2, np.maximum(floor, 1e-12)))
+
+
+def _place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
+    """The minimum of t-SNE's cost of each point with the rest held still, from the median of its neighbours.
+
+    Perplexity, exaggeration and start are openTSNE's for new points. It follows the gradient on a grid for many points
+    at once; here one point has two unknowns and an exact gradient, and a quasi-Newton method is there in some twenty
+    steps.
+    """
+    from scipy.optimize import minimize
+
+    perplexity, exaggeration = 5.0, 1.5
+    x, y = (np.ascontiguousarray(axis, np.float32) for axis in fit.coordinates.T)
+
+    def cost(at: npt.NDArray[np.float64], its: Vectors, attraction: Vectors) -> tuple[float, npt.NDArray[np.float64]]:
+        # log Z + e sum_j p_j log(1 + d_j^2), and its gradient.
+        steps = at - its
+        near = 1 + (steps**2).sum(axis=1)
+        dx, dy = np.float32(at[0]) - x, np.float32(at[1]) - y
+        weights = 1 / (1 + dx * dx + dy * dy)
+        total = weights.sum(dtype=np.float64)
+        weights *= weights
+        repulsion = np.array([weights @ dx, weights @ dy], np.float64) / total
+        value = float(attraction @ np.log(near) + np.log(total))
+        return value, 2 * ((attraction / near) @ steps - repulsion)
+
+    placed = np.empty((len(neighbours.rows), 2))
+    squares = neighbours.distances[:, : int(3 * perplexity)].astype(np.float64) ** 2
+    strengths = _affinities(squares, min(perplexity, squares.shape[1] / 3))
+    for number, rows in enumerate(neighbours.rows):
+        start = np.median(fit.coordinates[rows[:25]].astype(np.float64), axis=0)
+        its = fit.coordinates[rows[: squares.shape[1]]].astype(np.float64)
+        placed[number] = minimize(cost, start, (its, exaggeration * strengths[number]), "L-BFGS-B", jac=True).x
+    return placed.astype(np.float32)
+
+
+def _affinities(squares: npt.NDArray[np.float64], perplexity: float) -> npt.NDArray[np.float64]:
+    """(M, k) that sum to 1 in each row, by bisection for the Gaussian whose entropy is that of `perplexity`."""
+    squares = squares - squares[:, :1]
+    low, high = np.full((len(squares), 1), -20.0), np.full((len(squares), 1), 20.0)
+    for _ in range(64):
+        middle = (low + high) / 2
+        weights = np.exp(-squares * np.exp(middle))
+        weights /= weights.sum(axis=1, keepdims=True)
+        entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1, keepdims=True)
+        wide = entropy > math.log(perplexity)
+        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+    return np.asarray(weights)

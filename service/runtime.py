@@ -10,6 +10,7 @@ from functools import cached_property
 import structlog
 
 from service import catalog, db, embedder, jobs
+from service.atlas import Atlas
 from service.config import Settings
 from service.db import Database
 from service.domain import Generation, Kind
@@ -100,12 +101,16 @@ class Runtime:
         return self._follow("frame")
 
     def _follow(self, kind: Kind) -> Follower:
+        return Follower(self.db, self.settings.data_dir / "index", self.generation(), kind)
+
+    def generation(self) -> Generation:
+        """The one that answers queries. Raises ConfigurationError where nothing was ever embedded."""
         generation = self._active()
         if generation is None:
             raise ConfigurationError(
                 f"the library in {self.settings.data_dir} is empty: add videos with `reelsrs embed` or `reelsrs serve`"
             )
-        return Follower(self.db, self.settings.data_dir / "index", generation, kind)
+        return generation
 
     def _active(self) -> Generation | None:
         with self.db.read() as connection:
@@ -120,6 +125,11 @@ class Runtime:
     def duplicates(self) -> Duplicates:
         """Who is a copy of whom."""
         return Duplicates(self.db, self.files, self.decoder, self.recommender.lookalikes)
+
+    @cached_property
+    def atlas(self) -> Atlas:
+        """The maps."""
+        return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
 
     @cached_property
     def examples(self) -> Examples:

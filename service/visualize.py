@@ -1,77 +1,109 @@
-"""A map of the library's embeddings as one interactive HTML file, coloured by category. Knows no terminal."""
+"""A map of the library as a file, coloured by category: an interactive page, a PNG or an SVG. Knows no terminal."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from html import escape
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from service import catalog
-from service.domain import Kind, Video
+from service.domain import Video
 from service.errors import InvalidInput
-from service.projection import Method, project
+from service.maps import Map, Points, Spec
 from service.runtime import Runtime
-
-EmbeddingType = Literal["frame", "aggregated", "text"]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then lighter ones.
 _COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"),
     *("#8C564B", "#9467BD", "#17BECF", "#BCBD22", "#AEC7E8", "#FFBB78", "#98DF8A", "#FF9896"),
 )
+_ENDINGS = (".html", ".htm", ".png", ".svg")
+_UNCATEGORISED = "no category"
+_MANY = 5_000
+"""Points above which an SVG holds them as one picture, and a page draws them with WebGL."""
 
 
 def write_map(
-    runtime: Runtime, output: Path, *, embedding: EmbeddingType, method: Method, dimensions: int, seed: int = 0
-) -> int:
-    """Project every embedding of that type and write the page; the number of points in it.
+    runtime: Runtime,
+    output: Path,
+    spec: Spec,
+    *,
+    refit: bool = False,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Map:
+    """Write the map of this spec, laid out first where it is not there, as `output` ends: .html, .png or .svg.
 
-    Raises InvalidInput where there is nothing to show or `output` does not end in .html.
+    Raises InvalidInput where it ends otherwise or where there is nothing to show.
     """
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise InvalidInput("output", f"must end in .html, not {output.suffix or 'nothing'}")
-    kind: Kind = runtime.settings.aggregation if embedding == "aggregated" else embedding
-    generation = runtime.follower.generation
-    with runtime.db.read() as connection:
-        keys = catalog.ready_keys(connection)
-        vectors = catalog.vectors_of(connection, keys, generation, kind)
-        videos = catalog.videos_by_key(connection, list(vectors))
-    matrix = np.concatenate(list(vectors.values())) if vectors else np.zeros((0, generation.dimension), np.float32)
-    owners = [(videos[key], n if embedding == "frame" else None) for key in vectors for n in range(len(vectors[key]))]
-    coordinates = project(matrix, method, dimensions, seed=seed)
-    figure = _figure(coordinates, owners, f"{embedding} embeddings, {method.upper()}")
+    ending = output.suffix.lower()
+    if ending not in _ENDINGS:
+        raise InvalidInput("output", f"must end in .html, .png or .svg, not {ending or 'nothing'}")
+    state = runtime.atlas.ready(spec, refit=refit, progress=progress)
+    if state.points == 0:
+        raise InvalidInput("embedding_type", "there is no embedding of this type in the library")
+    points = runtime.atlas.points(state)
+    title = f"{len(points.ids):,} {spec.embedding} embeddings, {spec.method.upper()}"
     output.parent.mkdir(parents=True, exist_ok=True)
+    if ending in (".png", ".svg"):
+        _draw(output, points, title)
+        return state
+    with runtime.db.read() as connection:
+        videos = catalog.videos_by_key(connection, set(points.keys.tolist()))
     # The script travels inside the file: it opens anywhere, with no network.
-    figure.write_html(
+    _figure(points, videos, title).write_html(
         output, include_plotlyjs=True, default_height="96vh", config={"displaylogo": False, "responsive": True}
     )
-    return len(matrix)
+    return state
 
 
-def _figure(coordinates: np.ndarray, owners: list[tuple[Video, int | None]], title: str) -> Any:
+def _groups(points: Points) -> list[tuple[str, str, np.ndarray]]:
+    """Name, colour and rows of each category, by name; videos without one come last."""
+    names = np.array([name if name is not None else "" for name in points.categories])
+    found = sorted(set(points.categories) - {None}, key=str)
+    groups = [
+        (str(name), colour, np.flatnonzero(names == name)) for name, colour in zip(found, cycle(_COLOURS), strict=False)
+    ]
+    rest = np.flatnonzero([name is None for name in points.categories])
+    return [*groups, (_UNCATEGORISED, "#999999", rest)] if len(rest) else groups
+
+
+def _size(count: int) -> tuple[float, float]:
+    """Diameter in points and opacity of a dot, so that so many of them still show where they are dense."""
+    crowd = np.log10(max(count, 1) / 300)
+    return float(np.clip(9 - 2.4 * crowd, 2, 9)), float(np.clip(0.85 - 0.15 * crowd, 0.35, 0.85))
+
+
+def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
     import plotly.graph_objects as go
 
-    spatial = coordinates.shape[1] == 3
-    names = sorted({video.category or "no category" for video, _ in owners})
+    spatial = points.coordinates.shape[1] == 3
+    size, opacity = _size(len(points.ids))
+    flat = go.Scattergl if len(points.ids) > _MANY else go.Scatter
     figure = go.Figure()
-    for number, name in enumerate(names):
-        rows = [row for row, (video, _) in enumerate(owners) if (video.category or "no category") == name]
-        x, y, *z = coordinates[rows].T
-        marker = {"size": 4 if spatial else 9, "opacity": 0.85, "color": _COLOURS[number % len(_COLOURS)]}
+    for name, colour, rows in _groups(points):
+        x, y, *z = points.coordinates[rows].T
         shared = {
             "mode": "markers",
             "name": escape(name),
-            "marker": marker,
-            "text": [_label(*owners[row]) for row in rows],
+            "marker": {"size": size / 2 if spatial else size, "opacity": opacity, "color": colour},
+            "text": [_label(points, row, videos[int(points.keys[row])]) for row in rows],
             "hovertemplate": "%{text}<extra></extra>",
         }
-        figure.add_trace(go.Scatter3d(x=x, y=y, z=z[0], **shared) if spatial else go.Scatter(x=x, y=y, **shared))
+        figure.add_trace(go.Scatter3d(x=x, y=y, z=z[0], **shared) if spatial else flat(x=x, y=y, **shared))
     bare = {"showticklabels": False, "title": "", "zeroline": False, "showgrid": spatial}
-    layout = {"scene": dict.fromkeys(("xaxis", "yaxis", "zaxis"), bare)} if spatial else {"xaxis": bare, "yaxis": bare}
+    layout: dict[str, Any] = (
+        {"scene": dict.fromkeys(("xaxis", "yaxis", "zaxis"), bare)}
+        if spatial
+        # One unit is as long across as up: distances are what the map shows.
+        else {"xaxis": bare, "yaxis": {**bare, "scaleanchor": "x"}}
+    )
     figure.update_layout(
-        title=f"{len(owners):,} {title}",
+        title=title,
         template="plotly_white",
         legend={"title": "category", "itemsizing": "constant"},
         margin={"l": 20, "r": 20, "t": 60, "b": 20},
@@ -80,11 +112,43 @@ def _figure(coordinates: np.ndarray, owners: list[tuple[Video, int | None]], tit
     return figure
 
 
-def _label(video: Video, frame: int | None) -> str:
+def _label(points: Points, row: int, video: Video) -> str:
     """What the pointer shows: words of strangers, so nothing in them is markup."""
     lines = [f"<b>{escape(video.title)}</b>"]
-    if frame is not None:
-        lines.append(f"frame {frame} at {video.frame_times[frame]:.2f} s")
+    if points.frames[row] >= 0:
+        lines.append(f"frame {points.frames[row]} at {points.times[row]:.2f} s")
     if video.caption:
         lines.append(escape(video.caption if len(video.caption) <= 80 else video.caption[:79] + "…"))
     return "<br>".join(lines)
+
+
+def _draw(output: Path, points: Points, title: str) -> None:
+    # Not pyplot: it keeps every figure, and asks for a display.
+    from matplotlib.figure import Figure
+
+    spatial = points.coordinates.shape[1] == 3
+    size, opacity = _size(len(points.ids))
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    axes: Any = figure.add_subplot(projection="3d" if spatial else None)
+    drawn = []
+    for name, colour, rows in _groups(points):
+        dots = axes.scatter(
+            *points.coordinates[rows].T,
+            s=size**2,
+            color=colour,
+            alpha=opacity,
+            linewidths=0,
+            rasterized=len(points.ids) > _MANY,
+        )
+        # To matplotlib a dollar begins mathematics, and a name that begins with _ is not shown.
+        drawn.append((dots, (" " if name.startswith("_") else "") + name.replace("$", r"\$")))
+    axes.set_title(title, loc="left")
+    bare: dict[str, Any] = {"zticks": []} if spatial else {"aspect": "equal"}
+    axes.set(xticks=[], yticks=[], **bare)
+    axes.spines[:].set_visible(False)
+    legend: Any = figure.legend(*zip(*drawn, strict=True), loc="outside right upper", title="category", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set(sizes=[36], alpha=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.savefig(output, dpi=160)

@@ -1,7 +1,8 @@
-"""The embedding worker: claims jobs and has them done, in this process or in one that `reelsrs serve` watches.
+"""The worker: claims jobs and has them done, in this process or in one that `reelsrs serve` watches.
 
-A worker that dies costs its attempt at what it held, nothing else: the lease runs out and the job is claimed
-again. Embedding runs at a lower priority than answering.
+It embeds what was uploaded, gives it its place on the maps that are there, and has the maps laid out that were asked
+for, each in a process of its own. A worker that dies costs its attempt at what it held, nothing else: the lease runs
+out and the job is claimed again. All of it runs at a lower priority than answering.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 
 import structlog
 
-from service import jobs
+from service import jobs, maps
 from service.config import Settings
 from service.errors import ReelsError
 from service.runtime import Runtime
@@ -37,6 +38,8 @@ class Worker:
         """Claim and process until `stop` is set; what is claimed by then is brought to its end."""
         heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
         heart.start()
+        layouts = threading.Thread(target=Layouts(self._runtime, self.owner).run, args=(stop,), name="layouts")
+        layouts.start()
         while not stop.is_set():
             try:
                 if not self._step():
@@ -44,12 +47,14 @@ class Worker:
             except ReelsError as error:  # a full disk or a locked database passes
                 log.warning("the worker waits", reason=str(error))
                 stop.wait(_IDLE_SECONDS * 10)
+        layouts.join()
 
     def _step(self) -> bool:
         db = self._runtime.db
         with db.read() as connection:
-            if not jobs.waiting(connection):
-                return False
+            waiting = jobs.waiting(connection)
+        if not waiting:
+            return self._runtime.atlas.place_new()
         with db.write() as connection:
             claimed = jobs.claim(connection, self.owner, _CLAIM)
         try:
@@ -67,6 +72,64 @@ class Worker:
                     jobs.renew(connection, self.owner)
             except ReelsError as error:
                 log.warning("the leases were not renewed", reason=str(error))
+
+
+class Layouts:
+    """Has maps laid out, one after another, each in a process of its own: it may take all the memory there is, and it
+    can be ended at any moment. Runs in the thread that calls `run`."""
+
+    def __init__(self, runtime: Runtime, owner: str) -> None:
+        self._runtime = runtime
+        self._owner = f"{owner}:layouts"
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; what is not laid out by then is given back."""
+        while not stop.is_set():
+            try:
+                if not self._step(stop):
+                    stop.wait(_IDLE_SECONDS)
+            except ReelsError as error:
+                log.warning("the layouts wait", reason=str(error))
+                stop.wait(_IDLE_SECONDS * 10)
+
+    def _step(self, stop: threading.Event) -> bool:
+        db = self._runtime.db
+        with db.read() as connection:
+            if not maps.waiting(connection):
+                return False
+        with db.write() as connection:
+            key = maps.claim(connection, self._owner)
+        if key is None:
+            return False
+        with subprocess.Popen(
+            [sys.executable, "-m", "service", "worker", "--lay-out", str(key), "--owner", self._owner],
+            env={**os.environ, **self._runtime.settings.environ()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            try:
+                self._watch(process, key, stop)
+            finally:
+                process.kill()  # one that has ended is not hurt
+        with db.write() as connection:
+            if stop.is_set():
+                maps.release(connection, self._owner)
+            else:  # it has written its end itself, unless it was ended
+                reason = f"its process ended with {process.returncode}; was there enough memory?"
+                maps.fail(connection, key, self._owner, reason)
+        return True
+
+    def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
+        """Until it ends, is cancelled, or is to stop."""
+        renewed = time.monotonic()
+        while process.poll() is None and not stop.wait(_IDLE_SECONDS):
+            with self._runtime.db.read() as connection:
+                if not maps.owns(connection, key, self._owner):
+                    return
+            if time.monotonic() - renewed > maps.LEASE_SECONDS / 3:
+                renewed = time.monotonic()
+                with self._runtime.db.write() as connection:
+                    maps.renew(connection, key, self._owner)
 
 
 class WorkerProcess:
@@ -121,6 +184,7 @@ class WorkerProcess:
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
+                    maps.release(connection, f"{owner}:layouts")
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
             if self._stop.wait(delay):

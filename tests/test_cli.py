@@ -193,6 +193,35 @@ def test_export_writes_every_vector(embedded: Path, tmp_path: Path) -> None:
     assert reelsrs("export", str(folders[0] / "metadata.json"), cwd=embedded).returncode == 2
 
 
+def test_a_map_is_kept_and_grows(tmp_path: Path, drawn: Path) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))
+    for number, clip in enumerate(clips):
+        target = tmp_path / ("Data" if number < 9 else "Later") / "clips" / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(clip.read_bytes())
+    environment = {"REELSRS_MODEL": "tiny"}
+    assert reelsrs("embed", cwd=tmp_path, **environment).returncode == 0
+    first = reelsrs("visualize", "--method", "tsne", "--perplexity", "4", cwd=tmp_path, **environment)
+    assert (first.returncode, first.stdout) == (0, "9 points in embeddings.html\n"), first.stderr
+    assert (tmp_path / "embeddings.html").stat().st_size > 1_000_000
+    assert reelsrs("embed", "--data-folder", "Later", cwd=tmp_path, **environment).returncode == 0
+    again = reelsrs(
+        "visualize", "--method", "tsne", "--perplexity", "4", "--output", "a.svg", cwd=tmp_path, **environment
+    )
+    assert (again.stdout, "3 of them were placed" in again.stderr) == ("12 points in a.svg\n", True)
+    table = reelsrs("export", "--parquet", "a.parquet", "--method", "pca", cwd=tmp_path, **environment)
+    assert (table.returncode, table.stdout) == (0, "12 videos exported to a.parquet\n"), table.stderr
+    for wrong in (
+        ("visualize", "--method", "tsne", "--perplexity", "1"),
+        ("visualize", "--method", "pca", "--min-dist", "0.5"),
+        ("visualize", "--output", "a.pdf"),
+        ("export",),
+        ("export", "out", "--parquet", "a.parquet"),
+    ):
+        done = reelsrs(*wrong, cwd=tmp_path, **environment)
+        assert (done.returncode, done.stdout) == (2, ""), wrong
+
+
 def test_config_and_schema(tmp_path: Path) -> None:
     done = reelsrs("config", "--json", cwd=tmp_path, REELSRS_API_KEYS="secret")
     rows = {row["name"]: row for row in json.loads(done.stdout)}

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service import catalog, db
+from service import catalog, db, maps
+from service.domain import Generation
 from service.errors import ConfigurationError, StorageFull, Unavailable
 
 
@@ -25,6 +26,29 @@ def test_upgrading_makes_the_schema_that_the_code_describes(url: str) -> None:
     config.set_main_option("script_location", str(db.migrations_folder()))
     config.attributes["url"] = url
     command.check(config)  # raises where the models and the migrated schema differ
+
+
+def test_a_database_of_the_first_release_is_upgraded_and_keeps_what_it_holds(url: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(db.migrations_folder()))
+    config.attributes["url"] = url
+    Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    command.upgrade(config, "0001")
+    generation = Generation("g", "model", 4, "float32")
+    first = db.Database(url)
+    with first.write() as connection:
+        catalog.activate_generation(connection, generation)
+        catalog.record_change(connection, 7)
+    first.close()
+    db.upgrade(url)
+    now = db.Database(url)
+    with now.write() as connection:
+        assert catalog.active_generation(connection) == generation
+        assert catalog.changed_since(connection, 0) == [7]
+        spec = maps.Spec("g", "aggregated", "mean", "pca", 2, 0, {}, None)
+        state, queued = maps.ask(connection, spec)
+        assert (queued, state.points, maps.by_id(connection, state.id)) == (True, 0, state)
+    now.close()
 
 
 def test_a_database_of_a_newer_version_is_refused(url: str) -> None:

@@ -116,8 +116,14 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     stored.write_bytes(whole)
     again, outcome = _accept(runtime, make_clip("c.mp4", numbered(12)))
     assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
+    stored.write_bytes(b"the disk forgot again")
+    _work(runtime)
+    assert _now(runtime, bad).status == "failed"
+    stored.write_bytes(whole)
+    assert runtime.ingest.retry(bad.id).status == "queued"  # nothing need be sent for that
     _work(runtime)
     assert _now(runtime, bad).status == "ready"
+    assert runtime.ingest.retry(bad.id).status == "ready"
 
 
 def test_a_fault_that_is_not_the_clips_is_tried_again(

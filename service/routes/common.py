@@ -58,7 +58,7 @@ ExistingVideo = Annotated[Video, Depends(existing_video)]
 
 _MEANINGS = {
     404: "there is no such thing",
-    409: "the video is not ready; the detail says its status",
+    409: "the video, or the projection, is not ready; the detail says its status",
     410: "the cursor does not stand for anything any more: begin again without it",
     413: "the upload is larger than the limit; the rest of it was not read",
     415: "not a video, or not a picture, that can be decoded",

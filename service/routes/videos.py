@@ -137,6 +137,24 @@ def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
     return Video.of(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
 
 
+@router.post(
+    "/{video_id}/retry",
+    summary="Try a failed video again",
+    status_code=202,
+    response_model=Video,
+    responses={
+        200: {"model": Video, "description": "it had not failed: that video, unchanged"},
+        202: {"model": Video, "description": "queued again; `Location` is where to ask"},
+        **problems(404),
+    },
+)
+def retry_video(service: Service, video_id: VideoId) -> JSONResponse:
+    """Its bytes are still here: decoding and embedding begin anew."""
+    video = service.ingest.retry(video_id)
+    status = 202 if video.status == "queued" else 200
+    return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
+
+
 @router.delete("/{video_id}", summary="Delete a video", status_code=204, responses=problems(404))
 def delete_video(service: Service, video_id: VideoId) -> Response:
     """File, rows, vectors, pictures and index entry: when this answers, all of it is gone."""

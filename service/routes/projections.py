@@ -1,0 +1,141 @@
+"""Maps of the embedding space: asked for, watched, drawn."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Header, Path, Response
+from fastapi.responses import JSONResponse
+
+from service.errors import NotReady
+from service.maps import Map, Points
+from service.routes.common import Service, problems
+from service.schemas import PointList, Projection, ProjectionList, ProjectionRequest
+from service.tables import points_stream
+
+router = APIRouter(prefix="/v1/projections", tags=["projections"])
+
+ARROW = "application/vnd.apache.arrow.stream"
+
+MapId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09c25d7be836"])]
+
+
+@router.post(
+    "",
+    summary="Ask for a map",
+    status_code=202,
+    response_model=Projection,
+    responses={
+        200: {"model": Projection, "description": "it is there already, or being laid out"},
+        202: {"model": Projection, "description": "queued; `Location` is where to ask"},
+    },
+)
+def ask(service: Service, wanted: ProjectionRequest) -> JSONResponse:
+    """Laid out in a process of its own, then kept: videos that come later are placed into it one by one, and nothing
+    else moves. One that had failed is tried again."""
+    spec = service.atlas.spec(
+        wanted.embedding,
+        wanted.method,
+        wanted.dimensions,
+        seed=wanted.seed,
+        parameters=wanted.parameters,
+        category=wanted.category,
+    )
+    state, queued = service.atlas.ask(spec)
+    return _told(state, 202 if queued else 200)
+
+
+@router.get("", summary="The maps")
+def every_map(service: Service) -> ProjectionList:
+    """Those of the model in use, the newest first."""
+    return ProjectionList(items=[Projection.of(state) for state in service.atlas.all()])
+
+
+@router.get("/{projection_id}", summary="One map", responses=problems(404))
+def one_map(service: Service, projection_id: MapId) -> Projection:
+    """Its state, its progress, how good it is, and how many points were placed since it was laid out."""
+    return Projection.of(service.atlas.find(projection_id))
+
+
+@router.delete("/{projection_id}", summary="Delete a map", status_code=204, responses=problems(404))
+def delete_map(service: Service, projection_id: MapId) -> Response:
+    """Whatever it is doing; the videos stay."""
+    service.atlas.delete(projection_id)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{projection_id}/fit",
+    summary="Lay a map out anew",
+    status_code=202,
+    response_model=Projection,
+    responses=problems(404),
+)
+def refit(service: Service, projection_id: MapId) -> JSONResponse:
+    """From every video that is there now. The old points are served until the new ones are there."""
+    return _told(service.atlas.refit(projection_id), 202)
+
+
+@router.delete("/{projection_id}/fit", summary="Cancel a layout", responses=problems(404))
+def cancel(service: Service, projection_id: MapId) -> Projection:
+    """One that is queued or running; a map that is laid out already keeps its points, another one has then failed."""
+    return Projection.of(service.atlas.cancel(projection_id))
+
+
+@router.get(
+    "/{projection_id}/points",
+    summary="The points of a map",
+    response_model=PointList,
+    responses={
+        200: {"content": {ARROW: {}}},
+        304: {"description": "they are what `If-None-Match` names"},
+        **problems(404, 409),
+    },
+)
+def points(
+    service: Service,
+    projection_id: MapId,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """All at once: as JSON, or with `Accept: application/vnd.apache.arrow.stream` as an Arrow IPC stream with the
+    columns video_id, frame, time, category, x, y and z."""
+    state = service.atlas.find(projection_id)
+    if state.fitted_at is None:
+        raise NotReady(state.id, state.status, "projection")
+    arrow = ARROW in accept
+    found, body = service.atlas.encoded(state, points_stream if arrow else _json)
+    tag = f'"{found}"'  # of what is in it, compressed or not: a weak one
+    headers = {"ETag": f"W/{tag}", "Vary": "Accept, Accept-Encoding", "Cache-Control": "private, no-cache"}
+    if if_none_match is not None and tag in {one.strip().removeprefix("W/") for one in if_none_match.split(",")}:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in accept_encoding:
+        headers["Content-Encoding"] = "gzip"
+    else:
+        body = gzip.decompress(body)
+    return Response(body, media_type=ARROW if arrow else "application/json", headers=headers)
+
+
+def _told(state: Map, status: int) -> JSONResponse:
+    body = Projection.of(state).model_dump(mode="json")
+    return JSONResponse(body, status, headers={"Location": f"/v1/projections/{state.id}"})
+
+
+def _json(found: Points) -> bytes:
+    # By hand: a model object for each of 100,000 points would take seconds.
+    category = {name: json.dumps(name) for name in set(found.categories)}
+    shape = ",".join(["%.6g"] * found.coordinates.shape[1])
+    if len(found.ids) == 0 or found.frames[0] < 0:
+        middle = ['"frame":null,"time":null'] * len(found.ids)
+    else:
+        pairs = zip(found.frames.tolist(), np.round(found.times.astype(float), 4).tolist(), strict=True)
+        middle = [f'"frame":{frame},"time":{time}' for frame, time in pairs]
+    items = (
+        f'{{"video_id":"{video}",{where},"category":{category[name]},"coordinates":[{shape % tuple(row)}]}}'
+        for video, where, name, row in zip(found.ids, middle, found.categories, found.coordinates.tolist(), strict=True)
+    )
+    return ('{"items":[' + ",".join(items) + '],"next_cursor":null}').encode()

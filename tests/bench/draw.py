@@ -1,0 +1,146 @@
+"""How long a map of many points takes to be sent and drawn, from the click to the picture, in Chromium.
+
+    python tests/bench/draw.py [--points 100000]
+
+A library of made-up vectors is served by the real service; the page is open on its list of clips, and then `Map` is
+clicked, with nothing in the browser's cache and the points not yet written by the service. A second click, after the
+page was opened again, finds them written. Graphics are drawn in software, as there is no graphics card in a test
+machine. Prints one JSON line last. Needs Chromium on the path, and the packages of `reelsrs[dev]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from service import catalog, db
+from service.runtime import Runtime
+from tests.conftest import Server, serving, settings_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SOFTWARE_GRAPHICS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+_CATEGORIES = 12
+_BATCH = 10_000
+
+
+def fill(runtime: Runtime, count: int) -> None:
+    """Ready videos without bytes, their vectors around a few hundred centres."""
+    generation = runtime.generation()
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(300, generation.dimension))
+    now = datetime(2026, 1, 1)  # noqa: DTZ001 (the column has no zone)
+    for start in range(0, count, _BATCH):
+        own = random.integers(0, len(centres), min(_BATCH, count - start))
+        vectors = centres[own] + 0.4 * random.normal(size=(len(own), generation.dimension))
+        vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        videos = [
+            {
+                "id": secrets.token_hex(8),
+                "sha256": secrets.token_hex(32),
+                "size_bytes": 1,
+                "filename": "clip.mp4",
+                "title": f"clip {start + number}",
+                "category": f"category {centre % _CATEGORIES}",
+                "status": "ready",
+                "progress": 1.0,
+                "num_frames": 1,
+                "media_type": "video/mp4",
+                "codec": "h264",
+                "width": 64,
+                "height": 64,
+                "duration_seconds": 2.0,
+                "frame_times": [0.5],
+                "created_at": now,
+                "updated_at": now,
+            }
+            for number, centre in enumerate(own)
+        ]
+        with runtime.db.write() as connection:
+            first = connection.execute(sa.select(sa.func.coalesce(sa.func.max(db.videos.c.key), 0) + 1)).scalar_one()
+            connection.execute(sa.insert(db.videos), videos)
+            keys = range(first, first + len(videos))
+            rows = [
+                {"video_key": key, "generation": generation.id, "kind": kind, "vectors": vector.tobytes()}
+                for key, vector in zip(keys, vectors, strict=True)
+                for kind in ("mean", "max", "frame")
+            ]
+            connection.execute(sa.insert(db.embeddings), rows)
+            connection.execute(sa.insert(db.changes), [{"video_key": key} for key in keys])
+
+
+def click(browser: Browser, server: Server, dimensions: int) -> dict[str, float]:
+    """Seconds from the click to the drawn map, and megabytes of its points on the wire."""
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
+    sizes: list[int] = []
+    page.on(
+        "requestfinished",
+        lambda request: sizes.append(request.sizes()["responseBodySize"]) if request.url.endswith("/points") else None,
+    )
+    page.goto(f"{server.url}/explore?view=clips&method=pca" + ("&d=3" if dimensions == 3 else ""))
+    page.locator(".card").first.wait_for()
+    started = time.perf_counter()
+    page.get_by_role("button", name="Map", exact=True).click()
+    page.locator("#plot[role=img]").wait_for()
+    seconds = time.perf_counter() - started
+    page.context.close()
+    return {"seconds": round(seconds, 2), "megabytes": round(sum(sizes) / 1e6, 2)}
+
+
+def measure(folder: Path, count: int) -> dict[str, Any]:
+    """One report."""
+    from playwright.sync_api import sync_playwright
+
+    runtime = Runtime(settings_for(folder / "data"))
+    runtime.activate()
+    fill(runtime, count)
+    for dimensions in (2, 3):
+        runtime.atlas.ready(runtime.atlas.spec("aggregated", "pca", dimensions))
+    with runtime.db.read() as connection:
+        assert len(catalog.ready_keys(connection)) == count
+    runtime.close()
+    report: dict[str, Any] = {"points": count}
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("there is no chromium on the path")
+    with serving(folder / "data") as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_GRAPHICS])
+        report["chromium"] = browser.version
+        for dimensions in (2, 3):
+            for name in ("first", "again"):
+                report[f"{dimensions}d_{name}"] = click(browser, server, dimensions)
+        browser.close()
+    best = report["2d_first"]
+    report["reached"] = {"3 MB": best["megabytes"] <= 3, "3 s": best["seconds"] <= 3}
+    return report
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--points", type=int, default=100_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(Path(folder), given.points)
+    for name, value in report.items():
+        print(f"{name}: {value}", file=sys.stderr)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

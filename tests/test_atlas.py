@@ -1,0 +1,431 @@
+"""Maps: asked for once, laid out, kept, grown; and what they make of changes beneath them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+
+from service import catalog, db, maps
+from service.atlas import Atlas, Cancelled
+from service.db import Database
+from service.domain import Generation, Probe, Sampling
+from service.errors import InvalidInput, NotFound, ReelsError
+from service.ingest import Ingest
+from service.maps import Embedding, Map, Method
+from service.vectors import aggregate, normalise
+
+D = 16
+GENERATION = Generation("g1", "made-up", D, "float32")
+
+
+@cache
+def _empty() -> Path:
+    path = Path(mkdtemp()) / "reelsrs.db"
+    db.upgrade(f"sqlite:///{path}")
+    return path
+
+
+class Library:
+    """Made-up vectors around a few centres, and their atlas."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copy(_empty(), folder / "reelsrs.db")
+        self.db = Database(f"sqlite:///{folder}/reelsrs.db")
+        with self.db.write() as connection:
+            catalog.activate_generation(connection, GENERATION)
+        self.folder = folder / "atlas"
+        self.atlas = Atlas(self.db, self.folder, lambda: GENERATION, "mean")
+        self.random = np.random.default_rng(5)
+        self.centres = normalise(self.random.normal(size=(4, D)))
+        self.keys: dict[str, int] = {}
+        self.count = 0
+
+    def add(self, count: int = 1, *, near: np.ndarray | None = None, category: str | None = None) -> list[str]:
+        """Ready videos of three frames; every other one has a caption."""
+        made = []
+        with self.db.write() as connection:
+            for _ in range(count):
+                number = self.count
+                self.count += 1
+                centre = self.centres[number % 4] if near is None else near
+                frames = normalise(centre + 0.1 * self.random.normal(size=(3, D)))
+                if near is not None:
+                    frames[:] = near
+                video = catalog.add_video(
+                    connection,
+                    sha256=f"{number:064x}",
+                    size_bytes=1,
+                    filename="a.mp4",
+                    title="a",
+                    caption=None,
+                    category=category,
+                    sampling=Sampling(3),
+                    probe=Probe("video/mp4", "h264", 64, 48, 3.0, 10.0),
+                )
+                text = frames[0] if number % 2 else None
+                catalog.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
+                catalog.update_video(connection, video.key, status="ready", frame_times=[0.5, 1.5, 2.5])
+                catalog.record_change(connection, video.key)
+                self.keys[video.id] = video.key
+                made.append(video.id)
+        return made
+
+    def delete(self, video_id: str) -> None:
+        with self.db.write() as connection:
+            catalog.delete_video(connection, self.keys.pop(video_id))
+
+    def ready(self, embedding: Embedding = "aggregated", method: Method = "pca", dimensions: int = 2) -> Map:
+        """A map as `visualize` has it made."""
+        return self.atlas.ready(self.atlas.spec(embedding, method, dimensions))
+
+    def places(self, state: Map) -> dict[tuple[str, int], tuple[float, ...]]:
+        """Coordinates by video and frame."""
+        found = self.atlas.points(state)
+        rows = zip(found.ids, found.frames.tolist(), found.coordinates.tolist(), strict=True)
+        return {(video, frame): tuple(at) for video, frame, at in rows}
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[Library]:
+    made = Library(tmp_path)
+    yield made
+    made.db.close()
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(("embedding", "count"), [("aggregated", 120), ("frame", 360), ("text", 60)])
+def test_a_map_has_a_point_for_every_embedding(
+    library: Library, embedding: Embedding, count: int, dimensions: int
+) -> None:
+    library.add(120, category="a")
+    state = library.ready(embedding, dimensions=dimensions)
+    assert (state.status, state.progress, state.points, state.placed, state.missing) == ("ready", 1.0, count, 0, 0)
+    assert state.quality is not None
+    assert 0.5 < state.quality["trustworthiness"] <= 1
+    points = library.atlas.points(state)
+    assert points.coordinates.shape == (count, dimensions)
+    assert set(points.categories) == {"a"}
+    if embedding == "frame":
+        assert points.frames[:4].tolist() == [0, 1, 2, 0]
+        assert points.times[:4].tolist() == [0.5, 1.5, 2.5, 0.5]
+    else:
+        assert set(points.frames.tolist()) == {-1}
+        assert np.isnan(points.times).all()
+
+
+def test_the_same_question_is_the_same_map_and_another_one_is_not(library: Library) -> None:
+    library.add(8)
+    spec = library.atlas.spec("aggregated", "umap", 2)
+    first, queued = library.atlas.ask(spec)
+    again, queued_again = library.atlas.ask(library.atlas.spec("aggregated", "umap", 2, parameters={"n_neighbors": 15}))
+    assert (queued, queued_again, again.id) == (True, False, first.id)
+    for other in (
+        replace(spec, seed=1),
+        replace(spec, dimensions=3),
+        replace(spec, category="a"),
+        replace(spec, kind="max"),
+        replace(spec, parameters={"n_neighbors": 5, "min_dist": 0.1}),
+    ):
+        assert library.atlas.ask(other)[0].id != first.id
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("dimensions", {"dimensions": 4}),
+        ("seed", {"seed": -1}),
+        ("parameters.n_neighbors", {"parameters": {"n_neighbors": 1}}),
+        ("parameters.perplexity", {"parameters": {"perplexity": 5}}),
+    ],
+)
+def test_a_wrong_question_is_named(library: Library, field: str, given: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput) as error:
+        library.atlas.spec(**{"embedding": "aggregated", "method": "umap", "dimensions": 2, **given})  # type: ignore[arg-type]
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("method", ["umap", "tsne", "pca"])
+def test_new_videos_are_placed_and_nothing_else_moves(library: Library, method: Method) -> None:
+    library.add(150)
+    before = library.ready(method=method)
+    at = library.places(before)
+    new = library.add(3)
+    twin = library.add(near=library.centres[0])[0]
+    library.atlas.place_new()
+    after = library.atlas.find(before.id)
+    now = library.places(after)
+    assert (after.points, after.placed, after.missing) == (154, 4, 0)
+    assert after.version > before.version
+    assert {key: now[key] for key in at} == at
+    # Each lies among those that it is like: of the same centre.
+    owner = {video: number % 4 for number, video in enumerate(library.keys)}
+    for number, video in enumerate([*new, twin]):
+        place = np.array(now[(video, -1)])
+        order = sorted(at, key=lambda key: float(np.linalg.norm(np.array(at[key]) - place)))
+        centre = 0 if video == twin else (150 + number) % 4
+        kin = [owner[near] == centre for near, _ in order[:10]]
+        assert sum(kin) >= (6 if method == "pca" else 9), (video, kin)
+
+
+def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: Path) -> None:
+    library.add(130)
+    library.ready(method="umap")
+    other = tmp_path / "other"
+    shutil.copytree(library.folder, other / "atlas")
+    library.db.close()
+    shutil.copy(tmp_path / "reelsrs.db", other / "reelsrs.db")
+    library.db = Database(f"sqlite:///{tmp_path}/reelsrs.db")
+    library.atlas._db = library.db
+    state = library.ready(method="umap")
+    first, second = library.add(), library.add()
+    library.atlas.place_new()
+    together = library.places(state)
+    with library.db.read() as connection:
+        wanted = catalog.vectors_of(connection, library.keys.values(), GENERATION, "mean")
+    alone = Atlas(Database(f"sqlite:///{other}/reelsrs.db"), other / "atlas", lambda: GENERATION, "mean")
+    with alone._db.write() as connection:  # the second one alone, by the same vector
+        video = catalog.add_video(
+            connection,
+            sha256="f" * 64,
+            size_bytes=1,
+            filename="",
+            title="",
+            caption=None,
+            category=None,
+            sampling=Sampling(1),
+            probe=Probe("video/mp4", "h264", 64, 48, 3.0, 10.0),
+        )
+        vector = wanted[library.keys[second[0]]]
+        catalog.put_embeddings(connection, video.key, GENERATION, aggregate(vector, None))
+        catalog._put(connection, video.key, GENERATION, "mean", vector)
+        catalog.update_video(connection, video.key, status="ready", frame_times=[0.5])
+        catalog.record_change(connection, video.key)
+    alone.place_new()
+    points = alone.points(alone.find(state.id))
+    assert tuple(points.coordinates[points.ids.index(video.id)].tolist()) == together[(second[0], -1)]
+    assert (first[0], -1) in together
+    alone._db.close()
+
+
+def test_a_map_of_tsne_in_three_dimensions_says_what_it_lacks(library: Library) -> None:
+    library.add(120)
+    state = library.ready(method="tsne", dimensions=3)
+    library.add(2)
+    library.atlas.place_new()
+    after = library.atlas.find(state.id)
+    assert (after.points, after.placed, after.missing, after.version) == (120, 0, 2, state.version)
+    assert not library.atlas.place_new()  # it does not try again and again
+    fresh = library.atlas.ready(after.spec, refit=True)
+    assert (fresh.points, fresh.missing) == (122, 0)
+
+
+def test_what_is_deleted_leaves_every_map(library: Library) -> None:
+    ids = library.add(120)
+    state = library.ready()
+    library.delete(ids[0])
+    library.atlas.place_new()
+    after = library.atlas.find(state.id)
+    assert after.points == 119
+    assert after.version > state.version
+    assert (ids[0], -1) not in library.places(after)
+
+
+def test_another_caption_is_another_place_on_maps_of_captions_alone(library: Library) -> None:
+    ids = library.add(240)
+    texts, pictures = library.ready("text"), library.ready("aggregated")
+    at, seen = library.places(texts), library.places(pictures)
+    changed = next(video for video, _ in at)
+    with library.db.write() as connection:
+        catalog.put_text(connection, library.keys[changed], GENERATION, library.centres[3])
+        catalog.record_change(connection, library.keys[changed])
+    assert (changed, -1) not in library.places(texts)
+    library.atlas.place_new()
+    now = library.places(texts)
+    assert now.keys() == at.keys()
+    assert now[(changed, -1)] != at[(changed, -1)]
+    assert library.places(pictures) == seen
+    assert len(ids) == 240
+
+
+def test_a_map_of_one_category_follows_who_is_in_it(library: Library, tmp_path: Path) -> None:
+    cats = library.add(110, category="cats")
+    library.add(20, category="dogs")
+    state = library.atlas.ready(library.atlas.spec("aggregated", "pca", 2, category="cats"))
+    assert state.points == 110
+    ingest = Ingest(library.db, None, None, None, max_upload_bytes=1, threads=1)  # type: ignore[arg-type]
+    ingest.edit(cats[0], {"category": "dogs"})
+    new = library.add(category="cats")
+    library.add(category="dogs")
+    library.atlas.place_new()
+    after = library.atlas.find(state.id)
+    assert (after.points, after.placed) == (110, 1)
+    assert {video for video, _ in library.places(after)} == {*cats[1:], *new}
+
+
+def test_a_small_map_is_laid_out_anew_each_time_it_doubles(library: Library) -> None:
+    state = library.ready()
+    assert (state.status, state.points, state.quality) == ("ready", 0, None)
+    fits = 0
+    for _ in range(16):
+        library.add()
+        library.atlas.place_new()
+        if library.atlas.find(state.id).status == "queued":
+            fits += 1
+            library.atlas.ready(state.spec)
+    after = library.atlas.find(state.id)
+    assert (after.points, fits) == (16, 5)  # at 1, 2, 4, 8 and 16
+
+
+@pytest.mark.parametrize("method", ["umap", "tsne", "pca"])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_few_videos_are_a_map_too(library: Library, method: Method, count: int) -> None:
+    library.add(count)
+    for dimensions in (2, 3):
+        state = library.ready(method=method, dimensions=dimensions)
+        assert (state.status, state.points) == ("ready", count)
+        assert np.isfinite(library.atlas.points(state).coordinates).all()
+
+
+def test_copies_are_a_map_too(library: Library) -> None:
+    library.add(30, near=library.centres[1])
+    state = library.ready(method="umap")
+    assert np.isfinite(library.atlas.points(state).coordinates).all()
+
+
+def test_a_layout_can_be_cancelled_and_asked_for_again(library: Library) -> None:
+    library.add(120)
+    spec = library.atlas.spec("aggregated", "pca", 2)
+    state, _ = library.atlas.ask(spec)
+    with library.db.write() as connection:
+        assert maps.claim(connection, "me") == state.key
+
+    def cancel(_: float) -> None:
+        library.atlas.cancel(state.id)
+
+    with pytest.raises(Cancelled):
+        library.atlas.lay_out(state.key, "me", cancel)
+    cancelled = library.atlas.find(state.id)
+    assert (cancelled.status, cancelled.error, cancelled.points) == ("failed", "cancelled", 0)
+    again, queued = library.atlas.ask(spec)
+    assert (again.id, again.status, queued) == (state.id, "queued", True)
+    # Of a map that is laid out already, the points stay.
+    done = library.ready()
+    library.atlas.refit(done.id)
+    kept = library.atlas.cancel(done.id)
+    assert (kept.status, kept.points) == ("ready", 120)
+    library.atlas.refit(done.id)
+    assert library.atlas.find(done.id).points == 120
+
+
+def test_a_lease_runs_out_and_another_takes_over(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.add(5)
+    state, _ = library.atlas.ask(library.atlas.spec("aggregated", "pca", 2))
+    with library.db.write() as connection:
+        monkeypatch.setattr(maps, "LEASE_SECONDS", -1)
+        assert maps.claim(connection, "dead") == state.key
+        monkeypatch.setattr(maps, "LEASE_SECONDS", 30)
+        assert maps.claim(connection, "alive") == state.key
+        assert maps.claim(connection, "third") is None
+    with pytest.raises(Cancelled):
+        library.atlas.lay_out(state.key, "dead")
+    library.atlas.lay_out(state.key, "alive")
+    assert library.atlas.find(state.id).status == "ready"
+
+
+def test_what_goes_wrong_is_said_and_the_old_points_stay(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.add(120)
+    state = library.ready()
+
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError("no room for the layout")
+
+    monkeypatch.setattr("service.projection.fit", broken)
+    with pytest.raises(ReelsError, match="no room for the layout"):
+        library.atlas.ready(state.spec, refit=True)
+    after = library.atlas.find(state.id)
+    assert (after.status, after.error, after.points) == ("failed", "no room for the layout", 120)
+
+
+def test_maps_of_the_same_videos_share_their_vectors_and_their_graph(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.add(130)
+    flat = library.ready(method="tsne")
+    names = sorted(path.name for path in library.folder.iterdir())
+    assert [name.split(".", 1)[1] for name in names] == ["91.npz", "npy"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("the graph is there already")
+
+    monkeypatch.setattr("service.index.graph.neighbours", never)
+    library.ready(method="umap")
+    deep = library.ready(method="umap", dimensions=3)
+    assert sorted(path.name for path in library.folder.iterdir()) == names
+    for state in (flat, deep, library.ready(method="umap")):
+        library.atlas.delete(state.id)
+    assert list(library.folder.iterdir()) == []
+    with pytest.raises(NotFound):
+        library.atlas.find(flat.id)
+
+
+def test_files_that_are_lost_are_made_again(library: Library) -> None:
+    ids = library.add(130)
+    state = library.ready(method="umap")
+    late = library.add()[0]
+    library.atlas.place_new()
+    with library.db.write() as connection:  # as if it had never been placed
+        connection.execute(db.coordinates.delete().where(db.coordinates.c.placed))
+        maps.caught_up(connection, state.key, state.seen, changed=True)
+    wanted = library.places(library.atlas.find(state.id))
+    for path in library.folder.iterdir():
+        path.unlink()
+    library.atlas.place_new()
+    found = library.places(library.atlas.find(state.id))
+    assert found.keys() - wanted.keys() == {(late, -1)}
+    assert (library.folder / f"{_basis(library, state)}.npy").exists()
+    # Also where some of those below are gone by now.
+    for path in library.folder.iterdir():
+        path.unlink()
+    library.delete(ids[0])
+    new = library.add()
+    library.atlas.place_new()
+    assert (new[0], -1) in library.places(library.atlas.find(state.id))
+
+
+def _basis(library: Library, state: Map) -> str:
+    with library.db.read() as connection:
+        return maps.fit_of(connection, state.key)[0]
+
+
+def test_a_video_that_changes_while_a_map_is_laid_out_is_placed_by_what_it_is_then(library: Library) -> None:
+    ids = library.add(240)
+    state, _ = library.atlas.ask(library.atlas.spec("text", "pca", 2))
+    with library.db.write() as connection:
+        maps.claim(connection, "me")
+    captioned, deleted = library.keys[ids[1]], ids[3]
+    told: list[float] = []
+
+    def change(done: float) -> None:
+        if not told:
+            with library.db.write() as connection:
+                catalog.put_text(connection, captioned, GENERATION, library.centres[2])
+                catalog.record_change(connection, captioned)
+            library.delete(deleted)
+        told.append(done)
+
+    library.atlas.lay_out(state.key, "me", change)
+    assert told == sorted(told)
+    laid_out = library.atlas.find(state.id)
+    assert laid_out.points == 118
+    library.atlas.place_new()
+    after = library.atlas.find(state.id)
+    assert (after.points, after.placed, after.missing) == (119, 1, 0)
+    at = library.places(after)
+    assert (deleted, -1) not in at

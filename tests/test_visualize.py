@@ -1,0 +1,107 @@
+"""Maps as files, and the library as a table: whole, of every kind, and harmless whatever users wrote."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from service import catalog
+from service.domain import Sampling
+from service.errors import InvalidInput
+from service.export import export_table
+from service.folder import FolderImport, scan
+from service.maps import Embedding
+from service.runtime import Runtime
+from service.visualize import write_map
+
+HOSTILE = "</script><img src=x onerror=alert(1)> $\\frac{"
+
+
+@pytest.fixture
+def library(runtime: Runtime, drawn: Path) -> Runtime:
+    """The drawn clips, with hostile words about one of them."""
+    FolderImport(runtime, Sampling(3)).run(scan(drawn))
+    with runtime.db.read() as connection:
+        video = catalog.list_videos(connection, limit=1)[0]
+    runtime.ingest.edit(video.id, {"caption": HOSTILE, "title": HOSTILE, "category": "_<b>$x"})
+    return runtime
+
+
+@pytest.mark.parametrize(("embedding", "count"), [("frame", 36), ("aggregated", 12), ("text", 9)])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_page_needs_no_other_file_and_shows_words_as_words(
+    library: Runtime, tmp_path: Path, embedding: Embedding, count: int, dimensions: int
+) -> None:
+    output = tmp_path / "maps" / "map.html"
+    spec = library.atlas.spec(embedding, "pca", dimensions)
+    assert write_map(library, output, spec).points == pytest.approx(count, abs=1)
+    page = output.read_text(encoding="utf-8")
+    assert "no category" not in page
+    assert "town" in page
+    assert "<img src=x" not in page
+    assert "onerror" in page  # as text
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_pictures_are_drawn(library: Runtime, tmp_path: Path, dimensions: int) -> None:
+    spec = library.atlas.spec("aggregated", "pca", dimensions)
+    write_map(library, tmp_path / "map.png", spec)
+    with Image.open(tmp_path / "map.png") as picture:
+        assert min(picture.size) >= 800
+        assert len(set(picture.convert("RGB").resize((200, 150)).get_flattened_data())) > 20
+    write_map(library, tmp_path / "map.SVG", spec)
+    drawing = (tmp_path / "map.SVG").read_text(encoding="utf-8")
+    assert drawing.startswith("<?xml")
+    assert "<script" not in drawing
+
+
+def test_other_endings_and_empty_libraries_are_refused(runtime: Runtime, tmp_path: Path) -> None:
+    spec = runtime.atlas.spec("aggregated", "pca", 2)
+    with pytest.raises(InvalidInput, match=r"output: must end in \.html, \.png or \.svg, not \.pdf"):
+        write_map(runtime, tmp_path / "map.pdf", spec)
+    with pytest.raises(InvalidInput, match="no embedding of this type"):
+        write_map(runtime, tmp_path / "map.html", spec)
+    assert list(tmp_path.glob("map.*")) == []
+
+
+def test_the_table_holds_the_library(library: Runtime, tmp_path: Path) -> None:
+    state = library.atlas.ready(library.atlas.spec("aggregated", "pca", 3))
+    assert export_table(library, tmp_path / "new" / "library.parquet", state) == 12
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["library.parquet"]
+    rows = {row["id"]: row for row in pq.read_table(tmp_path / "new" / "library.parquet").to_pylist()}
+    points = library.atlas.points(state)
+    assert set(rows) == set(points.ids)
+    generation = library.generation()
+    with library.db.read() as connection:
+        for video in catalog.list_videos(connection, limit=100):
+            row = rows[video.id]
+            assert (row["title"], row["caption"], row["category"]) == (video.title, video.caption, video.category)
+            assert row["frame_times"] == list(video.frame_times)
+            assert row["created_at"] == video.created_at
+            assert Path(row["path"]).suffix == ".mp4"
+            for name, kind in (("aggregated", "mean"), ("text", "text"), ("frames", "frame")):
+                vectors = catalog.vectors(connection, video.key, generation, kind)  # type: ignore[arg-type]
+                if vectors is None:
+                    assert row[name] is None
+                else:
+                    np.testing.assert_array_equal(np.array(row[name], np.float32).reshape(vectors.shape), vectors)
+            at = points.coordinates[points.ids.index(video.id)]
+            assert [row["x"], row["y"], row["z"]] == at.tolist()
+    source = Path(rows[points.ids[0]]["path"])
+    hidden = source.with_suffix(".hidden")
+    source.rename(hidden)
+    try:  # a file that was moved away is still in the library
+        export_table(library, tmp_path / "bare.parquet")
+    finally:
+        hidden.rename(source)
+    table = pq.read_table(tmp_path / "bare.parquet")
+    assert not {"x", "y", "z"} & set(table.column_names)
+    paths = {row["id"]: Path(row["path"]) for row in table.select(["id", "path"]).to_pylist()}
+    assert re.fullmatch("[0-9a-f]{64}", paths[points.ids[0]].parent.name)
+    assert paths[points.ids[0]].is_file()
