@@ -224,7 +224,8 @@ async function take(current, signal) {
 function sayProgress(current) {
   const [, many] = WORDS[current.embedding];
   if (busy(current)) {
-    const what = current.points ? counted(current.points, ...WORDS[current.embedding]) : `the ${many}`;
+    const count = current.points + current.missing;
+    const what = count ? counted(count, ...WORDS[current.embedding]) : `the ${many}`;
     const percent = Math.round(current.progress * 100);
     say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
     meter(percent);
@@ -242,10 +243,11 @@ function noteState(current) {
     note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
     return;
   }
+  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours kept`);
   if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
   if (current.missing) said.push(`${number(current.missing)} not on it yet`);
   if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
-  note(said.join(", "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
 }
 
 // Lays out again, or cancels; how it goes on is looked at now and not at the next turn.
