@@ -16,8 +16,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,7 +27,7 @@ import pytest
 from tests.conftest import CHILD_ENVIRONMENT, Server, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Download, Page
+    from playwright.sync_api import Browser, BrowserContext, Download, Page, Route
 
 CI = os.environ.get("CI") == "true"
 SOFTWARE_GRAPHICS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -43,7 +44,7 @@ CLIPS = (
 )
 
 
-def _missing(what: str) -> None:
+def _missing(what: str) -> NoReturn:
     """Skip, but never where the tests are run for good."""
     if CI:
         pytest.fail(what)
@@ -71,14 +72,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The script of axe-core, of npm: AXE_CORE says where it is, else it is looked for in node_modules."""
-    places = [os.environ.get("AXE_CORE"), "node_modules/axe-core/axe.min.js", "../node_modules/axe-core/axe.min.js"]
-    root = Path(__file__).parent.parent
-    for place in filter(None, places):
-        if (root / place).is_file():
-            return (root / place).read_text(encoding="utf-8")
-    _missing("axe-core is not here: npm install axe-core, and set AXE_CORE to its axe.min.js")
-    raise AssertionError  # not reached
+    """The script of axe-core, out of the package that brings it."""
+    try:
+        return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    except (ImportError, OSError):
+        _missing("axe-playwright-python is not installed")
 
 
 Open = Callable[..., "Page"]
@@ -413,6 +411,59 @@ def test_a_dot_shows_its_clip(visit: Open, library: Server) -> None:
     page.locator("#detail video").wait_for()
     assert card.is_hidden()
     page.wait_for_function("at => document.querySelector('#detail video').currentTime >= at - 0.1", arg=at)
+
+
+def test_a_map_grows_where_it_stands(own_library: Server, visit: Open, shared_clips: Path) -> None:
+    page = visit(own_library, "/explore?view=map&method=pca")
+    _drawn(page)
+    view = """() => {
+        const { data, layout } = document.getElementById("plot");
+        const dots = data.slice(0, -1).flatMap(({ x, y }) => Array.from(x, (one, n) => `${one} ${y[n]}`));
+        return { dots: dots.sort(), x: layout.xaxis.range, y: layout.yaxis.range };
+    }"""
+    page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_timeout(500)
+    before = page.evaluate(view)
+    assert len(before["dots"]) == 3
+    with own_library.client() as client, (shared_clips / CLIPS[3]).open("rb") as file:
+        assert client.post("/v1/videos", params={"wait": 60}, files={"file": (CLIPS[3], file)}).status_code == 201
+    page.get_by_text("1 placed since it was laid out").wait_for()
+    after = page.evaluate(view)
+    assert len(after["dots"]) == 4
+    assert set(before["dots"]) < set(after["dots"])  # nothing jumped
+    assert (after["x"], after["y"]) == (before["x"], before["y"])  # and nobody was taken elsewhere
+    page.get_by_role("button", name="Lay out again").click()
+    page.get_by_text("1 placed since it was laid out").wait_for(state="hidden")
+    page.locator("#map-note", has_text="Being laid out").wait_for(state="hidden")
+    _drawn(page)
+    page.locator("#legend").get_by_role("button", name="No category").wait_for()
+
+
+def test_a_map_that_takes_long_is_told_of_and_cancelled(visit: Open, library: Server) -> None:
+    page = visit(library, "/explore?view=clips")
+    state = {
+        **{"id": "slow", "embedding": "aggregated", "method": "umap", "dimensions": 2, "points": 0, "placed": 0},
+        **{"missing": 1234, "version": "0", "quality": None, "fitted_at": None, "error": None},
+        **{"status": "running", "progress": 0.4, "points_url": "/v1/projections/slow/points"},
+    }
+
+    def answer(route: Route) -> None:
+        if route.request.method == "DELETE":
+            state.update(status="failed", error="cancelled")
+        elif route.request.url.endswith("/fit"):
+            state.update(status="failed", error="no space left on the device")
+        route.fulfill(json=state)
+
+    page.route("**/v1/projections**", answer)
+    page.route("**/v1/projections/**", answer)
+    page.get_by_role("button", name="Map", exact=True).click()
+    page.get_by_text("Laying out 1,234 clips").wait_for()
+    assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "40"
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("The map was cancelled").wait_for()
+    page.get_by_role("button", name="Lay it out").click()
+    page.get_by_text("No space left on the device.").wait_for()
+    page.get_by_role("button", name="Try again").wait_for()
 
 
 def test_deleting_can_be_undone_and_is_done(own_library: Server, visit: Open) -> None:

@@ -26,6 +26,7 @@ let points = []; // of the version that is drawn
 let where = new Map(); // video id -> its points' numbers
 let drawnVersion = null;
 let hits = [];
+let chosen = new Set(); // names of points
 
 export function setUp(given) {
   page = given;
@@ -40,7 +41,11 @@ export function setUp(given) {
       leave();
       page.opened(id, time);
     },
-    chosen: (rows) => page.chosen(rows.map((row) => points[row]), projection),
+    chosen: (rows) => {
+      const found = rows.map((row) => points[row]);
+      chosen = new Set(found.map(nameOf));
+      page.chosen(found, projection);
+    },
     cleared: () => page.cleared(),
     moved: () => {
       hover.hide();
@@ -142,7 +147,7 @@ function forget() {
   points = [];
   where = new Map();
   plot.clear();
-  byId("map-tools").hidden = true;
+  byId("map-tools").hidden = byId("dots").hidden = true;
   byId("plot").hidden = true;
   legend.render([], [], () => {});
   note("");
@@ -219,7 +224,8 @@ async function take(current, signal) {
 function sayProgress(current) {
   const [, many] = WORDS[current.embedding];
   if (busy(current)) {
-    const what = current.points ? counted(current.points, ...WORDS[current.embedding]) : `the ${many}`;
+    const count = current.points + current.missing;
+    const what = count ? counted(count, ...WORDS[current.embedding]) : `the ${many}`;
     const percent = Math.round(current.progress * 100);
     say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
     meter(percent);
@@ -237,10 +243,11 @@ function noteState(current) {
     note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
     return;
   }
+  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours kept`);
   if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
   if (current.missing) said.push(`${number(current.missing)} not on it yet`);
   if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
-  note(said.join(", "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
 }
 
 // Lays out again, or cancels; how it goes on is looked at now and not at the next turn.
@@ -286,6 +293,8 @@ function button(made, act) {
 
 // --- dots
 
+const nameOf = ({ video_id: id, frame }) => `${id} ${frame}`;
+
 function index() {
   where = new Map();
   points.forEach(({ video_id: id }, row) => {
@@ -308,9 +317,12 @@ function groups() {
     .sort(([, one], [, other]) => other.length - one.length)
     .map(([name, own]) => {
       const { colour, shape } = colours.look(name);
-      return { name, colour, shape, rows: own, ...shown(name) };
+      return { name, colour, shape, rows: own, chosen: chosenOf(own), ...shown(name) };
     });
 }
+
+// What is chosen stays so when points come or go, and on a map of the same things laid out otherwise.
+const chosenOf = (rows) => (chosen.size ? rows.flatMap((row, place) => (chosen.has(nameOf(points[row])) ? [place] : [])) : null);
 
 const shown = (name) => ({
   hidden: state.hidden.includes(name ?? ""),
@@ -320,7 +332,7 @@ const shown = (name) => ({
 async function draw(current = projection) {
   const made = groups();
   byId("plot").hidden = false;
-  byId("map-tools").hidden = false;
+  byId("map-tools").hidden = byId("dots").hidden = false;
   sayLegend(made); // before the drawing, for it takes room of it
   await plot.draw({ groups: made, at: (row) => points[row].coordinates, count: points.length, dimensions: current.dimensions, key: `${current.id} ${current.fitted_at}` });
   const words = counted(points.length, ...WORDS[current.embedding]);
@@ -372,7 +384,10 @@ export function point(id, frame = null) {
   ring.style.top = `${place.top}px`;
 }
 
-export const clearChosen = () => plot.clearChosen();
+export function clearChosen() {
+  chosen = new Set();
+  plot.clearChosen();
+}
 
 // Clips have gone, or have come back.
 export function redraw() {

@@ -61,7 +61,7 @@ export class Plot {
     return this.dimensions !== 0;
   }
 
-  // `groups`: {name, colour, shape, hidden, dim, rows}; `at(row)` gives coordinates. The same `key` keeps the view.
+  // `groups`: {name, colour, shape, hidden, dim, rows, chosen}; `at(row)` gives coordinates. The same `key` keeps the view.
   draw({ groups, at, count, dimensions, key }) {
     return this.then(async () => {
       const Plotly = await load();
@@ -112,7 +112,7 @@ export class Plot {
       visible: !group.hidden,
       hoverinfo: "none",
       marker: this.marker(group),
-      ...(type === "scattergl" ? { unselected: { marker: { opacity: UNCHOSEN } } } : {}),
+      ...(type === "scattergl" ? { selectedpoints: group.chosen ?? undefined, unselected: { marker: { opacity: UNCHOSEN } } } : {}),
     }));
     return [...base, this.litTrace(type)];
   }

@@ -74,7 +74,8 @@ export async function load({ more = false, afresh = false } = {}) {
   try {
     const show = asks(asked) ? await answer(asked, signal) : await library(asked, signal, more, afresh);
     if (signal.aborted) return;
-    show();
+    await show();
+    if (signal.aborted) return;
   } catch (error) {
     if (signal.aborted) return;
     problem(error, sameKind, { more, afresh });
@@ -172,8 +173,30 @@ async function answer(asked, signal) {
   const examples = [...asked.like, ...asked.unlike];
   const one = examples.length === 1;
   const named = one ? shelf.fetchOne(examples[0]).catch(() => null) : null; // the answer itself says if it is gone
-  const [found] = await Promise.all([api.recommendations({ positive: asked.like.map((id) => ({ id })), negative: asked.unlike.map((id) => ({ id })), ...parameters }, signal), named]);
+  const body = { positive: asked.like.map((id) => ({ id })), negative: asked.unlike.map((id) => ({ id })), ...parameters };
+  let found;
+  try {
+    [found] = await Promise.all([api.recommendations(body, signal), named]);
+  } catch (error) {
+    if (error.status !== 404 || one) throw error;
+    return () => withoutGone(asked, error);
+  }
   return () => showAnswer(asked, found, one ? "This clip has no caption, so only what is seen counts." : "None of these clips has a caption, so only what is seen counts.");
+}
+
+// Examples that somebody deleted are left out, and the question is asked with the others.
+async function withoutGone(asked, error) {
+  const there = [];
+  for (const id of [...asked.like, ...asked.unlike]) {
+    try {
+      there.push((await api.video(id)).id);
+    } catch (gone) {
+      if (gone.status !== 404) throw gone;
+    }
+  }
+  const keep = (ids) => ids.filter((id) => there.includes(id));
+  if (!there.length) problem(error, false, {});
+  else page.go({ like: keep(asked.like), unlike: keep(asked.unlike) }, { replace: true });
 }
 
 // `without`: what to say where the question has nothing written in it.
