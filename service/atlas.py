@@ -31,8 +31,8 @@ from service.domain import Aggregation, Generation, Keys, Kind, Neighbours, Vect
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.index import graph
 from service.index.files import write_whole
-from service.maps import Embedding, Map, Method, Points, Spec
-from service.projection import Fit
+from service.maps import Embedding, Map, Points, Spec
+from service.projection import Fit, Method
 
 log = structlog.get_logger(__name__)
 

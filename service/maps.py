@@ -23,10 +23,10 @@ from sqlalchemy.dialects.sqlite import insert
 from service import catalog, db
 from service.domain import Keys, Kind, Vectors
 from service.errors import NotFound
+from service.projection import Method
 from service.vectors import pack, unpack
 
 Embedding = Literal["frame", "aggregated", "text"]
-Method = Literal["umap", "tsne", "pca"]
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 MapStatus = Literal["queued", "running", "ready", "failed"]
 

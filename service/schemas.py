@@ -12,7 +12,8 @@ from service.domain import Video as DomainVideo
 from service.domain import Weights as DomainWeights
 from service.duplicates import Duplicate as DomainDuplicate
 from service.maps import Embedding as EmbeddingType
-from service.maps import Map, MapStatus, Method
+from service.maps import Map, MapStatus
+from service.projection import Method
 from service.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
 from service.recommend import Answer as DomainAnswer
 from service.recommend import Hit as DomainHit

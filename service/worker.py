@@ -19,7 +19,7 @@ import structlog
 from service import jobs, maps
 from service.config import Settings
 from service.errors import ReelsError
-from service.maps import Method
+from service.projection import Method
 from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from service.db import Database
 from service.domain import Generation, Probe, Sampling
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingest import Ingest
-from service.maps import Embedding, Map, Method
+from service.maps import Embedding, Map
+from service.projection import Method
 from service.vectors import aggregate, normalise
 
 D = 16

@@ -26,6 +26,7 @@ def welcome(request: Request) -> Response:
         "docs": "/docs",
         "openapi": "/openapi.json",
         "videos": "/v1/videos",
+        "projections": "/v1/projections",
         "info": "/v1/info",
     }
     body = Welcome(message="Welcome to ReelsRS", version=__version__, links=links)
