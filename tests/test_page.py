@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -16,7 +17,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -72,11 +72,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The script of axe-core, out of the package that brings it."""
-    try:
-        return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-    except (ImportError, OSError):
+    """The script of axe-core, out of the package that brings it to Playwright."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
         _missing("axe-playwright-python is not installed")
+        raise AssertionError  # not reached
+    return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 Open = Callable[..., "Page"]
@@ -109,7 +110,7 @@ def visit(browser: Browser) -> Iterator[Open]:
         if again is None:
             contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)  # graphics in software, on a machine that does other things too
+        page.set_default_timeout(120_000)  # graphics in software, on a machine that does other things too
         watch(page, urlsplit(server.url).netloc, expected)
         page.goto(server.url + address)
         return page
