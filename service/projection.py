@@ -228,16 +228,19 @@ def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: 
 def _pca(vectors: Vectors, dimensions: int) -> Fit:
     """The projection of greatest variance (Pearson 1901), by the eigenvectors of the covariance."""
     mean = vectors.mean(axis=0, dtype=np.float64)
-    parts = [vectors[start : start + _CHUNK] - mean for start in range(0, len(vectors), _CHUNK)]
-    _, directions = np.linalg.eigh(sum(part.T @ part for part in parts))
+
+    def centred() -> Iterator[Vectors]:
+        # In parts, whose products single precision bears and whose sum is a double's.
+        for start in range(0, len(vectors), _CHUNK):
+            yield vectors[start : start + _CHUNK] - mean.astype(np.float32)
+
+    _, directions = np.linalg.eigh(sum((part.T @ part).astype(np.float64) for part in centred()))
     components = directions.T[::-1][:dimensions]
     # A direction's sign is arbitrary: the largest loading points up, so that a map does not flip.
-    components = (
-        components * np.sign(components[np.arange(len(components)), np.abs(components).argmax(axis=1)])[:, None]
-    )
-    components = np.pad(components, ((0, dimensions - len(components)), (0, 0)))
-    coordinates = np.concatenate([part @ components.T for part in parts])
-    return Fit(coordinates.astype(np.float32), {"mean": mean, "components": components})
+    largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]
+    components = np.pad(components * np.sign(largest)[:, None], ((0, dimensions - len(components)), (0, 0)))
+    coordinates = np.concatenate([part @ components.T.astype(np.float32) for part in centred()])
+    return Fit(coordinates, {"mean": mean, "components": components})
 
 
 def _spread(coordinates: Vectors) -> npt.NDArray[np.float64]:
@@ -286,6 +289,7 @@ def _umap(
     progress: Progress,
 ) -> Fit:
     import umap
+    from umap.umap_ import find_ab_params
 
     count, dimensions = start.shape
     size = min(int(given["n_neighbors"]), count)
@@ -301,8 +305,9 @@ def _umap(
         n_jobs=1,
         tqdm_kwds={"disable": False, "file": _Ticker(progress), "bar_format": "{percentage}", "miniters": 1},
     )
-    coordinates = model.fit_transform(vectors)
-    return Fit(np.asarray(coordinates, np.float32), {"a": np.array(model._a), "b": np.array(model._b)})
+    coordinates = np.asarray(model.fit_transform(vectors), np.float32)
+    a, b = find_ab_params(1.0, float(given["min_dist"]))  # as the model has just done
+    return Fit(coordinates, {"a": np.array(a), "b": np.array(b)})
 
 
 def _tsne(
