@@ -28,7 +28,7 @@ import structlog
 from service import catalog, maps, projection
 from service.db import Database
 from service.domain import Aggregation, Generation, Keys, Kind, Neighbours, Vectors, check_seed
-from service.errors import InvalidInput, NotFound, ReelsError
+from service.errors import InvalidInput, NotFound, NotReady, ReelsError
 from service.index import graph
 from service.index.files import write_whole
 from service.maps import Embedding, Map, Points, Spec
@@ -103,6 +103,26 @@ class Atlas:
         with self._db.read() as connection:
             return maps.by_id(connection, map_id)
 
+    def encoded(self, map_id: str, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
+        """The points of a map as `encode` writes them: the SHA-256 of that, and it compressed with gzip. Those asked
+        for last are kept, for 100,000 points take a second to read and to write. Raises NotFound, NotReady."""
+        with self._db.read() as connection:
+            state = maps.row_by_id(connection, map_id)
+            if state.fitted_at is None:
+                raise NotReady(state.id, state.status, "projection")
+            stamp = (state.version, catalog.last_change(connection))
+            name = (state.key, encode.__name__)
+            with self._sending:
+                known = self._sent.pop(name, None)
+            if known is None or known[0] != stamp:
+                data = encode(maps.points(connection, state))
+                known = (stamp, hashlib.sha256(data).hexdigest(), gzip.compress(data, 6, mtime=0))
+        with self._sending:
+            self._sent[name] = known
+            while len(self._sent) > _SENT_KEPT:
+                del self._sent[next(iter(self._sent))]
+        return known[1:]
+
     def all(self) -> list[Map]:
         """Those of the model in use, the newest first."""
         with self._db.read() as connection:
@@ -126,23 +146,6 @@ class Atlas:
         """Every point of a map."""
         with self._db.read() as connection:
             return maps.points(connection, state)
-
-    def encoded(self, state: Map, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
-        """The points of a map as `encode` writes them: the SHA-256 of that, and it compressed with gzip. Those asked
-        for last are kept, for 100,000 points take a second to read and to write."""
-        with self._db.read() as connection:
-            stamp = (state.version, catalog.last_change(connection))
-            name = (state.key, encode.__name__)
-            with self._sending:
-                known = self._sent.pop(name, None)
-            if known is None or known[0] != stamp:
-                data = encode(maps.points(connection, state))
-                known = (stamp, hashlib.sha256(data).hexdigest(), gzip.compress(data, 6, mtime=0))
-        with self._sending:
-            self._sent[name] = known
-            while len(self._sent) > _SENT_KEPT:
-                del self._sent[next(iter(self._sent))]
-        return known[1:]
 
     # --- laying out
 

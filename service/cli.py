@@ -495,15 +495,21 @@ def demo(
 
 
 def _serve(settings: Settings, *, worker: bool) -> None:
+    import gc
+
     import uvicorn
 
     from service import log
     from service.app import create_app, start
 
     log.configure()
+    # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
+    application = create_app(settings, worker=worker, started=start(settings))
+    # What is there now stays: the collector would look through a million objects of the model's libraries each time
+    # that an answer of many rows is put together.
+    gc.freeze()
     uvicorn.run(
-        # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
-        create_app(settings, worker=worker, started=start(settings)),
+        application,
         host=settings.host,
         port=settings.port,
         log_config=None,

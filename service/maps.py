@@ -130,19 +130,25 @@ def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
 
 
 def by_id(connection: sa.Connection, map_id: str) -> Map:
-    """Raises NotFound."""
+    """With its points counted, which takes a tenth of a second for 100,000. Raises NotFound."""
+    return _counted(connection, row_by_id(connection, map_id))
+
+
+def row_by_id(connection: sa.Connection, map_id: str) -> Map:
+    """Without counting: `points`, `placed` and `missing` are 0. Raises NotFound."""
     return _one(connection, db.projections.c.id == map_id, f"there is no projection {map_id!r}")
 
 
 def by_key(connection: sa.Connection, key: int) -> Map:
-    """Raises NotFound."""
-    return _one(connection, db.projections.c.key == key, "the projection was deleted")
+    """With its points counted. Raises NotFound."""
+    return _counted(connection, _one(connection, db.projections.c.key == key, "the projection was deleted"))
 
 
 def all_of(connection: sa.Connection, generation: str) -> list[Map]:
     """Every map of a generation, the newest first."""
-    query = _select().where(db.projections.c.generation == generation).order_by(db.projections.c.key.desc())
-    return [_with_missing(connection, _map(row)) for row in connection.execute(query).all()]
+    query = sa.select(db.projections).where(db.projections.c.generation == generation)
+    rows = connection.execute(query.order_by(db.projections.c.key.desc())).all()
+    return [_counted(connection, _map(row)) for row in rows]
 
 
 def queue(connection: sa.Connection, key: int) -> None:
@@ -412,24 +418,22 @@ def _insert(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vec
         )
 
 
-def _select() -> sa.Select[Any]:
-    dots = sa.func.length(db.coordinates.c.points) // (4 * db.projections.c.dimensions)
-    own = db.coordinates.c.projection_key == db.projections.c.key
-    count = sa.select(sa.func.coalesce(sa.func.sum(dots), 0)).where(own).correlate(db.projections)
-    placed = count.where(db.coordinates.c.placed)
-    return sa.select(db.projections, count.scalar_subquery().label("points"), placed.scalar_subquery().label("placed"))
-
-
 def _one(connection: sa.Connection, condition: sa.ColumnElement[bool], otherwise: str) -> Map:
-    row = connection.execute(_select().where(condition)).first()
+    row = connection.execute(sa.select(db.projections).where(condition)).first()
     if row is None:
         raise NotFound(otherwise)
-    return _with_missing(connection, _map(row))
+    return _map(row)
 
 
-def _with_missing(connection: sa.Connection, found: Map) -> Map:
+def _counted(connection: sa.Connection, found: Map) -> Map:
+    dots = sa.func.length(db.coordinates.c.points) // (4 * found.spec.dimensions)
+    totals = [
+        sa.func.coalesce(sa.func.sum(one), 0) for one in (dots, sa.case((db.coordinates.c.placed, dots), else_=0))
+    ]
+    own = db.coordinates.c.projection_key == found.key
+    points, placed = connection.execute(sa.select(*totals).where(own)).one()
     missing = connection.execute(_without_points(found.spec, found.key, sa.func.count())).scalar_one()
-    return replace(found, missing=missing)
+    return replace(found, points=points, placed=placed, missing=missing)
 
 
 def _map(row: sa.Row[Any]) -> Map:
@@ -452,8 +456,8 @@ def _map(row: sa.Row[Any]) -> Map:
         error=row.error,
         version=row.version,
         seen=row.seen,
-        points=row.points,
-        placed=row.placed,
+        points=0,
+        placed=0,
         missing=0,
         quality=row.quality,
         created_at=row.created_at.replace(tzinfo=UTC),

@@ -213,6 +213,8 @@ byId("views").addEventListener("click", ({ target }) => {
   if (target.dataset.view) go({ view: target.dataset.view === "both" ? "" : target.dataset.view });
 });
 for (const hint of ["pointerover", "focusin"]) byId("views").addEventListener(hint, map.preload, { once: true });
+// On a wide screen the map is a click away at any time, so its script is read while there is nothing else to do.
+if (wide.matches && !navigator.connection?.saveData) (window.requestIdleCallback ?? setTimeout)(() => map.preload());
 wide.addEventListener("change", render);
 byId("map-selected-see").addEventListener("click", () => {
   go({ view: wide.matches ? "" : "clips" });

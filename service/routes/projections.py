@@ -10,7 +10,6 @@ import numpy as np
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 
-from service.errors import NotReady
 from service.maps import Map, Points
 from service.routes.common import Service, problems
 from service.schemas import PointList, Projection, ProjectionList, ProjectionRequest
@@ -104,11 +103,8 @@ def points(
 ) -> Response:
     """All at once: as JSON, or with `Accept: application/vnd.apache.arrow.stream` as an Arrow IPC stream with the
     columns video_id, frame, time, category, x, y and z."""
-    state = service.atlas.find(projection_id)
-    if state.fitted_at is None:
-        raise NotReady(state.id, state.status, "projection")
     arrow = ARROW in accept
-    found, body = service.atlas.encoded(state, points_stream if arrow else _json)
+    found, body = service.atlas.encoded(projection_id, points_stream if arrow else _json)
     tag = f'"{found}"'  # of what is in it, compressed or not: a weak one
     headers = {"ETag": f"W/{tag}", "Vary": "Accept, Accept-Encoding", "Cache-Control": "private, no-cache"}
     if if_none_match is not None and tag in {one.strip().removeprefix("W/") for one in if_none_match.split(",")}:

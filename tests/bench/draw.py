@@ -2,9 +2,9 @@
 
     python tests/bench/draw.py [--points 100000]
 
-A library of made-up vectors is served by the real service; the page is open on its list of clips, and then `Map` is
-clicked, with nothing in the browser's cache and the points not yet written by the service. A second click, after the
-page was opened again, finds them written. Graphics are drawn in software, as there is no graphics card in a test
+A library of made-up vectors is served by the real service; the page is open on its list of clips and at rest, and then
+`Map` is clicked, with nothing in the browser's cache and the points not yet written by the service. A second click, in
+another fresh browser, finds them written. Graphics are drawn in software, as there is no graphics card in a test
 machine. Prints one JSON line last. Needs Chromium on the path, and the packages of `reelsrs[dev]`.
 """
 
@@ -94,6 +94,7 @@ def click(browser: Browser, server: Server, dimensions: int) -> dict[str, float]
     )
     page.goto(f"{server.url}/explore?view=clips&method=pca" + ("&d=3" if dimensions == 3 else ""))
     page.locator(".card").first.wait_for()
+    page.wait_for_load_state("networkidle")
     started = time.perf_counter()
     page.get_by_role("button", name="Map", exact=True).click()
     page.locator("#plot[role=img]").wait_for()
