@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import Neighbours, Sampling
+from service.domain import Neighbours
 from service.errors import InvalidInput
-from service.folder import FolderImport, scan
 from service.index import graph
 from service.projection import (
     Fit,
@@ -26,9 +25,7 @@ from service.projection import (
     placeable,
     quality,
 )
-from service.runtime import Runtime
 from service.vectors import normalise
-from service.visualize import write_map
 from tests.conftest import CHILD_ENVIRONMENT
 
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
@@ -410,26 +407,3 @@ def test_quality_of_few_points() -> None:
 
 
 # --- the page
-
-
-def test_a_map_of_a_library_is_one_file_that_needs_no_other(runtime: Runtime, drawn: Path, tmp_path: Path) -> None:
-    FolderImport(runtime, Sampling(3)).run(scan(drawn))
-    clip = sorted(drawn.rglob("*.txt"))[0]
-    hostile = "</script><img src=x onerror=alert(1)>"
-    found = runtime.recommender  # the library is there
-    assert found is not None
-    with runtime.db.read() as connection:
-        from service import catalog
-
-        video = catalog.list_videos(connection, limit=1)[0]
-    runtime.ingest.edit(video.id, {"caption": hostile, "title": hostile})
-    for embedding, count in (("frame", 36), ("aggregated", 12), ("text", None)):
-        output = tmp_path / "maps" / f"{embedding}.html"
-        points = write_map(runtime, output, embedding=embedding, method="pca", dimensions=2)  # type: ignore[arg-type]
-        assert count is None or points == count
-        page = output.read_text(encoding="utf-8")
-        assert clip.parent.name in page
-        assert "<img src=x" not in page
-        assert 'src="http' not in page
-    with pytest.raises(InvalidInput, match=r"\.html"):
-        write_map(runtime, tmp_path / "map.png", embedding="frame", method="pca", dimensions=2)
