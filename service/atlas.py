@@ -139,7 +139,7 @@ class Atlas:
     def delete(self, map_id: str) -> None:
         """Remove a map. Raises NotFound."""
         with self._db.write() as connection:
-            maps.delete(connection, maps.by_id(connection, map_id).key)
+            maps.delete(connection, maps.row_by_id(connection, map_id).key)
         self._tidy()
 
     def points(self, state: Map) -> Points:
@@ -209,7 +209,7 @@ class Atlas:
 
     def _lay_out(self, key: int, owner: str, steps: _Steps) -> None:
         with self._db.read() as connection:
-            spec = maps.by_key(connection, key).spec
+            spec = maps.row_by_key(connection, key).spec
             seen = catalog.last_change(connection)
             keys, counts, vectors = self._vectors(connection, spec, catalog.ready_keys(connection, spec.category))
         steps.reached(0.03)
@@ -342,7 +342,7 @@ class Atlas:
                 )
                 places = list(zip(keys.tolist(), np.split(coordinates, np.cumsum(counts)[:-1]), strict=True))
         with self._db.write() as connection:
-            now = maps.by_key(connection, key)
+            now = maps.row_by_key(connection, key)
             if now.status != "ready" or now.fitted_at != state.fitted_at:
                 return True  # laid out anew meanwhile
             since = set(catalog.changed_since(connection, last))  # they will be placed by what they are now
@@ -396,6 +396,8 @@ class Atlas:
         if not self._folder.is_dir():
             return
         with self._db.read() as connection:
+            if maps.being_laid_out(connection):
+                return  # its files stand under no map yet; whoever ends last tidies
             wanted = maps.bases(connection)
         for path in self._folder.glob("[!.]*"):
             if path.name.split(".")[0] not in wanted:
@@ -403,9 +405,9 @@ class Atlas:
 
     def _change(self, map_id: str, how: Callable[[sa.Connection, int], None]) -> Map:
         with self._db.write() as connection:
-            state = maps.by_id(connection, map_id)
-            how(connection, state.key)
-            return maps.by_key(connection, state.key)
+            key = maps.row_by_id(connection, map_id).key
+            how(connection, key)
+            return maps.by_key(connection, key)
 
 
 class _Steps:

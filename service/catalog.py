@@ -252,7 +252,7 @@ def put_text(connection: sa.Connection, key: int, generation: Generation, text: 
     Those of other generations are of the old caption: they go, and are made anew when they are needed.
     """
     connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
-    _take_off_maps(connection, key, db.projections.c.kind == "text")
+    take_off_maps(connection, key, db.projections.c.kind == "text")
     if text is not None:
         _put(connection, key, generation, "text", text)
 
@@ -359,7 +359,7 @@ def source_paths(connection: sa.Connection, key: int) -> list[str]:
 # --- inside
 
 
-def _take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[bool]) -> None:
+def take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[bool]) -> None:
     """Points stand for vectors: those of a vector that is not the same any more go, and are placed anew."""
     maps = sa.select(db.projections.c.key).where(which)
     connection.execute(
@@ -369,7 +369,7 @@ def _take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[
 
 def _put(connection: sa.Connection, key: int, generation: Generation, kind: Kind, vectors: Vectors) -> None:
     same = sa.and_(db.projections.c.generation == generation.id, db.projections.c.kind == kind)
-    _take_off_maps(connection, key, same)
+    take_off_maps(connection, key, same)
     values = {"vectors": pack(vectors)}
     connection.execute(
         insert(db.embeddings)

@@ -141,7 +141,12 @@ def row_by_id(connection: sa.Connection, map_id: str) -> Map:
 
 def by_key(connection: sa.Connection, key: int) -> Map:
     """With its points counted. Raises NotFound."""
-    return _counted(connection, _one(connection, db.projections.c.key == key, "the projection was deleted"))
+    return _counted(connection, row_by_key(connection, key))
+
+
+def row_by_key(connection: sa.Connection, key: int) -> Map:
+    """Without counting. Raises NotFound."""
+    return _one(connection, db.projections.c.key == key, "the projection was deleted")
 
 
 def all_of(connection: sa.Connection, generation: str) -> list[Map]:
@@ -158,7 +163,7 @@ def queue(connection: sa.Connection, key: int) -> None:
 
 def cancel(connection: sa.Connection, key: int) -> None:
     """Give up the layout that is queued or running. A map that has points keeps them; another one has failed."""
-    state = by_key(connection, key)
+    state = row_by_key(connection, key)
     if state.status not in ("queued", "running"):
         return
     if state.fitted_at is None:
@@ -207,19 +212,13 @@ def renew(connection: sa.Connection, key: int, owner: str, progress: float | Non
 
 
 def release(connection: sa.Connection, owner: str) -> None:
-    """Give back what `owner` holds, to be laid out by another."""
+    """Give back what `owner` holds, under that name or one that goes on after a colon, to be laid out by another."""
+    names = db.projections.c.owner
     connection.execute(
         sa.update(db.projections)
-        .where(db.projections.c.owner == owner)
+        .where(sa.or_(names == owner, names.startswith(f"{owner}:", autoescape=True)))
         .values(status="queued", progress=0.0, owner=None, lease_expires_at=None)
     )
-
-
-def release_all(connection: sa.Connection, worker: str) -> None:
-    """Give back everything that a worker holds, under whichever of its names."""
-    names = sa.select(db.projections.c.owner).where(db.projections.c.owner.startswith(f"{worker}:", autoescape=True))
-    for name in connection.execute(names).scalars().all():
-        release(connection, name)
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
@@ -300,16 +299,18 @@ def bases(connection: sa.Connection) -> set[str]:
     return set(connection.execute(query).scalars())
 
 
+def being_laid_out(connection: sa.Connection) -> bool:
+    """Whether any map is."""
+    running = sa.select(db.projections.c.key).where(db.projections.c.status == "running")
+    return connection.execute(running.limit(1)).first() is not None
+
+
 def moved(connection: sa.Connection, video_key: int, category: str | None) -> None:
     """A video is in this category now: it leaves the maps of others."""
-    others = sa.select(db.projections.c.key).where(db.projections.c.category.is_not(None))
+    others: sa.ColumnElement[bool] = db.projections.c.category.is_not(None)
     if category is not None:
-        others = others.where(db.projections.c.category != category)
-    connection.execute(
-        sa.delete(db.coordinates).where(
-            db.coordinates.c.video_key == video_key, db.coordinates.c.projection_key.in_(others)
-        )
-    )
+        others = sa.and_(others, db.projections.c.category != category)
+    catalog.take_off_maps(connection, video_key, others)
 
 
 def unplaced(connection: sa.Connection, spec: Spec, key: int) -> list[int]:

@@ -193,7 +193,7 @@ class WorkerProcess:
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
-                    maps.release_all(connection, owner)
+                    maps.release(connection, owner)
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
             if self._stop.wait(delay):

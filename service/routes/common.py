@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import secrets
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Path, Request, Security
+from fastapi import Depends, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service import catalog
@@ -66,6 +67,24 @@ _MEANINGS = {
     503: "not now; Retry-After says when",
     507: "no room left to store it",
 }
+
+
+def compressed(
+    tag: str, body: bytes, media_type: str, *, vary: str, accept_encoding: str, if_none_match: str | None
+) -> Response:
+    """An answer whose `body` is compressed with gzip already, as it is or unpacked, or 304 where the client has it.
+
+    `tag` names what is in it, compressed or not, so it becomes a weak ETag.
+    """
+    headers = {"ETag": f'W/"{tag}"', "Vary": vary, "Cache-Control": "private, no-cache"}
+    known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
+    if f'"{tag}"' in known:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in accept_encoding:
+        headers["Content-Encoding"] = "gzip"
+    else:
+        body = gzip.decompress(body)
+    return Response(body, media_type=media_type, headers=headers)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 
 from service.maps import Map, Points
-from service.routes.common import Service, problems
+from service.routes.common import Service, compressed, problems
 from service.schemas import PointList, Projection, ProjectionList, ProjectionRequest
 from service.tables import points_stream
 
@@ -104,16 +103,15 @@ def points(
     """All at once: as JSON, or with `Accept: application/vnd.apache.arrow.stream` as an Arrow IPC stream with the
     columns video_id, frame, time, category, x, y and z."""
     arrow = ARROW in accept
-    found, body = service.atlas.encoded(projection_id, points_stream if arrow else _json)
-    tag = f'"{found}"'  # of what is in it, compressed or not: a weak one
-    headers = {"ETag": f"W/{tag}", "Vary": "Accept, Accept-Encoding", "Cache-Control": "private, no-cache"}
-    if if_none_match is not None and tag in {one.strip().removeprefix("W/") for one in if_none_match.split(",")}:
-        return Response(status_code=304, headers=headers)
-    if "gzip" in accept_encoding:
-        headers["Content-Encoding"] = "gzip"
-    else:
-        body = gzip.decompress(body)
-    return Response(body, media_type=ARROW if arrow else "application/json", headers=headers)
+    tag, body = service.atlas.encoded(projection_id, points_stream if arrow else _json)
+    return compressed(
+        tag,
+        body,
+        ARROW if arrow else "application/json",
+        vary="Accept, Accept-Encoding",
+        accept_encoding=accept_encoding,
+        if_none_match=if_none_match,
+    )
 
 
 def _told(state: Map, status: int) -> JSONResponse:
