@@ -15,7 +15,7 @@ from PIL import Image
 from service import embedder
 from service.domain import Picture, Sampling
 from service.embedder import TINY, Embedder, choose_device, load
-from service.errors import ConfigurationError, ModelUnavailable
+from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.video import Limits, sample
 from tests.conftest import ClipMaker
 
@@ -56,6 +56,30 @@ def test_real_frames_equal_open_clips_own(tiny: Embedder, reference: tuple, shar
     with torch.no_grad():
         theirs = model.encode_image(transform(picture)[None], normalize=True).numpy()
     assert float(mine[0] @ theirs[0]) >= 0.999
+
+
+def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Embedder, shared_clips: Path) -> None:
+    """A frame of each clip, against open_clip's filters on the whole frame in the same colours."""
+    from service.video import fit
+    from service.video.container import Clip
+    from service.video.pixels import Scaler, upright
+
+    scaler, mine, theirs, names = Scaler(tiny.picture), [], [], []
+    for clip in sorted(shared_clips.rglob("*.mp4")) + sorted(shared_clips.rglob("*.mov")):
+        try:
+            with Clip(clip, Limits(3600, 10**8)) as opened:
+                frame = next(opened.read())
+                display = opened.header.describe(frame)
+        except Undecodable:
+            continue
+        if frame.color_trc in (16, 18):
+            continue  # HDR: open_clip has no opinion of it
+        mine.append(scaler.model(frame, (display.width, display.height)))
+        theirs.append(fit(upright(frame), tiny.picture, (display.width, display.height)))
+        names.append(clip.name)
+    cosines = (tiny.embed_pictures(np.stack(mine)) * tiny.embed_pictures(np.stack(theirs))).sum(axis=1)
+    assert len(names) > 70
+    assert cosines.min() >= 0.999, names[int(cosines.argmin())]
 
 
 def test_short_captions_equal_open_clips_own(tiny: Embedder, reference: tuple) -> None:

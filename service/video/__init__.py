@@ -1,0 +1,52 @@
+"""Probe clips, sample their frames and take their fingerprints (PyAV). Knows no row and no model.
+
+Clips come from strangers: `Decoder` does all of it in child processes (`process`). Inside them `container` opens a file
+and says what it is, `timeline` finds frames by their time stamps and decodes no more than it must, `pixels` makes
+pictures of them, and `sampling` and `fingerprint` put the three together.
+"""
+
+from service.video.container import Limits, probe
+from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
+from service.video.pixels import Pixels, fit
+from service.video.process import Decoder
+from service.video.sampling import Sample, sample
+from service.video.timeline import choose
+
+SUFFIXES = frozenset(
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
+)
+"""File name endings that an import takes for videos. What a file really is, its bytes say."""
+
+__all__ = [
+    "FINGERPRINT_SIDE",
+    "SUFFIXES",
+    "Decoder",
+    "Fingerprint",
+    "Limits",
+    "Pixels",
+    "Sample",
+    "choose",
+    "fingerprint",
+    "fit",
+    "probe",
+    "sample",
+]

@@ -1,0 +1,239 @@
+"""Open a clip, say what it is, and read it in order. Knows which files are let in, and makes no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.domain import Probe
+from service.errors import InvalidInput, Undecodable
+from service.video.pixels import display_matrix
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
+_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song is not a video
+_PROBE_PACKETS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a clip may cost. `timeout_seconds` is for one whole request to the decoder."""
+
+    max_duration_seconds: float
+    max_pixels: int
+    timeout_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a container says before a frame is decoded. `pixel_aspect` is a pixel's width by its height."""
+
+    media_type: str
+    codec: str
+    frames_per_second: float | None
+    pixel_aspect: float
+    duration_seconds: float | None
+
+    @classmethod
+    def read(cls, container: InputContainer, stream: VideoStream) -> Header:
+        """Of an open container."""
+        aspect, rate = stream.sample_aspect_ratio, stream.average_rate
+        seconds = container.duration / 1_000_000 if container.duration else None
+        if stream.duration and stream.time_base:
+            seconds = float(stream.duration * stream.time_base)
+        return cls(
+            media_type=_media_type(container, stream),
+            codec=stream.codec_context.name,
+            frames_per_second=float(rate) if rate else None,
+            pixel_aspect=float(aspect) if aspect and aspect > 0 else 1.0,
+            duration_seconds=seconds,
+        )
+
+    def describe(self, frame: VideoFrame) -> Probe:
+        """All of it, now that a frame shows its size and how it is turned."""
+        width, height = frame.width, frame.height
+        # Stretch the narrow side, as players do, so that no pixel is lost.
+        if self.pixel_aspect >= 1:
+            width = max(1, round(width * self.pixel_aspect))
+        else:
+            height = max(1, round(height / self.pixel_aspect))
+        if abs(display_matrix(frame)[1]) == 1:
+            width, height = height, width
+        return Probe(
+            media_type=self.media_type,
+            codec=self.codec,
+            width=width,
+            height=height,
+            duration_seconds=self.duration_seconds,
+            frames_per_second=self.frames_per_second,
+        )
+
+
+class Clip:
+    """An open file, and the stream of it that is looked at. A context manager.
+
+    Raises Undecodable where the file is none, InvalidInput where the clip is beyond `limits`. `threads` are the
+    decoder's, 0: as many as there are cores.
+    """
+
+    def __init__(self, path: Path, limits: Limits, threads: int = 0) -> None:
+        self._path = path
+        self._threads = threads
+        self._open()
+        try:
+            self.header = Header.read(self.container, self.stream)
+            _check(self.stream, self.header.duration_seconds, limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Clip:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.container.close()
+
+    def reopen(self) -> None:
+        """Back to the start: not every container can seek."""
+        self.close()
+        self._open()
+
+    def _open(self) -> None:
+        self.container = _opened(self._path)
+        try:
+            self.stream = _video_stream(self.container)
+        except BaseException:
+            self.close()
+            raise
+        self.stream.thread_type = "AUTO"
+        self.stream.codec_context.thread_count = self._threads
+
+    def seek(self, stamp: int) -> bool:
+        """To the last keyframe not after this time stamp, as far as the container knows; whether it can seek."""
+        import av
+
+        self.stream.codec_context.flush_buffers()
+        try:
+            self.container.seek(stamp, stream=self.stream, backward=True)
+        except av.error.FFmpegError:
+            return False
+        return True
+
+    def packets(self) -> Iterator[Packet[VideoStream] | None]:
+        """Every packet from here on in the order of decoding, and None at the end. A container that cannot be read
+        any further has ended, as far as a sampler is concerned."""
+        import av
+
+        following = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(following)
+            except (StopIteration, av.error.FFmpegError):
+                break
+            if packet.size:  # the empty one at the end is our None
+                yield packet
+        yield None
+
+    def decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        """The frames that this packet makes known; of None all that are left. Of a damaged one there are none."""
+        import av
+
+        try:
+            return self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            return []
+
+    def read(self, max_packets: int | None = None) -> Iterator[VideoFrame]:
+        """Every frame from here on in the order of display."""
+        for number, packet in enumerate(self.packets()):
+            if max_packets is not None and number >= max_packets:
+                return
+            yield from self.decode(packet)
+
+
+def probe(path: Path, limits: Limits) -> Probe:
+    """What the container says of itself, once its first frame was decoded.
+
+    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    """
+    with Clip(path, limits) as clip:
+        frame = next(clip.read(_PROBE_PACKETS), None)
+        if frame is None:
+            raise no_frame()
+        return clip.header.describe(frame)
+
+
+def no_frame() -> Undecodable:
+    """The error of a clip that shows nothing."""
+    return Undecodable("the file has a video stream, but no frame of it could be decoded")
+
+
+def _opened(path: Path) -> InputContainer:
+    import av
+
+    if path.stat().st_size == 0:
+        raise Undecodable("the file is empty")
+    try:
+        return av.open(
+            str(path),
+            metadata_errors="replace",  # old tools write metadata in any encoding
+            container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Undecodable(f"the file is not a video that can be opened: {reason}") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    for stream in container.streams.video:
+        if not int(stream.disposition) & _ATTACHED_PICTURE and stream.codec_context is not None:
+            return stream
+    kinds = sorted({stream.type for stream in container.streams})
+    raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'nothing'}")
+
+
+def check_frame(frame: VideoFrame, limits: Limits) -> None:
+    """Raises InvalidInput where a frame is beyond `limits`."""
+    if frame.width * frame.height > limits.max_pixels:  # a stream may change its size on the way
+        raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
+
+
+def _check(stream: VideoStream, seconds: float | None, limits: Limits) -> None:
+    pixels = stream.codec_context.width * stream.codec_context.height
+    if pixels > limits.max_pixels:
+        raise InvalidInput("file", f"a frame has {pixels:,} pixels; at most {limits.max_pixels:,} are taken")
+    if seconds is not None and seconds > limits.max_duration_seconds:
+        raise InvalidInput(
+            "file", f"the clip lasts {seconds:.1f} s; at most {limits.max_duration_seconds:.0f} s are taken"
+        )
+
+
+def _media_type(container: InputContainer, stream: VideoStream) -> str:
+    names = set(container.format.name.split(","))
+    brand = container.metadata.get("major_brand", "").strip()
+    if "mov" in names:
+        return {"qt": "video/quicktime", "3gp4": "video/3gpp", "3gp5": "video/3gpp"}.get(brand, "video/mp4")
+    if "matroska" in names:
+        web = stream.codec_context.name in ("vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d")
+        return "video/webm" if web else "video/x-matroska"
+    known = {
+        "avi": "video/x-msvideo",
+        "flv": "video/x-flv",
+        "mpegts": "video/mp2t",
+        "mpeg": "video/mpeg",
+        "asf": "video/x-ms-wmv",
+        "ogg": "video/ogg",
+        "gif": "image/gif",
+    }
+    return next((known[name] for name in names if name in known), "application/octet-stream")

@@ -1,0 +1,127 @@
+"""What a clip looks like, small, to compare it with others. Knows nothing of how it is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.video.container import Clip, Limits, check_frame, no_frame
+from service.video.pixels import Pixels, display_matrix, standard_range, turned
+from service.video.timeline import Timeline
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+FINGERPRINT_SIDE = 16
+_FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 kB
+_WORKING_SIDE = 256  # pixels: fine enough to find the edge of a black bar
+_BLACK = 16  # of 255: the mean of a row of a black bar stays below, compression noise and all
+_BLANK = 6.0  # of 255: a picture whose standard deviation is below shows nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a clip looks like, small: its frames in order, without the blank ones.
+
+    pictures (V, N, 16, 16) uint8, grey, each stretched to a square. V is 1, or 2 where the clip has black borders:
+    first without them, then with them. N is 0 where every frame is blank.
+    """
+
+    pictures: Pixels
+
+    def __post_init__(self) -> None:
+        side = FINGERPRINT_SIDE
+        shape = self.pictures.shape
+        if self.pictures.dtype != np.uint8 or len(shape) != 4 or shape[0] not in (1, 2) or shape[2:] != (side, side):
+            raise ValueError(f"no fingerprint: {self.pictures.dtype} pictures {self.pictures.shape}")
+
+
+def fingerprint(path: Path, limits: Limits, *, threads: int = 0) -> Fingerprint:
+    """What a clip looks like: all its frames, or as many as a fingerprint has, evenly spread.
+
+    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    """
+    pictures: list[Pixels] = []
+    size, matrix = (0, 0), (1, 0, 0, 1)
+    with Clip(path, limits, threads) as clip:
+        timeline = Timeline.read(clip)
+        for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
+            check_frame(frame, limits)
+            if not pictures:  # a stream may change its size on the way: the first frame's holds for all
+                scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
+                size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
+                matrix = display_matrix(frame)
+            pictures.append(_small_grey(frame, size, matrix))
+    if not pictures:
+        raise no_frame()
+    squares = _squares(np.stack(pictures))
+    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK])
+
+
+def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:
+    """(H, W) uint8: the frame as `upright` shows it, but at `size` (width, height) before it is turned. It is scaled
+    down first of all, which is what makes a fingerprint cheap."""
+    from PIL import Image as PillowImage
+
+    small: Any = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
+    pixels = turned(standard_range(small, frame.color_trc), matrix)
+    return np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+
+
+def _squares(pictures: Pixels) -> Pixels:
+    """(V, N, 16, 16) uint8 of (N, H, W) grey pictures: the mean of each cell of a grid, without the black borders,
+    and with them if there are any.
+
+    A border is what is black in every frame, as wide on both sides: a dark corner of a scene is none. A dark scene
+    can still seem to have one, which is why the pictures with borders are kept too.
+    """
+    height, width = pictures.shape[1:]
+    top, bottom = _edges(pictures.mean(axis=2).max(axis=0))
+    rows = pictures[:, int(top) : int(np.ceil(bottom))]
+    left, right = _edges(rows.mean(axis=1).max(axis=0))
+    ways = [(_means(top, bottom, height), _means(left, right, width))]
+    if (top, left) != (0, 0):
+        ways.append((_means(0, height, height), _means(0, width, width)))
+    squares = np.array([[down @ picture @ across.T for picture in pictures] for down, across in ways])
+    rounded: Pixels = np.rint(np.clip(squares, 0, 255)).astype(np.uint8)
+    return rounded
+
+
+def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """Where the picture begins and ends between black borders, given the greatest brightness of each row (N,).
+
+    To a fraction of a row: one that is half black is half as bright as its neighbour. A quarter of a row off, and a
+    scene that hardly moves would differ more from its copy than from another gesture.
+    """
+    count = len(brightness)
+    lit = np.flatnonzero(brightness > _BLACK)
+    if not len(lit):
+        return 0.0, float(count)
+
+    def border(first: int, inner: int, black: int) -> float:
+        if not 0 <= inner < count:
+            return float(black)
+        return black + 1 - min(1.0, float(brightness[first] / max(brightness[inner], 1)))
+
+    begin, end = int(lit[0]), int(lit[-1])
+    width = min(border(begin, begin + 1, begin), border(end, end - 1, count - 1 - end))
+    return width, count - width
+
+
+def _means(begin: float, end: float, count: int) -> npt.NDArray[np.float32]:
+    """(16, count): the matrix that averages the rows from `begin` to `end` in 16 equal shares.
+
+    The first and the last share take in the whole of a row that is partly border: black adds nothing to a sum.
+    """
+    share = (end - begin) / FINGERPRINT_SIDE
+    bounds = begin + share * np.arange(FINGERPRINT_SIDE + 1)
+    lower, upper = bounds[:-1].copy(), bounds[1:].copy()
+    lower[0], upper[-1] = np.floor(begin), np.ceil(end)
+    rows = np.arange(count)
+    overlap = np.minimum(upper[:, None], rows + 1) - np.maximum(lower[:, None], rows)
+    weights: npt.NDArray[np.float32] = (np.clip(overlap, 0, None) / share).astype(np.float32)
+    return weights

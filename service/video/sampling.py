@@ -1,0 +1,87 @@
+"""Clips and still pictures to what a model takes: the sampled frames, at its size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import Picture, Probe, Sampling
+from service.errors import InvalidInput, Undecodable
+from service.video.container import Clip, Limits, check_frame, no_frame
+from service.video.pixels import Pixels, Scaler, fit
+from service.video.timeline import Timeline
+
+_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The sampled frames of a clip, in order.
+
+    times (N,) float64, seconds from the clip's first frame; pixels (N, H, W, 3) uint8 RGB at the model's size;
+    jpegs N pictures to look at, whole frames, at most 640 pixels long.
+    """
+
+    probe: Probe
+    times: npt.NDArray[np.float64]
+    pixels: Pixels
+    jpegs: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.times)
+        if count == 0 or self.pixels.shape[0] != count or len(self.jpegs) != count or self.pixels.shape[3] != 3:
+            raise ValueError(f"{count} times, pixels {self.pixels.shape}, {len(self.jpegs)} pictures do not fit")
+
+
+def sample(
+    path: Path, sampling: Sampling, picture: Picture, limits: Limits, *, keyframes: bool = False, threads: int = 0
+) -> Sample:
+    """The frames of a clip that `sampling` names, at the size that `picture` asks for; with `keyframes` the keyframes
+    next to those. `threads` are the decoder's, 0: as many as there are cores.
+
+    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    """
+    times: list[float] = []
+    pixels: list[Pixels] = []
+    jpegs: list[bytes] = []
+    described: Probe | None = None
+    scaler = Scaler(picture)
+    with Clip(path, limits, threads) as clip:
+        timeline = Timeline.read(clip)
+        for time_seconds, frame in timeline.frames(clip, timeline.sampled(sampling, keyframes=keyframes)):
+            check_frame(frame, limits)
+            described = described or clip.header.describe(frame)
+            display = (described.width, described.height)
+            times.append(time_seconds)
+            pixels.append(scaler.model(frame, display))
+            jpegs.append(scaler.jpeg(frame, display))
+    if described is None:
+        raise no_frame()
+    if timeline.duration_seconds:  # what the frames say, not what is claimed of them
+        described = replace(described, duration_seconds=timeline.duration_seconds)
+    return Sample(described, np.array(times), np.stack(pixels), tuple(jpegs))
+
+
+def still(path: Path, picture: Picture, limits: Limits) -> Pixels:
+    """(H, W, 3) uint8: a picture file, upright, at the size that `picture` asks for; of an animation the first frame.
+
+    Raises Undecodable, and InvalidInput where it has more pixels than `limits` allows, before any is unpacked.
+    """
+    from PIL import Image as PillowImage
+    from PIL import ImageOps
+
+    PillowImage.MAX_IMAGE_PIXELS = None  # the limit is ours, and named in our error
+    try:
+        with PillowImage.open(path, formats=_PICTURES) as image:
+            if image.width * image.height > limits.max_pixels:
+                size = f"{image.width:,} x {image.height:,}"
+                raise InvalidInput("file", f"the picture has {size} pixels; at most {limits.max_pixels:,} are taken")
+            shown = ImageOps.exif_transpose(image).convert("RGB")
+    except InvalidInput:
+        raise
+    except Exception as error:  # each format's reader raises its own
+        raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read") from error
+    return fit(shown, picture, shown.size)
