@@ -8,8 +8,8 @@ without bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ from service.video import Decoder, Sample
 log = structlog.get_logger(__name__)
 
 Outcome = Literal["created", "existing", "requeued"]
+
+_LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,16 @@ def describe(
         category=clean_category(category),
         sampling=sampling,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Embedded:
+    """A clip with the vectors of its frames (N, D), and those of all captions that were embedded beside it."""
+
+    video: Video
+    sample: Sample
+    frames: Vectors
+    texts: dict[str, Vectors]
 
 
 class Ingest:
@@ -183,59 +195,74 @@ class Ingest:
             if catalog.video_by_sha256(connection, video.sha256) is None:
                 self._files.delete(video.sha256)
 
-    def process(self, keys: Iterable[int], owner: str) -> None:
-        """Do the work of these jobs, which `owner` has claimed. Decoding of the next clips goes on while the frames
-        of the last are embedded, several videos to a batch. What goes wrong with one video stays with it."""
-        batch: list[tuple[Video, Sample]] = []
-        for video, sample in self._decoded(keys, owner):
-            batch.append((video, sample))
-            if sum(len(one.times) for _, one in batch) >= BATCH:
-                self._embed(batch, owner)
-                batch = []
-        if batch:
-            self._embed(batch, owner)
+    def process(self, claim: Callable[[], list[int]], owner: str) -> None:
+        """Do the work of jobs for as long as `claim` gives keys of some that are now `owner`'s.
 
-    def _decoded(self, keys: Iterable[int], owner: str) -> Iterator[tuple[Video, Sample]]:
-        picture = self._embedder().picture
+        A pipeline of three: decoders work on the next clips while the frames of the last are embedded, all that are
+        there at once, and those before are stored. It asks for no more than keeps the model busy, so neither a long
+        queue nor a long clip takes more memory. What goes wrong with one video stays with it.
+        """
+        running: dict[Future[Sample], Video] = {}
+        storing: Future[None] | None = None
+        with ThreadPoolExecutor(self._threads, "decode") as decoders, ThreadPoolExecutor(1, "store") as store:
+            while True:
+                while self._hungry(running) and (keys := claim()):
+                    with self._db.read() as connection:
+                        videos = catalog.videos_by_key(connection, keys)
+                    running |= {decoders.submit(self._decode, video, owner): video for video in videos.values()}
+                if not running:
+                    break
+                done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+                decoded = list(self._results({future: running.pop(future) for future in done}, owner))
+                if decoded:
+                    embedded = self._embed(decoded, owner)
+                    if storing:
+                        storing.result()  # one batch waits at most
+                    storing = store.submit(self._store, embedded, owner)
+            if storing:
+                storing.result()
 
-        def decode(video: Video) -> Sample:
-            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, picture)
-            with self._db.write() as connection:
-                if jobs.owns(connection, video.key, owner):
-                    catalog.set_status(connection, video.key, "processing", 0.5)
-            return sample
+    def _hungry(self, running: dict[Future[Sample], Video]) -> bool:
+        """Whether the clips that are being decoded might leave a decoder or the model without work."""
+        frames = sum(video.sampling.num_frames for video in running.values())
+        return len(running) <= self._threads or frames < 2 * BATCH
 
-        with self._db.read() as connection:
-            videos = catalog.videos_by_key(connection, list(keys))
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
-            running: dict[Future[Sample], Video] = {pool.submit(decode, video): video for video in videos.values()}
-            for future in as_completed(running):
-                video = running[future]
-                try:
-                    yield video, future.result()
-                except (Undecodable, InvalidInput) as error:
-                    self._settle(video, owner, jobs.fail, error)
-                except Exception as error:
-                    self._settle(video, owner, jobs.retry, error)
+    def _decode(self, video: Video, owner: str) -> Sample:
+        sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
+        with self._db.write() as connection:
+            if jobs.owns(connection, video.key, owner):
+                catalog.set_status(connection, video.key, "processing", 0.5)
+        return sample
 
-    def _embed(self, batch: list[tuple[Video, Sample]], owner: str) -> None:
+    def _results(self, done: dict[Future[Sample], Video], owner: str) -> Iterator[tuple[Video, Sample]]:
+        for future, video in done.items():
+            try:
+                yield video, future.result()
+            except (Undecodable, InvalidInput) as error:
+                self._settle(video, owner, jobs.fail, error)
+            except Exception as error:
+                self._settle(video, owner, jobs.retry, error)
+
+    def _embed(self, batch: list[tuple[Video, Sample]], owner: str) -> list[_Embedded]:
         embedder = self._embedder()
         try:
             frames = embedder.embed_pictures(np.concatenate([sample.pixels for _, sample in batch]))
-            captions = [video.caption for video, _ in batch if video.caption]
+            captions = list({video.caption: None for video, _ in batch if video.caption})
             texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
         except Exception as error:
             for video, _ in batch:
                 self._settle(video, owner, jobs.retry, error)
-            return
-        start = 0
-        for video, sample in batch:
-            own = frames[start : start + len(sample.times)]
-            start += len(sample.times)
+            return []
+        ends = np.cumsum([len(sample.times) for _, sample in batch])
+        own = np.split(frames, ends[:-1])
+        return [_Embedded(video, sample, rows, texts) for (video, sample), rows in zip(batch, own, strict=True)]
+
+    def _store(self, batch: list[_Embedded], owner: str) -> None:
+        for one in batch:
             try:
-                self._persist(video, sample, own, texts, owner)
+                self._persist(one.video, one.sample, one.frames, one.texts, owner)
             except Exception as error:
-                self._settle(video, owner, jobs.retry, error)
+                self._settle(one.video, owner, jobs.retry, error)
 
     def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str) -> None:
         embedder = self._embedder()

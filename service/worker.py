@@ -25,7 +25,7 @@ from service.runtime import Runtime
 log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.2
-_CLAIM = 8
+_CLAIM = 4
 
 
 class Worker:
@@ -49,7 +49,7 @@ class Worker:
             thread.start()
         while not stop.is_set():
             try:
-                if not self._step():
+                if not self._step(stop):
                     stop.wait(_IDLE_SECONDS)
             except ReelsError as error:  # a full disk or a locked database passes
                 log.warning("the worker waits", reason=str(error))
@@ -57,21 +57,27 @@ class Worker:
         for thread in layouts:
             thread.join()
 
-    def _step(self) -> bool:
-        db = self._runtime.db
-        with db.read() as connection:
+    def _step(self, stop: threading.Event | None = None) -> bool:
+        with self._runtime.db.read() as connection:
             waiting = jobs.waiting(connection)
         if not waiting:
             return self._runtime.atlas.place_new()
-        with db.write() as connection:
-            claimed = jobs.claim(connection, self.owner, _CLAIM)
         try:
-            self._runtime.ingest.process(claimed, self.owner)
+            self._runtime.ingest.process(lambda: self._claim(stop), self.owner)
         finally:
             # What an error left undone would be ours for ever: its lease is renewed for as long as we live.
-            with db.write() as connection:
+            with self._runtime.db.write() as connection:
                 jobs.release(connection, self.owner)
         return True
+
+    def _claim(self, stop: threading.Event | None) -> list[int]:
+        if stop is not None and stop.is_set():
+            return []
+        with self._runtime.db.read() as connection:
+            if not jobs.waiting(connection):
+                return []
+        with self._runtime.db.write() as connection:
+            return jobs.claim(connection, self.owner, _CLAIM)
 
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(jobs.LEASE_SECONDS / 3):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 
 from service import catalog, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
-from service.embedder import Embedder
+from service.embedder import BATCH, Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.ingest import Description, describe
 from service.runtime import Runtime
@@ -86,6 +90,56 @@ def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Pa
         together = _vectors(runtime, video, "frame")
         assert together is not None
         np.testing.assert_allclose((together * alone).sum(axis=1), 1, atol=1e-4)
+
+
+def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
+    runtime: Runtime, make_clip: ClipMaker
+) -> None:
+    slow = _accept(runtime, make_clip("slow.mp4", numbered(10)))[0]
+    with ThreadPoolExecutor(2) as pool:  # starts both children
+        list(pool.map(runtime.decoder.probe, [runtime.files.video(slow.sha256)] * 2))
+    child = runtime.decoder._idle.queue[0]._process  # the one that is asked next
+    assert child is not None
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    stop = threading.Event()
+    worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
+    worker.start()
+    try:
+        _until(lambda: _now(runtime, slow).status == "processing")
+        later = _accept(runtime, make_clip("later.mp4", numbered(12)))[0]
+        _until(lambda: _now(runtime, later).status == "ready")
+        assert _now(runtime, slow).status == "processing"
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        stop.set()
+        worker.join()
+    assert _now(runtime, slow).status == "ready"  # what was claimed is brought to its end
+
+
+def test_no_more_is_claimed_than_keeps_the_model_busy(runtime: Runtime, drawn: Path) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))
+    videos = [_accept(runtime, clip)[0] for clip in clips]
+    most = 0
+
+    def claim() -> list[int]:
+        nonlocal most
+        with runtime.db.write() as connection:
+            claimed = jobs.claim(connection, "me", 1)
+            most = max(most, catalog.status_counts(connection).get("processing", 0))
+        return claimed
+
+    runtime.ingest.process(claim, "me")
+    assert {_now(runtime, video).status for video in videos} == {"ready"}
+    # Two batches' frames being decoded, and as many again embedded or about to be stored.
+    assert most * SAMPLING.num_frames <= 6 * BATCH
+
+
+def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, tmp_path: Path) -> None:
@@ -186,26 +240,26 @@ def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
     runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
 ) -> None:
     video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")[0]
-    real = runtime.ingest._embed
+    real = runtime.ingest._store
 
     def slow(batch: object, owner: str) -> None:
         runtime.ingest.edit(video.id, {"caption": "second"})
         real(batch, owner)  # type: ignore[arg-type]
 
-    runtime.ingest._embed = slow  # type: ignore[method-assign]
+    runtime.ingest._store = slow  # type: ignore[method-assign]
     _work(runtime)
     np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["second"]), atol=1e-5)
 
 
 def test_a_video_deleted_while_it_is_embedded_stays_gone(runtime: Runtime, make_clip: ClipMaker) -> None:
     video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
-    real = runtime.ingest._embed
+    real = runtime.ingest._store
 
     def slow(batch: object, owner: str) -> None:
         runtime.ingest.delete(video.id)
         real(batch, owner)  # type: ignore[arg-type]
 
-    runtime.ingest._embed = slow  # type: ignore[method-assign]
+    runtime.ingest._store = slow  # type: ignore[method-assign]
     _work(runtime)
     with pytest.raises(NotFound):
         _now(runtime, video)
