@@ -1,10 +1,21 @@
-"""How fast clips become vectors, and where the time goes.
+"""How fast a folder of clips becomes vectors: this project, its parts alone, and two other ways, in one run.
 
-    python tests/bench/ingest.py FOLDER [--model tiny] [--limit N]
+    python tests/bench/ingest.py FOLDER [--model ViT-B-32] [--precision float32 int8] [--limit N]
+    python tests/bench/ingest.py FOLDER --memory
 
-FOLDER is `<category>/<clip>`. Two passes, each over a library of its own: one as the service runs, several decoders
-beside the model, for frames per second; one with a single decoder and one clip at a time, where nothing overlaps, for
-the shares of decoding, embedding and the rest (copying, hashing, probing, rows, syncs). The last line is JSON.
+FOLDER is `<category>/<clip>`. The model is an architecture of open_clip with random weights, which take as long as
+trained ones, or `tiny`. Ten frames a clip, all cores for everyone, decoded and embedded from the same files:
+
+    ours            as `reelsrs embed` does it: copy, probe, decode, embed frames and captions, rows, syncs, pictures
+    decoding        our sampler alone, as many processes as the service has
+    forward         the model alone, over all those frames and captions at the best batch
+    seed            the way this project grew from, after its description: OpenCV reads every frame, PIL preprocesses,
+                    one frame at a time through the model in single precision
+    clip_video_encode   the way of that tool, after its description: OpenCV reads a hundred videos in as many threads
+                    as there are cores and resizes what is wanted, then their frames go through the model in batches
+
+The last line is JSON; `frames_per_second` is from the files to the vectors. With --memory instead: the peak of the
+process and of its largest decoder, for 1 and 1,000 clips and for clips of 10 s and of an hour (model `tiny`).
 """
 
 from __future__ import annotations
@@ -13,146 +24,308 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from service import catalog, jobs
+import av
+import numpy as np
+
 from service.config import Settings
-from service.embedder import Embedder
+from service.embedder import BATCH, Embedder
 from service.errors import ReelsError
 from service.folder import Entry, FolderImport, scan, sidecar
-from service.ingest import describe
 from service.runtime import Runtime
-from service.video import Decoder, Limits
+from service.video import Sample
+
+CORES = os.cpu_count() or 1
 
 
-class Stopwatch:
-    """Adds up the seconds spent in the functions that it wraps."""
+def model_folder(name: str, scratch: Path) -> str:
+    """A checkpoint of this architecture with random weights, as REELSRS_MODEL names it."""
+    if name == "tiny":
+        return name
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*arguments, **named)
-            finally:
-                self.seconds += time.perf_counter() - started
-
-        return timed
+    torch.manual_seed(0)
+    folder = scratch / name
+    folder.mkdir()
+    model = open_clip.create_model(name)
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {"mean": None, "std": None}}
+    config["preprocess_cfg"] = {key: model.visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation")}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return f"local-dir:{folder}"
 
 
-def library(folder: Path, model: str, embedder: Embedder | None) -> Runtime:
-    """An empty one; the model is loaded once and not timed."""
-    runtime = Runtime(Settings(data_dir=folder, model=model))
-    if embedder is not None:
-        runtime.__dict__["_embedder"] = embedder
+def library(folder: Path, model: str, precision: str) -> Runtime:
+    """An empty one, its model loaded and its decoders started: none of that is timed."""
+    runtime = Runtime(Settings(data_dir=folder, model=model, precision=precision))  # type: ignore[arg-type]
     runtime.activate()
     return runtime
 
 
-def together(runtime: Runtime, entries: list[Entry]) -> dict[str, float]:
-    """As `reelsrs embed` does it."""
+def ours(runtime: Runtime, entries: list[Entry]) -> tuple[float, int]:
+    """Seconds, and how many clips were embedded."""
     started = time.perf_counter()
     done = FolderImport(runtime, runtime.settings.sampling).run(entries)
-    seconds = time.perf_counter() - started
-    with runtime.db.read() as connection:
-        frames = sum(len(video.frame_times) for video in catalog.list_videos(connection, limit=1_000_000))
-    return {"clips": done.embedded, "frames": frames, "seconds": seconds}
+    return time.perf_counter() - started, done.embedded
 
 
-def one_by_one(runtime: Runtime, entries: list[Entry]) -> dict[str, float]:
-    """One clip after the other, in this thread alone."""
-    decoding, embedding = Stopwatch(), Stopwatch()
-    decoder = Decoder(Limits(runtime.settings.max_duration_seconds, runtime.settings.max_pixels), processes=1)
-    runtime.__dict__["decoder"] = decoder
-    decoder.sample = decoding.around(decoder.sample)  # type: ignore[method-assign]
-    model = runtime.embedder()
-    kept = model.embed_pictures, model.embed_texts
-    model.embed_pictures = embedding.around(model.embed_pictures)  # type: ignore[method-assign]
-    model.embed_texts = embedding.around(model.embed_texts)  # type: ignore[method-assign]
-    started = time.perf_counter()
-    for entry in entries:
-        description = describe(entry.path.name, sampling=runtime.settings.sampling, caption=sidecar(entry.path))
+def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample]]:
+    """Seconds, and what came out."""
+
+    def one(entry: Entry) -> Sample | None:
         try:
-            with runtime.ingest.receive() as incoming:
-                incoming.write(entry.path.read_bytes())
-                incoming.finish()
-                runtime.ingest.accept(incoming, description)
+            return runtime.decoder.sample(entry.path, runtime.settings.sampling, runtime.embedder().picture)
         except ReelsError:
-            continue  # the odd files among the clips
-        with runtime.db.write() as connection:
-            claims = [jobs.claim(connection, "bench", 1)]
-        runtime.ingest.process(lambda: claims.pop() if claims else [], "bench")
-    seconds = time.perf_counter() - started
-    model.embed_pictures, model.embed_texts = kept  # type: ignore[method-assign]
-    return {"seconds": seconds, "decoding": decoding.seconds, "embedding": embedding.seconds}
+            return None
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(runtime.decoder.processes) as pool:
+        found = list(pool.map(one, entries))
+    return time.perf_counter() - started, [one for one in found if one is not None]
+
+
+def forward(embedder: Embedder, samples: list[Sample], captions: list[str]) -> float:
+    """Seconds for everything at once."""
+    pixels = np.concatenate([sample.pixels for sample in samples])
+    started = time.perf_counter()
+    embedder.embed_pictures(pixels)
+    if captions:
+        embedder.embed_texts(captions)
+    return time.perf_counter() - started
+
+
+def frames_by_opencv(path: Path) -> list[Any]:
+    """Ten even frames as RGB, every frame up to the end read."""
+    import cv2
+
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    count = max(1, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    wanted = {int((place + 0.5) * count / 10) for place in range(10)}
+    found, number = [], 0
+    while True:
+        more, frame = video.read()
+        if not more:
+            break
+        if number in wanted:
+            found.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        number += 1
+    video.release()
+    return found
+
+
+def seeds_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
+    """Seconds and frames: one clip, one frame after another."""
+    import torch
+    from PIL import Image
+
+    model, preprocess, tokenizer = clip
+    started, frames = time.perf_counter(), 0
+    with torch.no_grad():
+        for entry in entries:
+            for frame in frames_by_opencv(entry.path):
+                model.encode_image(preprocess(Image.fromarray(frame))[None], normalize=True).numpy()
+                frames += 1
+            if caption := sidecar(entry.path):
+                model.encode_text(tokenizer([caption]), normalize=True).numpy()
+    return time.perf_counter() - started, frames
+
+
+def clip_video_encodes_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
+    """Seconds and frames: a hundred videos are read, then embedded."""
+    import torch
+    from PIL import Image
+
+    model, preprocess, tokenizer = clip
+    started, frames = time.perf_counter(), 0
+    with torch.no_grad(), ThreadPoolExecutor(CORES) as readers:
+        for first in range(0, len(entries), 100):
+            hundred = entries[first : first + 100]
+
+            def read(entry: Entry) -> list[torch.Tensor]:
+                return [preprocess(Image.fromarray(frame)) for frame in frames_by_opencv(entry.path)]
+
+            pictures = [one for clips in readers.map(read, hundred) for one in clips]
+            for start in range(0, len(pictures), BATCH):
+                model.encode_image(torch.stack(pictures[start : start + BATCH]), normalize=True).numpy()
+            captions = [caption for entry in hundred if (caption := sidecar(entry.path))]
+            if captions:
+                model.encode_text(tokenizer(captions), normalize=True).numpy()
+            frames += len(pictures)
+    return time.perf_counter() - started, frames
+
+
+def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dict[str, object]:
+    """Every way in turn."""
+    model = model_folder(given.model, scratch)
+    captions = [caption for entry in entries if (caption := sidecar(entry.path))]
+    result: dict[str, object] = {"model": given.model, "clips": 0, "frames": 0}
+    for precision in given.precision:
+        runtime = library(scratch / precision, model, precision)
+        embedder = runtime.embedder(pictures=True)
+        alone, samples = decoding(runtime, entries)
+        frames = sum(len(sample.times) for sample in samples)
+        model_alone = forward(embedder, samples, captions)
+        del samples
+        whole, clips = ours(runtime, entries)
+        runtime.close()
+        result |= {"clips": clips, "frames": frames, "device": embedder.device}
+        result[precision] = {
+            "seconds": round(whole, 2),
+            "seconds_decoding_alone": round(alone, 2),
+            "seconds_forward_alone": round(model_alone, 2),
+            "to_the_sum_of_both": round(whole / (alone + model_alone), 3),
+            "frames_per_second": round(frames / whole, 1),
+            "frames_per_second_forward": round(frames / model_alone, 1),
+        }
+        print(precision, result[precision], file=sys.stderr)
+    if not given.ours_only:
+        import open_clip
+
+        name = model if model != "tiny" else f"local-dir:{Path(sys.modules['service'].__path__[0]) / 'tiny'}"
+        network, _, preprocess = open_clip.create_model_and_transforms(name)
+        clip = (network.eval(), preprocess, open_clip.get_tokenizer(name))
+        for label, way in (("seed", seeds_way), ("clip_video_encode", clip_video_encodes_way)):
+            seconds, frames = way(clip, entries)
+            result[label] = {"seconds": round(seconds, 2), "frames_per_second": round(frames / seconds, 1)}
+            print(label, result[label], file=sys.stderr)
+        for precision in given.precision:
+            mine = result[precision]["frames_per_second"]  # type: ignore[index]
+            result[f"{precision}_to_seed"] = round(mine / result["seed"]["frames_per_second"], 2)  # type: ignore[index]
+            result[f"{precision}_to_clip_video_encode"] = round(
+                mine / result["clip_video_encode"]["frames_per_second"],  # type: ignore[index]
+                2,
+            )
+    if {"float32", "int8"} <= set(given.precision):
+        result["int8_forward_to_float32_forward"] = round(
+            result["int8"]["frames_per_second_forward"] / result["float32"]["frames_per_second_forward"],  # type: ignore[index]
+            2,
+        )
+    return result
+
+
+# --- memory
+
+
+def imported(entries: list[Entry], folder: Path) -> None:
+    """In a fresh process: import these, and print the peaks, MiB."""
+    runtime = library(folder, "tiny", "float32")
+    peaks: dict[int, float] = {}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            for child in multiprocessing.active_children():
+                if child.name == "reelsrs-decoder" and child.pid:
+                    peaks[child.pid] = max(peaks.get(child.pid, 0), peak(child.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ours(runtime, entries)
+    stop.set()
+    watcher.join()
+    print(json.dumps({"process": peak(os.getpid()), "decoder": max(peaks.values())}))
+    runtime.close()
+
+
+def peak(pid: int) -> float:
+    """The most memory that a process has had at a time, MiB. (Not by getrusage: of a child it counts its parent's.)"""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
+
+
+def memory(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dict[str, object]:
+    """1 and 1,000 clips; 10 seconds and an hour."""
+    source = entries[0].path
+
+    def measured(name: str, fill: Callable[[Path], None]) -> dict[str, float]:
+        folder = scratch / name / "clips" / "all"
+        folder.mkdir(parents=True)
+        fill(folder)
+        command = [sys.executable, __file__, str(folder.parent), "--imported", str(scratch / name / "data")]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, env={**os.environ, "REELSRS_NUM_FRAMES": "10"}
+        )
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        print(name, found, file=sys.stderr)
+        return found
+
+    def copies(count: int) -> Callable[[Path], None]:
+        def fill(folder: Path) -> None:
+            for number in range(count):  # an empty box with a number behind the clip: other bytes, the same pictures
+                box = b"\x00\x00\x00\x10free" + number.to_bytes(8, "big")
+                (folder / f"{number:04d}.mp4").write_bytes(source.read_bytes() + box)
+
+        return fill
+
+    def lasting(seconds: int) -> Callable[[Path], None]:
+        return lambda folder: strung(source, folder / "one.mp4", seconds)
+
+    one, thousand = measured("one", copies(1)), measured("thousand", copies(given.thousand))
+    short, hour = measured("short", lasting(10)), measured("hour", lasting(3600))
+    return {
+        "peak_mib": {"one clip": one, f"{given.thousand} clips": thousand, "10 s": short, "1 h": hour},
+        "many_to_one": {part: round(thousand[part] / one[part], 3) for part in one},
+        "hour_to_ten_seconds": {part: round(hour[part] / short[part], 3) for part in one},
+    }
+
+
+def strung(source: Path, target: Path, seconds: int) -> None:
+    """A clip repeated, without encoding it again, until it lasts so long."""
+    with av.open(str(target), "w") as out:
+        stream, offset = None, 0
+        while True:
+            with av.open(str(source)) as inside:
+                origin = inside.streams.video[0]
+                stream = stream or out.add_stream_from_template(origin)
+                length = 0
+                for packet in inside.demux(origin):
+                    if packet.dts is None:
+                        continue
+                    length = max(length, packet.pts + packet.duration)
+                    packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream
+                    if packet.pts * origin.time_base > seconds - 0.1:
+                        return
+                    out.mux(packet)
+                offset += length
 
 
 def main() -> None:
-    """Both passes, then one line."""
+    """One or the other, then one line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
-    arguments.add_argument("--model", default="tiny", help="as REELSRS_MODEL")
+    arguments.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip, or tiny")
+    arguments.add_argument("--precision", nargs="+", default=["float32"], help="as REELSRS_PRECISION")
     arguments.add_argument("--limit", type=int, help="the first so many clips only")
+    arguments.add_argument("--ours-only", action="store_true", help="leave the other ways out")
+    arguments.add_argument("--memory", action="store_true")
+    arguments.add_argument("--thousand", type=int, default=1000, help="with --memory: how many are many")
+    arguments.add_argument("--imported", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
+    av.logging.set_level(None)
     entries = scan(given.folder)[: given.limit]
+    if given.imported:
+        imported(entries, given.imported)
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        first = library(Path(scratch) / "together", given.model, None)
-        whole = together(first, entries)
-        peak, decoder_peak = _peak(), _decoder_peak()
-        embedder = first.embedder()
-        first.close()
-        second = library(Path(scratch) / "alone", given.model, embedder)
-        alone = one_by_one(second, entries)
-        second.close()
-    rest = alone["seconds"] - alone["decoding"] - alone["embedding"]
-    print(f"{whole['clips']} clips, {whole['frames']} frames", file=sys.stderr)
-    print(
-        json.dumps(
-            {
-                "benchmark": "ingest",
-                "model": given.model,
-                "device": embedder.device,
-                "cores": os.cpu_count(),
-                "clips": whole["clips"],
-                "frames": whole["frames"],
-                "frames_per_second": round(whole["frames"] / whole["seconds"], 1),
-                "frames_per_second_one_by_one": round(whole["frames"] / alone["seconds"], 1),
-                "share_decoding": round(alone["decoding"] / alone["seconds"], 3),
-                "share_embedding": round(alone["embedding"] / alone["seconds"], 3),
-                "share_rest": round(rest / alone["seconds"], 3),
-                "peak_memory_mib": round(peak, 1),
-                "peak_memory_of_a_decoder_mib": decoder_peak,
-            }
-        )
-    )
-
-
-def _peak() -> float:
-    """This process's, MiB: ru_maxrss is KiB on Linux, bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _decoder_peak() -> float | None:
-    """The largest decoding process's, MiB, where the system tells. (Not by getrusage: what it says of a child
-    begins with the size of the parent that it was forked from.)"""
-    found = []
-    for child in multiprocessing.active_children():
-        status = Path(f"/proc/{child.pid}/status")
-        if child.name == "reelsrs-decoder" and status.exists():
-            found += [
-                int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")
-            ]
-    return round(max(found), 1) if found else None
+        measure = memory if given.memory else speed
+        found = measure(given, entries, Path(scratch))
+    print(json.dumps({"benchmark": "memory" if given.memory else "ingest", "cores": CORES, **found}))
 
 
 if __name__ == "__main__":
