@@ -36,13 +36,16 @@ class Settings(BaseSettings):
     vector_store: Literal["faiss"] = Field("faiss", description="engine of the vector index")
     storage_url: str | None = Field(None, description="folder of the stored clips; unset: in the data folder")
     model: str = Field(DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="auto: float16 on CUDA, float32 elsewhere"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps, or openvino (the CPU, by OpenVINO)")
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+        "auto", description="auto: float16 on CUDA, float32 elsewhere; int8: the CPU, by OpenVINO"
     )
     num_frames: int = Field(10, ge=1, le=MAX_FRAMES, description="frames sampled per clip")
     frame_interval: int | None = Field(
         None, ge=1, le=MAX_FRAME_INTERVAL, description="unset: frames spread evenly; N: every Nth frame"
+    )
+    frames: Literal["exact", "keyframes"] = Field(
+        "exact", description="keyframes: the keyframes nearest to the frames that are asked for; quicker in long clips"
     )
     aggregation: Aggregation = Field("mean", description="how frames become one vector: mean or max")
     host: str = Field("127.0.0.1", description="address that `serve` listens on")
@@ -66,8 +69,10 @@ class Settings(BaseSettings):
     @classmethod
     def _known_device(cls, value: str) -> str:
         base, _, number = value.partition(":")
-        if base not in ("auto", "cpu", "cuda", "mps") or (number and not (base == "cuda" and number.isdigit())):
-            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        if base not in ("auto", "cpu", "cuda", "mps", "openvino") or (
+            number and not (base == "cuda" and number.isdigit())
+        ):
+            raise ValueError("must be auto, cpu, cuda, cuda:N, mps or openvino")
         return value
 
     @field_validator("database_url")

@@ -1,19 +1,25 @@
 """CLIP: pictures and captions to unit vectors (open_clip, torch). Knows no file of a clip and no row.
 
-Device and precision are chosen in `choose_device`, which says why. A batch that does not fit into the device's
-memory is halved until it does. Captions longer than the model's context are cut into windows of whole words, and
-the windows' vectors are averaged by their number of tokens: nothing that was written is dropped.
+Device and precision are chosen in `choose_device`, which says why. What anything but torch's single precision on the
+CPU makes of a few pictures and words is compared with that before it is trusted. How many pictures make a good batch is
+found by trying, and one that does not fit into the device's memory is halved until it does. Captions longer than the
+model's context are cut into windows of whole words, and the windows' vectors are averaged by their number of tokens:
+nothing that was written is dropped.
 """
 
 from __future__ import annotations
 
 import difflib
+import gc
 import hashlib
+import io
 import logging
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from service import compiled
 from service.domain import Generation, Picture, Vectors
 from service.errors import ConfigurationError, ModelUnavailable
 from service.vectors import normalise
@@ -34,83 +41,155 @@ log = structlog.get_logger(__name__)
 
 TINY = Path(__file__).parent / "tiny"
 BATCH = 32
+_MOST = 1024
+
+Tower = Callable[[npt.NDArray[Any]], Any]
+"""Takes a batch (N, ...), gives (N, D), a tensor or an array, not normalised."""
 
 
 class Embedder:
     """One loaded model. Safe to call from several threads: calls take turns.
 
     `generation` is the identity of what it makes; `picture` is what its picture tower wants, and `sees` whether it
-    has one.
+    has one. `batch` is the number of pictures to bring at a time, if so many are at hand.
+
+    Raises ConfigurationError where the towers do not do what torch's single precision does on the CPU.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, device: str, precision: str, pictures: bool = True
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        device: str,
+        precision: str,
+        pictures: bool = True,
+        keep: Path | None = None,
     ) -> None:
         import torch
 
         settings = dict(model.visual.preprocess_cfg)
         self.picture = _picture(settings)
-        self._torch_device = torch.device(device)
-        self._dtype = getattr(torch, precision)
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(settings["mean"], device=device).view(shape)
-        self._std = torch.tensor(settings["std"], device=device).view(shape)
+        self.sees = pictures
+        self.batch = BATCH
         self._tokenizer = tokenizer
         self._context_length = int(tokenizer.context_length)
         self._lock = threading.Lock()
-        fingerprint = _fingerprint(model.state_dict(), settings, precision)
-        self.sees = pictures
+        self.device = device
+        """Where the model runs, as torch writes it, or `openvino`."""
+        fitted_to = compiled.calibration()[2] if precision == "int8" else ""
+        identity = f"g{_fingerprint(model.state_dict(), settings, precision + fitted_to)[:16]}"
         if not pictures:
             model.visual = None  # searches by words need only the text tower
-        self._model = model.eval().to(device=self._torch_device, dtype=self._dtype)
-        width = self.embed_texts(["warm up"]).shape[1]  # the first forward pass is the slow one
-        self.generation = Generation(id=f"g{fingerprint[:16]}", model=name, dimension=width, precision=precision)
-
-    @property
-    def device(self) -> str:
-        """Where the model runs, as torch writes it."""
-        return str(self._torch_device)
+        see, read = _towers(model, settings)
+        self._see: Tower = partial(_by_torch, see, "cpu")
+        self._read: Tower = partial(_by_torch, read, "cpu")
+        golden = [] if (device, precision) == ("cpu", "float32") else self._golden()
+        if device == "openvino":
+            self._compile(see, read, precision, keep / identity if keep else None)
+        elif golden:
+            layout = torch.channels_last if device.startswith("cuda") else torch.preserve_format
+            model.to(device=device, dtype=getattr(torch, precision), memory_format=layout)
+            self._see, self._read = (partial(_by_torch, tower.to(device), device) for tower in (see, read))
+        if golden:
+            self._compare(golden, precision)
+            del see, read, golden
+            gc.collect()  # torch's towers, where others are in their place
+        if device.startswith("cuda") and pictures:
+            self.batch = self._best_batch()
+        width = self.embed_texts(["warm up"]).shape[1]
+        self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
 
     def embed_pictures(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """(N, D) float32 unit vectors of (N, H, W, 3) uint8 pictures of the size `picture`."""
-        import torch
-
-        def forward(batch: torch.Tensor) -> torch.Tensor:
-            scaled = batch.to(self._torch_device).permute(0, 3, 1, 2).float() / 255
-            normalised = ((scaled - self._mean) / self._std).to(self._dtype)
-            return self._model.encode_image(normalised)  # type: ignore[no-any-return]
-
-        return self._run(forward, torch.from_numpy(np.ascontiguousarray(pixels)))
+        return self._run(self._see, np.ascontiguousarray(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """(N, D) float32 unit vectors of N captions of any length, with no template added."""
-
         windows = [self._windows(text) for text in texts]
         flat = [window for parts in windows for window, _ in parts]
-
-        def forward(batch: torch.Tensor) -> torch.Tensor:
-            return self._model.encode_text(batch.to(self._torch_device))  # type: ignore[no-any-return]
-
-        vectors = iter(self._run(forward, self._tokenizer(flat)))
+        vectors = iter(self._run(self._read, self._tokens(flat)))
         sums = [np.sum([next(vectors).astype(np.float64) * tokens for _, tokens in parts], axis=0) for parts in windows]
         return normalise(np.stack(sums))
 
-    def _run(self, forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Vectors:
+    def _run(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
+        """(N, D) unit vectors, a batch at a time."""
         import torch
 
-        size, start, done = BATCH, 0, []
+        start, done = 0, []
         with self._lock, torch.inference_mode():
             while start < len(inputs):
+                part = inputs[start : start + self.batch]
                 try:
-                    done.append(forward(inputs[start : start + size]).float().cpu().numpy())
-                    start += size
+                    done.append(tower(part))
+                    start += len(part)
                 except torch.OutOfMemoryError:
-                    if size == 1:
+                    if self.batch == 1:
                         raise
-                    size = max(1, size // 2)
-                    log.warning("out of memory on the device, the batch is halved", batch=size)
+                    self.batch = max(1, self.batch // 2)  # for good: the next would not fit either
+                    log.warning("out of memory on the device, the batch is halved", batch=self.batch)
                     torch.cuda.empty_cache()
-        return normalise(np.concatenate(done))
+            # Fetched only now, so that no batch waits for the last one to come back.
+            vectors = [part if isinstance(part, np.ndarray) else part.float().cpu().numpy() for part in done]
+        return normalise(np.concatenate(vectors))
+
+    def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
+        pictures, tokens = (every[: -compiled.HELD] for every in self._examples())
+        make = partial(compiled.tower, int8=precision == "int8", keep=keep)
+        self._read = make(partial(_traced, read, tokens), tokens, name="text")
+        if self.sees:
+            self._see = make(partial(_traced, see, pictures), pictures, name="picture")
+
+    def _examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """(N, H, W, 3) pictures and (N, context) tokens of captions, those to compare with last."""
+        from PIL import Image, ImageOps
+
+        files, captions, _ = compiled.calibration()
+        size = (self.picture.width, self.picture.height)
+        fitted = [np.asarray(ImageOps.fit(Image.open(io.BytesIO(file)), size)) for file in files]
+        return np.stack(fitted), self._tokens(list(captions))
+
+    def _tokens(self, texts: list[str]) -> npt.NDArray[np.int64]:
+        tokens: npt.NDArray[np.int64] = self._tokenizer(texts).numpy()
+        return tokens
+
+    def _golden(self) -> list[Vectors]:
+        """(8, D) unit vectors of pictures, if it sees, and of words that it was not fitted to."""
+        pictures, tokens = (every[-compiled.HELD :] for every in self._examples())
+        towers = [(self._see, pictures), (self._read, tokens)] if self.sees else [(self._read, tokens)]
+        return [self._run(tower, inputs) for tower, inputs in towers]
+
+    def _compare(self, golden: list[Vectors], precision: str) -> None:
+        """Raises ConfigurationError where a vector has turned away from the golden one of the same input."""
+        least = 0.9999 if precision == "float32" else 0.99
+        pairs = zip(golden, self._golden(), strict=True)
+        cosine = float(np.min([(one * other).sum(axis=1) for one, other in pairs]))
+        if not cosine >= least:  # a number that is none fails too
+            raise ConfigurationError(
+                f"{self.device} with REELSRS_PRECISION={precision} embeds wrongly here: its vectors have a cosine of "
+                f"{cosine:.4f} to those of torch's float32 on the CPU, where {least} is the least. Set "
+                "REELSRS_PRECISION=float32, or REELSRS_DEVICE=cpu"
+            )
+        log.info("the model agrees with torch's float32 on the CPU", cosine=round(cosine, 5), least=least)
+
+    def _best_batch(self) -> int:
+        """How many pictures at a time go through fastest: twice as many, as long as that gains anything."""
+        rate, size = 0.0, BATCH
+        blank = np.zeros((_MOST, self.picture.height, self.picture.width, 3), dtype=np.uint8)
+        while size <= _MOST:
+            self.batch = size
+            self._run(self._see, blank[:size])  # the first one of a size is slow
+            if self.batch < size:
+                return self.batch  # it did not fit
+            started = time.perf_counter()
+            self._run(self._see, blank[:size])
+            faster = size / (time.perf_counter() - started)
+            if faster < 1.05 * rate:
+                break
+            rate, size = faster, size * 2
+        log.info("the batch that goes through fastest was found", batch=size // 2, pictures_per_second=round(rate))
+        return size // 2
 
     def _windows(self, text: str) -> list[tuple[str, int]]:
         """The text in windows that fit the context, each with its number of tokens; at least one window."""
@@ -142,11 +221,14 @@ class Embedder:
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
 
 
-def load(model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True) -> Embedder:
+def load(
+    model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True, keep: Path | None = None
+) -> Embedder:
     """The model that a setting names: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
 
-    `pictures` False keeps the text tower only. Raises ConfigurationError for a name that does not exist,
-    ModelUnavailable where the weights cannot be had.
+    `pictures` False keeps the text tower only; compiled towers are kept in the folder `keep`. Raises
+    ConfigurationError for a name that does not exist, or a device or precision that cannot be had or that computes
+    wrongly here, ModelUnavailable where the weights cannot be had.
     """
     import open_clip
 
@@ -176,7 +258,14 @@ def load(model: str, *, device: str = "auto", precision: str = "auto", pictures:
             raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
         finally:
             root.setLevel(level)
-    return Embedder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures)
+    try:
+        return Embedder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
+    except ConfigurationError as error:
+        if chosen != "mps":
+            raise
+        # Some releases of torch compute wrongly there, and nobody chose it but this program.
+        log.exception("Metal is not used, the CPU is", because=str(error))
+        return load(model, device="cpu", precision="float32", pictures=pictures)
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str, str]:
@@ -187,6 +276,12 @@ def choose_device(device: str, precision: str) -> tuple[str, str, str]:
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if precision == "int8":
+        if device not in ("auto", "cpu", "openvino"):
+            raise ConfigurationError(f"REELSRS_PRECISION: int8 is for the CPU, not for {device}")
+        device, reason = "openvino", "8 bits are OpenVINO's"
+    else:
+        reason = "the setting says so"
     if device == "auto":
         chosen = "cuda" if cuda else "mps" if mps else "cpu"
         reason = {
@@ -195,7 +290,7 @@ def choose_device(device: str, precision: str) -> tuple[str, str, str]:
             "cpu": "there is neither a CUDA device nor Apple's Metal",
         }[chosen]
     else:
-        chosen, reason = device, "the setting says so"
+        chosen = device
         number = int(device.partition(":")[2] or 0)
         if device.startswith("cuda") and (not cuda or number >= torch.cuda.device_count()):
             raise ConfigurationError(f"REELSRS_DEVICE: {device} is not there; torch sees no such CUDA device")
@@ -203,7 +298,61 @@ def choose_device(device: str, precision: str) -> tuple[str, str, str]:
             raise ConfigurationError("REELSRS_DEVICE: mps is not there; torch sees no Metal device")
     if precision == "auto":
         precision = "float16" if chosen.startswith("cuda") else "float32"
+    if chosen == "openvino":
+        compiled.require()
+        if precision not in ("float32", "int8"):
+            raise ConfigurationError(f"REELSRS_PRECISION: with OpenVINO float32 or int8, not {precision}")
     return chosen, precision, reason
+
+
+def _towers(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
+    """The two halves of a CLIP as modules: (N, H, W, 3) uint8 pictures, and (N, context) tokens, to (N, D)."""
+    import torch
+
+    class See(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = model
+            self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor(preprocessing["std"]).view(1, 3, 1, 1))
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            scaled = pictures.permute(0, 3, 1, 2).float() / 255
+            mean, std = self.get_buffer("mean"), self.get_buffer("std")
+            normalised = ((scaled - mean) / std).to(self.clip.logit_scale.dtype)
+            return self.clip.encode_image(normalised)  # type: ignore[no-any-return]
+
+    class Read(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = model
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.clip.encode_text(tokens)  # type: ignore[no-any-return]
+
+    return See().eval(), Read().eval()
+
+
+def _by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
+    import torch
+
+    batch = torch.from_numpy(inputs)
+    if device.startswith("cuda"):
+        batch = batch.pin_memory()  # copied while the device still works on the batch before
+    output: torch.Tensor = tower(batch.to(device, non_blocking=True))
+    return output
+
+
+def _traced(module: Any, inputs: npt.NDArray[Any]) -> Any:
+    """The module as a torch.jit.ScriptModule, as these inputs go through it."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # No check of the trace: it would compare the names that open_clip's classes get, and those differ.
+        return torch.jit.trace(  # type: ignore[no-untyped-call]
+            module, torch.from_numpy(inputs[:2]), check_trace=False
+        )
 
 
 def _resolve(model: str) -> tuple[str, str | None]:

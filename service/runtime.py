@@ -51,7 +51,7 @@ class Runtime:
     def decoder(self) -> Decoder:
         """Child processes start with the first clip."""
         limits = Limits(self.settings.max_duration_seconds, self.settings.max_pixels)
-        return Decoder(limits, self._decoders)
+        return Decoder(limits, self._decoders, keyframes=self.settings.frames == "keyframes")
 
     @property
     def _decoders(self) -> int:
@@ -70,6 +70,7 @@ class Runtime:
                         device=settings.device,
                         precision=settings.precision,
                         pictures=pictures or self._pictures,
+                        keep=settings.data_dir / "models",
                     )
                 model = self._model
         return model

@@ -14,7 +14,7 @@ from PIL import Image
 
 from service import embedder
 from service.domain import Picture, Sampling
-from service.embedder import TINY, Embedder, choose_device, load
+from service.embedder import BATCH, TINY, Embedder, choose_device, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.video import Limits, sample
 from tests.conftest import ClipMaker
@@ -112,20 +112,57 @@ def test_any_text_gives_a_unit_vector(tiny: Embedder, text: str) -> None:
     assert "".join("".join(part.split()) for part, _ in tiny._windows(text)) == "".join(text.split())
 
 
-def test_out_of_memory_halves_the_batch(tiny: Embedder) -> None:
+def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward pass is real; only the device's memory is smaller than it is."""
-    sizes = []
+    one = load("tiny", device="cpu")
+    texts = [f"number {number}" for number in range(40)]
+    expected = one.embed_texts(texts)
+    sizes, read = [], one._read
 
-    def forward(batch: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(batch))
-        if len(batch) > 8:
+    def forward(tokens: np.ndarray) -> torch.Tensor:
+        sizes.append(len(tokens))
+        if len(tokens) > 8:
             raise torch.OutOfMemoryError
-        return tiny._model.encode_text(batch)
+        return read(tokens)
 
-    tokens = tiny._tokenizer([f"number {number}" for number in range(40)])
-    vectors = tiny._run(forward, tokens)
+    monkeypatch.setattr(one, "_read", forward)
+    np.testing.assert_allclose(one.embed_texts(texts), expected, atol=1e-5)
     assert sizes == [32, 16, 8, 8, 8, 8, 8]
-    np.testing.assert_allclose(vectors, tiny.embed_texts([f"number {number}" for number in range(40)]), atol=1e-5)
+    one.embed_texts(texts)
+    assert sizes[7:] == [8] * 5
+    assert one.batch == 8
+
+
+def test_the_best_batch_fits_and_is_not_the_largest_for_its_own_sake(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = load("tiny", device="cpu")
+    assert BATCH <= one._best_batch() <= 1024
+    see = one._see
+
+    def small(pictures: np.ndarray) -> torch.Tensor:
+        if len(pictures) > 70:
+            raise torch.OutOfMemoryError
+        return see(pictures[:1].repeat(len(pictures), axis=0) if len(pictures) < 3 else pictures)
+
+    monkeypatch.setattr(one, "_see", small)
+    assert one._best_batch() <= 64
+
+
+@pytest.mark.parametrize("damage", ["picture", "text", "nan"])
+def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """As some releases of torch do on some devices: the weights that arrive there are not those that were sent."""
+    real = torch.nn.Module.to
+
+    def arrive(self: torch.nn.Module, *arguments: object, **named: object) -> torch.nn.Module:
+        moved = real(self, *arguments, **named)  # type: ignore[call-overload]
+        if named.get("dtype") is torch.bfloat16:
+            with torch.no_grad():
+                weights = moved.visual.attnpool.c_proj.weight if damage == "picture" else moved.text_projection
+                weights[:] = float("nan") if damage == "nan" else weights.flip(0)
+        return moved
+
+    monkeypatch.setattr(torch.nn.Module, "to", arrive)
+    with pytest.raises(ConfigurationError, match=r"PRECISION=bfloat16 embeds wrongly here.*cosine of"):
+        load("tiny", device="cpu", precision="bfloat16")
 
 
 def test_the_text_tower_alone_is_the_same_generation(tiny: Embedder) -> None:

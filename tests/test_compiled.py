@@ -1,0 +1,157 @@
+"""The towers that OpenVINO compiles, against torch's own, with a vision transformer of random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from service import compiled
+from service.embedder import Embedder, load
+from service.errors import ConfigurationError
+
+ARCHITECTURE = "ViT-S-32-alt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As REELSRS_MODEL names it."""
+    return _checkpoint(tmp_path_factory.mktemp("vit"), seed=0)
+
+
+def _checkpoint(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    model = open_clip.create_model(ARCHITECTURE)
+    preprocessing = {name: model.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation")}
+    config = {"model_cfg": open_clip.get_model_config(ARCHITECTURE), "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def torchs(checkpoint: str) -> Embedder:
+    """The model as it is everywhere."""
+    return load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where towers are kept."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def quantised(checkpoint: str, kept: Path) -> Embedder:
+    """The same in 8 bits."""
+    return load(checkpoint, precision="int8", keep=kept)
+
+
+@pytest.fixture
+def cosines(torchs: Embedder) -> Callable[[Embedder], np.ndarray]:
+    """Of another model's vectors to torch's, of pictures and captions that neither was fitted to."""
+    captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
+
+    def compare(other: Embedder) -> np.ndarray:
+        pictures = torchs._examples()[0][-compiled.HELD :, ::-1, ::-1]
+        seen = torchs.embed_pictures(pictures) * other.embed_pictures(pictures)
+        read = torchs.embed_texts(captions) * other.embed_texts(captions)
+        return np.concatenate([seen, read]).sum(axis=1)
+
+    return compare
+
+
+def test_eight_bits_are_near_and_another_generation(
+    quantised: Embedder, torchs: Embedder, cosines: Callable[[Embedder], np.ndarray]
+) -> None:
+    assert cosines(quantised).min() >= 0.99
+    assert (quantised.device, quantised.generation.precision) == ("openvino", "int8")
+    assert quantised.generation.id != torchs.generation.id
+    assert quantised.generation.dimension == torchs.generation.dimension
+
+
+def test_single_precision_is_the_same_generation(
+    checkpoint: str, torchs: Embedder, cosines: Callable[[Embedder], np.ndarray]
+) -> None:
+    other = load(checkpoint, device="openvino")
+    assert cosines(other).min() >= 0.99999
+    assert other.generation == torchs.generation
+
+
+def test_any_number_at_a_time(quantised: Embedder) -> None:
+    pictures = np.concatenate([quantised._examples()[0]] * 2)
+    together = quantised.embed_pictures(pictures)
+    alone = np.concatenate([quantised.embed_pictures(pictures[n : n + 1]) for n in range(3)])
+    np.testing.assert_allclose(together[:3], alone, atol=1e-3)
+    assert len(together) == len(pictures)
+
+
+def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept: Path, quantised: Embedder) -> None:
+    folder = kept / quantised.generation.id
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
+    assert set(before) == {f"{name}.{end}" for name in ("picture", "text") for end in ("xml", "bin", "json")}
+    again = load(checkpoint, precision="int8", keep=kept, pictures=False)
+    assert not again.sees
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"} == before
+    data = bytearray((folder / "text.bin").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (folder / "text.bin").write_bytes(data)
+    mended = load(checkpoint, precision="int8", keep=kept, pictures=False)
+    np.testing.assert_allclose(mended.embed_texts(["a cat"]), quantised.embed_texts(["a cat"]), atol=1e-3)
+    assert (folder / "text.bin").stat().st_mtime_ns != before["text.bin"]
+    assert (folder / "picture.bin").stat().st_mtime_ns == before["picture.bin"]
+
+
+def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Embedder, tmp_path: Path) -> None:
+    """Whole by their checksums, and wrong: as after a folder was restored to the wrong place."""
+    (tmp_path / "other").mkdir()
+    other = load(_checkpoint(tmp_path / "other", seed=1), precision="int8", keep=tmp_path / "models", pictures=False)
+    mixed = tmp_path / "mixed" / quantised.generation.id
+    shutil.copytree(tmp_path / "models" / other.generation.id, mixed)
+    with pytest.raises(
+        ConfigurationError, match=r"REELSRS_PRECISION=int8 embeds wrongly here.*REELSRS_PRECISION=float32"
+    ):
+        load(checkpoint, precision="int8", keep=tmp_path / "mixed", pictures=False)
+
+
+def test_a_model_that_eight_bits_are_too_few_for_is_refused() -> None:
+    """The small one is a convolutional network, and one of few numbers."""
+    with pytest.raises(ConfigurationError, match="REELSRS_PRECISION=int8 embeds wrongly here"):
+        load("tiny", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "words"),
+    [
+        ("cuda", "int8", "int8 is for the CPU, not for cuda"),
+        ("openvino", "bfloat16", "with OpenVINO float32 or int8, not bfloat16"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(device: str, precision: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load("tiny", device=device, precision=precision)
+
+
+def test_without_openvino_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "reelsrs\[openvino\]"'):
+        load("tiny", precision="int8")
+
+
+def test_the_pictures_it_is_fitted_to_name_their_source_and_licence() -> None:
+    pictures, captions, _ = compiled.calibration()
+    table = (Path(compiled.__file__).parent / "calibration" / "pictures.tsv").read_text().splitlines()[1:]
+    assert len(pictures) == len(captions) == len(table) == 40
+    for line in table:
+        _, caption, source, licence = line.split("\t")
+        assert caption
+        assert source
+        assert licence.split("-")[0] in ("MIT", "Apache", "CC0")
