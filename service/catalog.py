@@ -35,6 +35,26 @@ _Any = TypeVar("_Any")
 # SQLite allows 32,766 parameters in one statement.
 _CHUNK = 10_000
 
+# The statements that every answer takes, built once: to build one costs more than to run it.
+_VIDEO = sa.select(db.videos).where(db.videos.c.id == sa.bindparam("id"))
+_VIDEOS = sa.select(db.videos).where(db.videos.c.key.in_(sa.bindparam("keys", expanding=True)))
+_KINDS_OF_ONE = sa.select(db.embeddings.c.kind, db.embeddings.c.vectors).where(
+    db.embeddings.c.video_key == sa.bindparam("key"),
+    db.embeddings.c.generation == sa.bindparam("generation"),
+    db.embeddings.c.kind.in_(sa.bindparam("kinds", expanding=True)),
+)
+_KIND_OF_MANY = (
+    sa.select(db.embeddings.c.video_key, db.embeddings.c.vectors)
+    .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
+    .where(
+        db.videos.c.status == "ready",
+        db.embeddings.c.video_key.in_(sa.bindparam("keys", expanding=True)),
+        db.embeddings.c.generation == sa.bindparam("generation"),
+        db.embeddings.c.kind == sa.bindparam("kind"),
+    )
+)
+_LAST_CHANGE = sa.select(sa.func.max(db.changes.c.number))
+
 
 def library_id(connection: sa.Connection) -> str:
     """The id of this database, made when first asked for."""
@@ -93,10 +113,10 @@ def add_video(
 
 def video(connection: sa.Connection, video_id: str) -> Video:
     """The video with this id. Raises NotFound."""
-    found = _one(connection, db.videos.c.id == video_id)
-    if found is None:
+    row = connection.execute(_VIDEO, {"id": video_id}).first()
+    if row is None:
         raise NotFound(f"there is no video {video_id!r}")
-    return found
+    return _video(row)
 
 
 def video_by_key(connection: sa.Connection, key: int) -> Video:
@@ -116,8 +136,7 @@ def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, V
     """The videos with these keys; one that was deleted is missing."""
     found: dict[int, Video] = {}
     for chunk in _chunks(list(keys)):
-        for row in connection.execute(sa.select(db.videos).where(db.videos.c.key.in_(chunk))):
-            found[row.key] = _video(row)
+        found.update((row.key, _video(row)) for row in connection.execute(_VIDEOS, {"keys": chunk}))
     return found
 
 
@@ -259,14 +278,14 @@ def put_text(connection: sa.Connection, key: int, generation: Generation, text: 
 
 def vectors(connection: sa.Connection, key: int, generation: Generation, kind: Kind) -> Vectors | None:
     """(N, D) vectors of one kind, None where there are none."""
-    data = connection.execute(
-        sa.select(db.embeddings.c.vectors).where(
-            db.embeddings.c.video_key == key,
-            db.embeddings.c.generation == generation.id,
-            db.embeddings.c.kind == kind,
-        )
-    ).scalar()
-    return None if data is None else unpack(data, generation.dimension)
+    return kinds(connection, key, generation, kind).get(kind)
+
+
+def kinds(connection: sa.Connection, key: int, generation: Generation, *wanted: Kind) -> dict[Kind, Vectors]:
+    """(N, D) vectors of one video by kind; a kind that there is none of is missing."""
+    values = {"key": key, "generation": generation.id, "kinds": wanted}
+    rows = connection.execute(_KINDS_OF_ONE, values)
+    return {kind: unpack(data, generation.dimension) for kind, data in rows}
 
 
 def vectors_of(
@@ -275,16 +294,7 @@ def vectors_of(
     """(N, D) vectors of one kind by video key, for ready videos only."""
     found: dict[int, Vectors] = {}
     for chunk in _chunks(list(keys)):
-        rows = connection.execute(
-            sa.select(db.embeddings.c.video_key, db.embeddings.c.vectors)
-            .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
-            .where(
-                db.videos.c.status == "ready",
-                db.embeddings.c.video_key.in_(chunk),
-                db.embeddings.c.generation == generation.id,
-                db.embeddings.c.kind == kind,
-            )
-        )
+        rows = connection.execute(_KIND_OF_MANY, {"keys": chunk, "generation": generation.id, "kind": kind})
         found.update((key, unpack(data, generation.dimension)) for key, data in rows)
     return found
 
@@ -325,7 +335,7 @@ def record_change(connection: sa.Connection, key: int) -> None:
 
 def last_change(connection: sa.Connection) -> int:
     """The number of the last change, 0 before the first."""
-    return connection.execute(sa.select(sa.func.max(db.changes.c.number))).scalar() or 0
+    return connection.execute(_LAST_CHANGE).scalar() or 0
 
 
 def changed_since(connection: sa.Connection, number: int) -> list[int]:

@@ -239,13 +239,12 @@ class _Target:
         categories: set[str | None] = set()
         for like in question.likes:
             video = catalog.video(connection, like.video_id)
-            picture = catalog.vectors(connection, video.key, generation, aggregation)
-            if video.status != "ready" or picture is None:
+            known = catalog.kinds(connection, video.key, generation, aggregation, "text")
+            if video.status != "ready" or aggregation not in known:
                 raise NotReady(video.id, video.status)
-            pictures.append((picture[0], like.weight))
-            caption = catalog.vectors(connection, video.key, generation, "text")
-            if caption is not None:
-                captions.append((caption[0], like.weight))
+            pictures.append((known[aggregation][0], like.weight))
+            if "text" in known:
+                captions.append((known["text"][0], like.weight))
             without.add(video.key)
             if like.weight > 0:
                 categories.add(video.category)
@@ -260,7 +259,8 @@ class _Target:
         seen, read = _mean(pictures), _mean(captions) if captions else None
         compared = hashlib.sha256(generation.id.encode() + aggregation.encode() + seen.tobytes())
         compared.update(b"" if read is None else read.tobytes())
-        without |= catalog.keys_of(connection, question.exclude)
+        if question.exclude:
+            without |= catalog.keys_of(connection, question.exclude)
         return cls(seen, read, weights, frozenset(without), frozenset(categories), compared.hexdigest()[:16])
 
 

@@ -15,7 +15,8 @@ from service.runtime import Runtime
 from service.schemas import Problem
 
 
-def _runtime(request: Request) -> Runtime:
+# Dependencies that wait for nothing are coroutines: of plain functions each would be sent to a thread and back.
+async def _runtime(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
 
@@ -26,7 +27,7 @@ _bearer = HTTPBearer(auto_error=False, description="an API key, where the servic
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
 
 
-def require_key(
+async def require_key(
     service: Service,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -29,6 +31,7 @@ from service.schemas import (
 router = APIRouter(tags=["search"])
 
 _Search = TypeVar("_Search", PictureSearch, ClipSearch)
+_TURNS = CapacityLimiter(os.cpu_count() or 1)
 _LISTS = frozenset({"category", "exclude_category"})
 
 
@@ -50,13 +53,13 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
     summary="More like this video",
     responses=problems(404, 409, 410, 503),
 )
-def recommendations(
+async def recommendations(
     service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Answer:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
     question = parameters.question(parameters.fusion, likes=(Like(video_id),))
-    return Answer.of(service.recommender.answer(question))
+    return await _in_turn(lambda: Answer.of(service.recommender.answer(question)))
 
 
 @router.post(
@@ -64,11 +67,11 @@ def recommendations(
     summary="More like these, less like those",
     responses=problems(404, 409, 410, 503),
 )
-def recommend(service: Service, request: RecommendationRequest) -> Answer:
+async def recommend(service: Service, request: RecommendationRequest) -> Answer:
     """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
     weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
-    return Answer.of(service.recommender.answer(question))
+    return await _in_turn(lambda: Answer.of(service.recommender.answer(question)))
 
 
 @router.get(
@@ -84,11 +87,16 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
 
 
 @router.post("/v1/search/text", summary="Search by words", responses=problems(410, 503))
-def search_text(service: Service, search: TextSearch) -> Answer:
+async def search_text(service: Service, search: TextSearch) -> Answer:
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
-    question = search.question(search.fusion, examples=(service.examples.text(search.query),), group_by=search.group_by)
-    return Answer.of(service.recommender.answer(question))
+
+    def answer() -> Answer:
+        example = service.examples.text(search.query)
+        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
+        return Answer.of(service.recommender.answer(question))
+
+    return await _in_turn(answer)
 
 
 @router.post(
@@ -123,6 +131,12 @@ async def search_video(request: Request, service: Service) -> Answer:
         return service.examples.clip(form.incoming.path, search.caption, sampling)
 
     return await _with_file(request, service, ClipSearch, embed)
+
+
+async def _in_turn(answer: Callable[[], Answer]) -> Answer:
+    """In a thread, at most as many at a time as there are cores: more would only take the interpreter's lock away from
+    each other, which costs a third of what gets done."""
+    return await to_thread.run_sync(answer, limiter=_TURNS)
 
 
 async def _with_file(
