@@ -5,7 +5,7 @@ The package is flat, a module for one noun. Imports point down this list, never 
     cli > app > routes > schemas > folder | export | visualize > worker > runtime
         > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | maps
         > files | video | embedder | catalog | index | projection | drawing
-        > db | vectors | scenery | question | ranking > config > domain > errors | log
+        > compiled | db | vectors | scenery | question | ranking > config > domain > errors | log
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

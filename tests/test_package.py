@@ -45,8 +45,34 @@ def test_an_installed_wheel_embeds_and_answers(installed: Path, drawn: Path, tmp
     assert run("-m", "service", "embed", "--data-folder", str(drawn)).startswith("12 embedded")
     clip = sorted(drawn.rglob("*.mp4"))[0]
     assert len(run("-m", "service", "similar", str(clip), "--k", "3").splitlines()) == 4
-    for part in ("migrations/versions", "explore/index.html", "tiny/open_clip_model.safetensors"):
+    for part in ("calibration/39.jpg", "migrations/versions", "explore/index.html", "tiny/open_clip_model.safetensors"):
         assert (installed / "service" / part).exists(), part
+
+
+def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
+    """What a command imports is what it takes to start: the answer is in its modules, whatever the machine."""
+
+    def loaded(script: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{script}\nimport sys; print(*sys.modules)"],
+            env={**CHILD_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+    telling = "from typer.testing import CliRunner; from service import cli; CliRunner().invoke(cli.app, ['--help'])"
+    heavy = {"torch", "numpy", "sqlalchemy", "fastapi", "faiss", "av", "pydantic", "umap", "plotly"}
+    assert not loaded(telling) & heavy
+    serving = (
+        "from service import app, config; settings = config.load(model='tiny'); runtime = app.start(settings);"
+        "app.create_app(settings); runtime.close()"
+    )
+    found = loaded(serving)
+    assert found >= {"torch", "faiss", "fastapi"}
+    assert not found & {"umap", "plotly", "pymilvus", "openTSNE", "sklearn", "matplotlib", "openvino", "nncf", "av"}
 
 
 def test_the_checkpoint_is_small() -> None:

@@ -70,3 +70,9 @@ def test_the_founding_sentences_stand() -> None:
 def test_pictures_are_there() -> None:
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_table_of_speeds_is_what_the_benchmarks_printed() -> None:
+    from tests.bench.table import results, written
+
+    assert written(README, results()) == README, "run python tests/bench/table.py"
