@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +239,7 @@ def load(
         log.warning("tiny is a small model for trying out and for tests: not for production")
     name, pretrained = _resolve(model)
     offline = pretrained is not None and _offline()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _mapped():
         warnings.simplefilter("ignore")
         root = logging.getLogger()  # where open_clip narrates what it does; its errors come out as exceptions
         level = root.level
@@ -258,6 +259,7 @@ def load(
             raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
         finally:
             root.setLevel(level)
+    loaded.float()  # weights that were stored in half precision; the others stay where they are
     try:
         return Embedder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
     except ConfigurationError as error:
@@ -266,6 +268,27 @@ def load(
         # Some releases of torch compute wrongly there, and nobody chose it but this program.
         log.exception("Metal is not used, the CPU is", because=str(error))
         return load(model, device="cpu", precision="float32", pictures=pictures)
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Weights stay in their file, mapped into memory, instead of being copied over random ones: half of the memory and
+    of the time, and what is not used, as the picture tower where only words are embedded, need not be in memory.
+
+    open_clip has no option for it, so torch's method is given another default while a model is made.
+    """
+    import torch
+
+    real = torch.nn.Module.load_state_dict
+
+    def assign(module: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
+        return real(module, *arguments, **{**named, "assign": True})
+
+    torch.nn.Module.load_state_dict = assign  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.load_state_dict = real  # type: ignore[method-assign]
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str, str]:

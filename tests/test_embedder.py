@@ -165,6 +165,28 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
         load("tiny", device="cpu", precision="bfloat16")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
+def test_weights_stay_in_their_file(tmp_path: Path) -> None:
+    folder = tmp_path / "mapped"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    one = load(f"local-dir:{folder}", device="cpu")
+    maps = Path("/proc/self/maps").read_text()
+    assert str(folder / "open_clip_model.safetensors") in maps
+    assert one.embed_texts(["a cat"]).shape == (1, one.generation.dimension)
+    assert torch.nn.Module.load_state_dict.__qualname__ == "Module.load_state_dict"  # as it was
+
+
+def test_weights_in_half_precision_are_the_same_model(tiny: Embedder, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "half"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    save_file({name: value.half() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
+    half = load(f"local-dir:{folder}", device="cpu")
+    assert float((half.embed_texts(["a cat"]) * tiny.embed_texts(["a cat"])).sum()) > 0.999
+
+
 def test_the_text_tower_alone_is_the_same_generation(tiny: Embedder) -> None:
     text_only = load("tiny", device="cpu", pictures=False)
     assert text_only.generation == tiny.generation
