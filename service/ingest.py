@@ -28,7 +28,7 @@ from service.domain import (
     clean_filename,
     clean_title,
 )
-from service.embedder import BATCH, Embedder
+from service.embedder import Embedder
 from service.errors import InvalidInput, Undecodable
 from service.files import Files, Incoming
 from service.vectors import aggregate
@@ -202,11 +202,12 @@ class Ingest:
         there at once, and those before are stored. It asks for no more than keeps the model busy, so neither a long
         queue nor a long clip takes more memory. What goes wrong with one video stays with it.
         """
+        batch = self._embedder().batch
         running: dict[Future[Sample], Video] = {}
         storing: Future[None] | None = None
         with ThreadPoolExecutor(self._threads, "decode") as decoders, ThreadPoolExecutor(1, "store") as store:
             while True:
-                while self._hungry(running) and (keys := claim()):
+                while self._hungry(running, batch) and (keys := claim()):
                     with self._db.read() as connection:
                         videos = catalog.videos_by_key(connection, keys)
                     running |= {decoders.submit(self._decode, video, owner): video for video in videos.values()}
@@ -222,10 +223,10 @@ class Ingest:
             if storing:
                 storing.result()
 
-    def _hungry(self, running: dict[Future[Sample], Video]) -> bool:
+    def _hungry(self, running: dict[Future[Sample], Video], batch: int) -> bool:
         """Whether the clips that are being decoded might leave a decoder or the model without work."""
         frames = sum(video.sampling.num_frames for video in running.values())
-        return len(running) <= self._threads or frames < 2 * BATCH
+        return len(running) <= self._threads or frames < 2 * batch
 
     def _decode(self, video: Video, owner: str) -> Sample:
         sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)

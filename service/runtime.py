@@ -55,7 +55,7 @@ class Runtime:
 
     @property
     def _decoders(self) -> int:
-        return max(1, min(4, os.cpu_count() or 1))
+        return min(16, os.cpu_count() or 1)  # a GPU takes what many of them give
 
     def embedder(self, *, pictures: bool = False) -> Embedder:
         """The model, loaded when first asked for; with `pictures`, one that has its picture tower. Raises
