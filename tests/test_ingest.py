@@ -15,7 +15,7 @@ import pytest
 
 from service import catalog, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
-from service.embedder import BATCH, Embedder
+from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.ingest import Description, describe
 from service.runtime import Runtime
@@ -117,7 +117,11 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
     assert _now(runtime, slow).status == "ready"  # what was claimed is brought to its end
 
 
-def test_no_more_is_claimed_than_keeps_the_model_busy(runtime: Runtime, drawn: Path) -> None:
+def test_no_more_is_claimed_than_keeps_the_model_busy(
+    runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.ingest._AHEAD_FRAMES", 1)
+    monkeypatch.setattr(runtime.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [_accept(runtime, clip)[0] for clip in clips]
     most = 0
@@ -131,8 +135,9 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(runtime: Runtime, drawn: P
 
     runtime.ingest.process(claim, "me")
     assert {_now(runtime, video).status for video in videos} == {"ready"}
-    # Two batches' frames being decoded, and as many again embedded or about to be stored.
-    assert most * SAMPLING.num_frames <= 6 * BATCH
+    # One more than there are decoders is on its way to the model, as many are in it, and as many are being stored.
+    assert len(videos) > most
+    assert most <= 3 * (runtime.decoder.processes + 1)
 
 
 def _until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -26,6 +26,7 @@ from service.video.pixels import Pixels
 from service.video.sampling import Sample, sample, still
 
 _MEMORY_BYTES = 4 << 30
+_COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
 _PROBE_SECONDS = 30.0  # somebody waits for the answer to an upload
 
 
@@ -144,6 +145,9 @@ def _serve(pipe: Connection) -> None:
 
     # Ctrl-C on a terminal reaches the whole group; the parent decides when its children end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        # The model's threads wait for each other: one that has to share its core with a decoder holds up all of them.
+        os.nice(_COURTESY)
     _limit_resources()
     import av
 
