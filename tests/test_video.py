@@ -349,6 +349,25 @@ def test_a_crash_in_the_middle_is_that_videos_failure(make_clip: ClipMaker) -> N
     decoder.close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_many_clips_take_no_more_memory_than_two(shared_clips: Path) -> None:
+    clip = sorted((shared_clips / "animals").glob("*.mp4"))[0]
+    decoder = Decoder(Limits(600, 100_000_000), processes=1)
+    child = decoder._idle.queue[0]
+
+    def peak_kib() -> int:
+        assert child._process is not None
+        status = Path(f"/proc/{child._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+    peaks = []
+    for _ in range(25):
+        decoder.sample(clip, Sampling(10), SMALL)
+        peaks.append(peak_kib())
+    decoder.close()
+    assert peaks[-1] <= 1.1 * peaks[1], peaks
+
+
 # --- real clips
 
 

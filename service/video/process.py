@@ -186,10 +186,12 @@ def _serve(pipe: Connection) -> None:
 
 
 def _give_back_memory() -> None:
-    """What was freed, to the system: the allocator would keep a little more after each clip, up to twice as much as
-    one clip takes."""
+    """What a clip took, to the system. A container and its streams refer to each other, so their frames stay until the
+    collector happens by, some megabytes a clip; and the allocator keeps what was freed."""
     import ctypes
+    import gc
 
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:  # glibc alone has it, and needs it
         trim(0)
