@@ -109,7 +109,11 @@ class Recommender:
         with self._videos.current() as (index, connection):
             target = _Target.of(connection, question, self.generation, self._aggregation)
             cursor = _cursor(question, target)
-            statistics = cursor.statistics if cursor else index.similarity(target.picture, target.words)
+            statistics = (
+                cursor.statistics
+                if cursor
+                else index.similarity(target.picture, target.words, deviations=question.fusion == "zscore")
+            )
             search = _Search(index, connection, target, lines(statistics, target.weights, question.fusion), question)
             found, more = search.diverse(cursor) if question.diversity else search.best(cursor)
             offset = cursor.offset if cursor else 0
@@ -123,9 +127,11 @@ class Recommender:
                     text_part=Part(
                         None if target.caption is None else one.read, target.weights.text, one.read_part, one.imputed
                     ),
-                    moment=_moment(frames[one.video.key], target.picture, one.video),
+                    moment=moment,
                 )
-                for rank, one in enumerate(found, offset + 1)
+                for (rank, one), moment in zip(
+                    enumerate(found, offset + 1), _best_moments(found, frames, target.picture), strict=True
+                )
             )
             following = None
             if more and found and offset + len(found) < MAX_DEPTH:
@@ -324,7 +330,7 @@ class _Search:
         while True:
             rows, products = self._index.search(self._query, count, self._where)
             keys = self._index.keys(rows)
-            kept = ~np.isin(keys, list(without)) if without else np.ones(len(keys), dtype=np.bool_)
+            kept = np.array([key not in without for key in keys.tolist()], dtype=np.bool_)
             scored = self._scored(rows[kept], keys[kept], wanted, cursor)
             found = [one for one in scored if _wanted(self._question, cursor, one)]
             found.sort(key=lambda one: order(one.score, one.video.id))
@@ -425,7 +431,11 @@ def _margin(query: Vectors) -> float:
     return 1e-5 * max(1.0, float(np.linalg.norm(query)))
 
 
-def _moment(frames: Vectors, picture: Numbers, video: Video) -> Moment:
-    similarities = _similarities(frames, picture)
-    best = int(np.argmax(rounded(similarities)))
-    return Moment(video.frame_times[best], best, float(similarities[best]))
+def _best_moments(found: list[_Found], frames: dict[int, Vectors], picture: Numbers) -> Iterator[Moment]:
+    if not found:
+        return
+    counts = [len(frames[one.video.key]) for one in found]
+    together = _similarities(np.concatenate([frames[one.video.key] for one in found]), picture)
+    for one, similarities in zip(found, np.split(together, np.cumsum(counts)[:-1]), strict=True):
+        best = int(np.argmax(rounded(similarities)))
+        yield Moment(one.video.frame_times[best], best, float(similarities[best]))

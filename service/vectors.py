@@ -81,11 +81,14 @@ class Moments:
         """(D,) the mean of the set; zero where it is empty."""
         return self._sum / max(self.count, 1)
 
-    def similarity(self, query: npt.NDArray[np.floating]) -> tuple[float, float]:
-        """Mean and standard deviation of <query, x> over the set; (0, 0) where the set is empty."""
+    def similarity(self, query: npt.NDArray[np.floating], *, deviation: bool = True) -> tuple[float, float]:
+        """Mean and standard deviation of <query, x> over the set; (0, 0) where the set is empty. The deviation takes
+        a product with a (D, D) matrix; 0 where it is not asked for."""
         if self.count == 0:
             return 0.0, 0.0
         wide = query.astype(np.float64)
         mean = float(wide @ self._sum) / self.count
+        if not deviation:
+            return mean, 0.0
         variance = float(wide @ self._outer @ wide) / self.count - mean * mean
         return mean, float(np.sqrt(max(variance, 0.0)))

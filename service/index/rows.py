@@ -153,10 +153,12 @@ class Index(ABC):
         return np.sort(np.random.default_rng(seed).choice(alive, min(count, len(alive)), replace=False))
 
     def similarity(
-        self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating]
+        self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating], *, deviations: bool = True
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Mean and standard deviation, over all that is alive, of <picture, v> and of <caption, t>."""
-        return self._moments[0].similarity(picture), self._moments[1].similarity(caption)
+        """Mean and standard deviation, over all that is alive, of <picture, v> and of <caption, t>; without
+        `deviations` they are 0."""
+        seen, read = self._moments
+        return seen.similarity(picture, deviation=deviations), read.similarity(caption, deviation=deviations)
 
     @property
     def mean_caption(self) -> npt.NDArray[np.float64]:

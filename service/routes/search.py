@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -31,7 +33,7 @@ from service.schemas import (
 router = APIRouter(tags=["search"])
 
 _Search = TypeVar("_Search", PictureSearch, ClipSearch)
-_TURNS = CapacityLimiter(os.cpu_count() or 1)
+_TURNS = ThreadPoolExecutor(os.cpu_count() or 1, "answers")
 _LISTS = frozenset({"category", "exclude_category"})
 
 
@@ -51,11 +53,12 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
 @router.get(
     "/v1/videos/{video_id}/recommendations",
     summary="More like this video",
+    response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
 async def recommendations(
     service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
-) -> Answer:
+) -> Response:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
     question = parameters.question(parameters.fusion, likes=(Like(video_id),))
@@ -65,9 +68,10 @@ async def recommendations(
 @router.post(
     "/v1/recommendations",
     summary="More like these, less like those",
+    response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
-async def recommend(service: Service, request: RecommendationRequest) -> Answer:
+async def recommend(service: Service, request: RecommendationRequest) -> Response:
     """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
     weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
@@ -86,8 +90,8 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
     return DuplicateList.of(service.duplicates.of(video_id))
 
 
-@router.post("/v1/search/text", summary="Search by words", responses=problems(410, 503))
-async def search_text(service: Service, search: TextSearch) -> Answer:
+@router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
+async def search_text(service: Service, search: TextSearch) -> Response:
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
 
@@ -133,10 +137,15 @@ async def search_video(request: Request, service: Service) -> Answer:
     return await _with_file(request, service, ClipSearch, embed)
 
 
-async def _in_turn(answer: Callable[[], Answer]) -> Answer:
+async def _in_turn(answer: Callable[[], Answer]) -> Response:
     """In a thread, at most as many at a time as there are cores: more would only take the interpreter's lock away from
-    each other, which costs a third of what gets done."""
-    return await to_thread.run_sync(answer, limiter=_TURNS)
+    each other, which costs a third of what gets done. They write the JSON too, and the event loop has bytes to send."""
+
+    def written() -> bytes:
+        return answer().model_dump_json().encode()
+
+    body = await asyncio.get_running_loop().run_in_executor(_TURNS, contextvars.copy_context().run, written)
+    return Response(body, media_type="application/json")
 
 
 async def _with_file(
