@@ -527,6 +527,23 @@ def test_caption_and_category_are_edited(own_library: Server, visit: Open) -> No
     _expect(page, [stored["id"]])
 
 
+def test_what_is_chosen_while_a_closed_clip_leaves_the_address_holds(own_library: Server, visit: Open) -> None:
+    page = visit(own_library, "/explore?view=clips")
+    # A browser that has much to do steps back when it gets to it.
+    page.evaluate("() => { const back = history.back.bind(history); history.back = () => setTimeout(back, 500); }")
+    page.locator("#grid .card h2 a").first.click()
+    page.get_by_role("button", name="Close").click()
+    category = page.locator("#category option").nth(1).get_attribute("value")
+    page.locator("#category").select_option(category)
+    with own_library.client() as client:
+        listed = client.get("/v1/videos", params={"category": category}).json()["items"]
+    page.wait_for_url("**/explore?*category=*")
+    page.wait_for_timeout(1000)
+    _expect(page, [one["id"] for one in listed])
+    assert "video=" not in page.url
+    assert page.locator("dialog[open]").count() == 0
+
+
 DROP = """async ({ target, name, type, bytes }) => {
     const data = new DataTransfer();
     data.items.add(new File([Uint8Array.from(atob(bytes), one => one.charCodeAt(0))], name, { type }));

@@ -9,13 +9,11 @@ let shown = null; // id of the clip on show
 let letGo = null;
 let controller = null;
 let draft = null; // the open edit form
+let closed; // reports that the clip was left
 
-export function setUp({ closed }) {
-  dialog.addEventListener("close", () => {
-    clean();
-    shown = null;
-    closed();
-  });
+export function setUp(page) {
+  closed = page.closed;
+  dialog.addEventListener("close", () => dialog.open || left()); // by Escape; it comes late, and another clip may be open
   dialog.addEventListener("cancel", (event) => {
     if (draft?.changed() && event.cancelable) {
       event.preventDefault(); // Escape does not throw away what was typed
@@ -29,13 +27,21 @@ export function setUp({ closed }) {
 
 function leave() {
   if (draft?.changed()) draft.warn();
-  else dialog.close();
+  else hide();
+}
+
+function left() {
+  clean();
+  shown = null;
+  closed();
 }
 
 export const current = () => shown;
 
 export function hide() {
-  if (dialog.open) dialog.close();
+  if (!dialog.open) return;
+  dialog.close();
+  left();
 }
 
 // `actions`: like(video), changed(video), remove(video, how), retried(video), categories(). `hit` says where the best

@@ -20,10 +20,15 @@ const fromHistory = () => ({ ...read(), file: history.state?.file ?? 0 });
 
 let state = fromHistory();
 let openedAt = null; // seconds, where a clip was opened from a frame of the map
+let returning = null; // changes that wait until a step back has been made, which browsers make later
 
 // --- the address
 
 function go(change, { replace = false } = {}) {
+  if (returning) {
+    returning.push([change, { replace }]);
+    return;
+  }
   const next = { ...state, ...change };
   if (address(next) === address(state) && next.file === state.file) return;
   const kept = { ...(replace ? history.state : { here: true }), file: next.file };
@@ -34,8 +39,11 @@ function go(change, { replace = false } = {}) {
 }
 
 addEventListener("popstate", () => {
+  const waiting = returning ?? [];
+  returning = null;
   state = fromHistory();
   render();
+  for (const [change, how] of waiting) go(change, how);
 });
 
 // Both side by side where there is room, else one of them.
@@ -130,6 +138,7 @@ function closed() {
   if (!state.video) return;
   if (history.state?.here) {
     state = { ...state, video: "" }; // at once; the address follows
+    returning = [];
     history.back();
   } else go({ video: "" }, { replace: true });
 }
