@@ -1,7 +1,7 @@
 """Probe clips, sample their frames and take their fingerprints (PyAV). Knows no row and no model.
 
-Clips come from strangers: `Decoder` does all of it in child processes (`process`). Inside them `container` opens a file
-and says what it is, `timeline` finds frames by their time stamps and decodes no more than it must, `pixels` makes
+Clips come from strangers: `Decoder` does all of it in child processes (`process`), which `jail` keeps from everything but
+the file that they are handed. Inside them `container` opens it and says what it is, `timeline` finds frames by their time stamps and decodes no more than it must, `pixels` makes
 pictures of them, and `sampling` and `fingerprint` put the three together.
 """
 

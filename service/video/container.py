@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from service.domain import Probe
 from service.errors import InvalidInput, Undecodable
@@ -17,17 +18,31 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+# FFmpeg reads hundreds of formats, most of them seldom tested. What people upload is among these.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
+_VIDEO_CODECS = (
+    "av1,cinepak,dnxhd,dvvideo,ffv1,ffvhuff,flv,gif,h263,h264,hevc,huffyuv,jpeg2000,libdav1d,libvpx,libvpx-vp9,mjpeg,"
+    "mpeg1video,mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,svq1,svq3,theora,utvideo,vc1,"
+    "vp6,vp6f,vp8,vp9,vvc,wmv1,wmv2,wmv3"
+)
+# Not listened to, but FFmpeg knows a container only when it has decoded a little of each of its streams.
+_AUDIO_CODECS = (
+    "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,alac,amrnb,amrwb,eac3,flac,libopus,mp1,mp1float,mp2,"
+    "mp2float,mp3,mp3float,nellymoser,opus,pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,"
+    "pcm_s32le,pcm_u8,speex,vorbis,wmapro,wmav1,wmav2"
+)
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song is not a video
 _PROBE_PACKETS = 250
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a clip may cost. `timeout_seconds` is for one whole request to the decoder."""
+    """What a clip may cost. `max_pixels` are of one frame, `max_decoded_pixels` of all that must be decoded to sample a
+    clip; `timeout_seconds` is for one whole request to the decoder."""
 
     max_duration_seconds: float
     max_pixels: int
+    max_decoded_pixels: int = 1 << 35  # nine minutes at 1080p without a keyframe, ten seconds of work
     timeout_seconds: float = 300.0
 
 
@@ -79,14 +94,18 @@ class Header:
 class Clip:
     """An open file, and the stream of it that is looked at. A context manager.
 
-    Raises Undecodable where the file is none, InvalidInput where the clip is beyond `limits`. `threads` are the
-    decoder's, 0: as many as there are cores.
+    Raises Undecodable where the file is none, InvalidInput where the clip is beyond `limits`. An open file as `source`
+    is closed with the clip. `threads` are the decoder's, 0: as many as there are cores.
     """
 
-    def __init__(self, path: Path, limits: Limits, threads: int = 0) -> None:
-        self._path = path
+    def __init__(self, source: Path | BinaryIO, limits: Limits, threads: int = 0) -> None:
+        self._file = source.open("rb") if isinstance(source, Path) else source
         self._threads = threads
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
         try:
             self.header = Header.read(self.container, self.stream)
             _check(self.stream, self.header.duration_seconds, limits)
@@ -103,18 +122,20 @@ class Clip:
     def close(self) -> None:
         """Let go of the file."""
         self.container.close()
+        self._file.close()
 
     def reopen(self) -> None:
         """Back to the start: not every container can seek."""
-        self.close()
+        self.container.close()
         self._open()
 
     def _open(self) -> None:
-        self.container = _opened(self._path)
+        self._file.seek(0)
+        self.container = _opened(self._file)
         try:
             self.stream = _video_stream(self.container)
         except BaseException:
-            self.close()
+            self.container.close()
             raise
         self.stream.thread_type = "AUTO"
         self.stream.codec_context.thread_count = self._threads
@@ -162,12 +183,12 @@ class Clip:
             yield from self.decode(packet)
 
 
-def probe(path: Path, limits: Limits) -> Probe:
+def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
     """What the container says of itself, once its first frame was decoded.
 
     Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
     """
-    with Clip(path, limits) as clip:
+    with Clip(source, limits) as clip:
         frame = next(clip.read(_PROBE_PACKETS), None)
         if frame is None:
             raise no_frame()
@@ -179,16 +200,21 @@ def no_frame() -> Undecodable:
     return Undecodable("the file has a video stream, but no frame of it could be decoded")
 
 
-def _opened(path: Path) -> InputContainer:
+def _opened(file: BinaryIO) -> InputContainer:
     import av
 
-    if path.stat().st_size == 0:
+    if file.seek(0, os.SEEK_END) == 0:
         raise Undecodable("the file is empty")
+    file.seek(0)
+    codecs = f"{_VIDEO_CODECS},{_AUDIO_CODECS}"
     try:
         return av.open(
-            str(path),
+            file,
+            "r",
             metadata_errors="replace",  # old tools write metadata in any encoding
-            container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+            # What a clip is, its bytes say, and never its name. With no protocol at all, whatever else it names stays
+            # closed: FFmpeg reads through our open file, and nothing beside it.
+            container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "", "codec_whitelist": codecs},
         )
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -198,6 +224,8 @@ def _opened(path: Path) -> InputContainer:
 def _video_stream(container: InputContainer) -> VideoStream:
     for stream in container.streams.video:
         if not int(stream.disposition) & _ATTACHED_PICTURE and stream.codec_context is not None:
+            if stream.codec_context.name not in _VIDEO_CODECS.split(","):
+                raise Undecodable(f"the video codec {stream.codec_context.name} is not taken")
             return stream
     kinds = sorted({stream.type for stream in container.streams})
     raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'nothing'}")

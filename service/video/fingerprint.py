@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +40,14 @@ class Fingerprint:
             raise ValueError(f"no fingerprint: {self.pictures.dtype} pictures {self.pictures.shape}")
 
 
-def fingerprint(path: Path, limits: Limits, *, threads: int = 0) -> Fingerprint:
+def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) -> Fingerprint:
     """What a clip looks like: all its frames, or as many as a fingerprint has, evenly spread.
 
     Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
     """
     pictures: list[Pixels] = []
     size, matrix = (0, 0), (1, 0, 0, 1)
-    with Clip(path, limits, threads) as clip:
+    with Clip(source, limits, threads) as clip:
         timeline = Timeline.read(clip)
         for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
             check_frame(frame, limits)

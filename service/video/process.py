@@ -1,33 +1,40 @@
 """Decoding in child processes.
 
 A decoder that crashes, hangs or eats memory must cost one video and nothing else, so `Decoder` talks to child processes
-over a pipe, with a time limit, and replaces one that dies. Only JSON and raw bytes cross the pipe. The child opens one
-local file with a list of allowed containers: a playlist that names other files or addresses is not a video here.
+over a pipe, with a time limit, and replaces one that dies. Only JSON, raw bytes and open files cross the pipe: the
+child is handed the one file it is to read, and `jail` keeps it from any other.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
 import queue
+import sys
 from dataclasses import asdict
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import structlog
 
 from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, ReelsError, Undecodable
 from service.video.container import Limits, probe
 from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
+from service.video.jail import confine
 from service.video.pixels import Pixels
 from service.video.sampling import Sample, sample, still
 
-_MEMORY_BYTES = 4 << 30
+log = structlog.get_logger(__name__)
+
 _COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
-_PROBE_SECONDS = 30.0  # somebody waits for the answer to an upload
+_PROBE_SECONDS = 8.0  # hundreds of times what it takes, and somebody waits for the answer to an upload
 
 
 class Decoder:
@@ -49,19 +56,18 @@ class Decoder:
 
     def probe(self, path: Path) -> Probe:
         """What the container says, once its first frame was decoded."""
-        header, _ = self._ask({"do": "probe", "path": str(path)}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
+        header, _ = self._ask(path, {"do": "probe"}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         return Probe(**header["probe"])
 
     def sample(self, path: Path, sampling: Sampling, picture: Picture) -> Sample:
         """The frames that `sampling` names, as `picture` asks; fewer where the clip has fewer."""
         request = {
             "do": "sample",
-            "path": str(path),
             "sampling": asdict(sampling),
             "picture": asdict(picture),
             "keyframes": self._keyframes,
         }
-        header, blobs = self._ask(request, self._limits.timeout_seconds)
+        header, blobs = self._ask(path, request, self._limits.timeout_seconds)
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # writable, as torch wants it
         return Sample(
             probe=Probe(**header["probe"]),
@@ -72,14 +78,14 @@ class Decoder:
 
     def picture(self, path: Path, picture: Picture) -> Pixels:
         """(H, W, 3) uint8: a still picture, as `picture` asks. Raises Undecodable, InvalidInput."""
-        request = {"do": "picture", "path": str(path), "picture": asdict(picture)}
-        _, blobs = self._ask(request, min(_PROBE_SECONDS, self._limits.timeout_seconds))
+        request = {"do": "picture", "picture": asdict(picture)}
+        _, blobs = self._ask(path, request, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)
         return pixels.reshape(picture.height, picture.width, 3)
 
     def fingerprint(self, path: Path) -> Fingerprint:
         """What the clip looks like, for a comparison with others."""
-        _, blobs = self._ask({"do": "fingerprint", "path": str(path)}, self._limits.timeout_seconds)
+        _, blobs = self._ask(path, {"do": "fingerprint"}, self._limits.timeout_seconds)
         pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
         return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
@@ -88,10 +94,12 @@ class Decoder:
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
-    def _ask(self, request: dict[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], list[bytes]]:
+    def _ask(self, path: Path, request: dict[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], list[bytes]]:
+        whole = {**request, "limits": asdict(self._limits), "threads": self._threads}
         child = self._idle.get()
         try:
-            return child.ask({**request, "limits": asdict(self._limits), "threads": self._threads}, timeout_seconds)
+            with path.open("rb") as file:
+                return child.ask(whole, file, timeout_seconds)
         finally:
             self._idle.put(child)
 
@@ -99,14 +107,19 @@ class Decoder:
 class _Child:
     """One decoding process, started when first asked and again after it died."""
 
+    _complained = False  # once a process is enough
+
     def __init__(self) -> None:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def ask(self, request: dict[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], list[bytes]]:
-        pipe = self._started()
+    def ask(
+        self, request: dict[str, Any], file: BinaryIO, timeout_seconds: float
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        pipe, pid = self._started()
         try:
             pipe.send_bytes(json.dumps(request).encode())
+            _hand_over(pipe, file, pid)
             if not pipe.poll(timeout_seconds):
                 self.close()
                 raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
@@ -115,6 +128,9 @@ class _Child:
         except (EOFError, OSError) as error:
             self.close()
             raise Undecodable("the decoder crashed or ran out of memory on this file") from error
+        if header["unconfined"] and not _Child._complained:
+            _Child._complained = True
+            log.warning("decoders run without a filter of system calls", because=header["unconfined"])
         if "error" in header:
             raise _from_wire(header)
         return header, blobs
@@ -127,7 +143,7 @@ class _Child:
             self._process.join()
         self._process = self._pipe = None
 
-    def _started(self) -> Connection:
+    def _started(self) -> tuple[Connection, int]:
         if self._pipe is None or self._process is None or not self._process.is_alive():
             self.close()
             # Never fork: torch and FAISS hold threads and locks in the parent.
@@ -136,7 +152,8 @@ class _Child:
             self._process = context.Process(target=_serve, args=(theirs,), name="reelsrs-decoder", daemon=True)
             self._process.start()
             theirs.close()
-        return self._pipe
+        assert self._process.pid is not None
+        return self._pipe, self._process.pid
 
 
 def _serve(pipe: Connection) -> None:
@@ -148,66 +165,100 @@ def _serve(pipe: Connection) -> None:
     if hasattr(os, "nice"):
         # The model's threads wait for each other: one that has to share its core with a decoder holds up all of them.
         os.nice(_COURTESY)
-    _limit_resources()
-    import av
-
-    av.logging.set_level(None)
+    _load_all()
+    gc.collect()
+    gc.freeze()  # what stays need not be looked through after every clip
+    unconfined = confine()
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
+            file = _handed_over(pipe)
         except (EOFError, OSError):
             return
-        limits = Limits(**request["limits"])
-        path, threads = Path(request["path"]), request["threads"]
+        limits, threads = Limits(**request["limits"]), request["threads"]
         try:
-            if request["do"] == "probe":
-                header, blobs = {"probe": asdict(probe(path, limits))}, []
-            elif request["do"] == "fingerprint":
-                header, blobs = (
-                    {},
-                    [pictures.tobytes() for pictures in fingerprint(path, limits, threads=threads).pictures],
-                )
-            elif request["do"] == "picture":
-                header, blobs = {}, [still(path, Picture(**request["picture"]), limits).tobytes()]
-            else:
-                sampling, picture = Sampling(**request["sampling"]), Picture(**request["picture"])
-                sampled = sample(path, sampling, picture, limits, keyframes=request["keyframes"], threads=threads)
-                header = {"probe": asdict(sampled.probe), "times": sampled.times.tolist()}
-                blobs = [sampled.pixels.tobytes(), *sampled.jpegs]
+            with file:
+                header, blobs = _answer(request, file, limits, threads)
         except ReelsError as error:
             header, blobs = _to_wire(error), []
         except MemoryError:
             header, blobs = _to_wire(Undecodable("decoding this file needs more memory than is allowed")), []
-        pipe.send_bytes(json.dumps({**header, "blobs": len(blobs)}).encode())
+        pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unconfined}).encode())
         for blob in blobs:
             pipe.send_bytes(blob)
         header, blobs = {}, []
         _give_back_memory()
 
 
+def _load_all() -> None:
+    """Libraries load parts of themselves when they are needed, which in the jail they cannot: do everything once."""
+    import importlib
+    import io
+    import pkgutil
+
+    import av
+    from PIL import Image
+
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    av.logging.set_level(None)
+    Image.init()
+    clip, picture = io.BytesIO(), io.BytesIO()
+    grey = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    pixels = np.stack([grey] * 3, axis=2)
+    with av.open(clip, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=64, height=64)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode(None))
+    Image.fromarray(pixels).save(picture, "JPEG")
+    common = {"picture": asdict(Picture(32, 32)), "sampling": asdict(Sampling(2)), "keyframes": False}
+    for do, file in (("probe", clip), ("sample", clip), ("fingerprint", clip), ("picture", picture)):
+        _answer({"do": do, **common}, io.BytesIO(file.getvalue()), Limits(60, 64 * 64), 1)
+
+
+def _answer(
+    request: dict[str, Any], file: BinaryIO, limits: Limits, threads: int
+) -> tuple[dict[str, Any], list[bytes]]:
+    if request["do"] == "probe":
+        return {"probe": asdict(probe(file, limits))}, []
+    if request["do"] == "fingerprint":
+        return {}, [pictures.tobytes() for pictures in fingerprint(file, limits, threads=threads).pictures]
+    picture = Picture(**request["picture"])
+    if request["do"] == "picture":
+        return {}, [still(file, picture, limits).tobytes()]
+    sampling = Sampling(**request["sampling"])
+    sampled = sample(file, sampling, picture, limits, keyframes=request["keyframes"], threads=threads)
+    header = {"probe": asdict(sampled.probe), "times": sampled.times.tolist()}
+    return header, [sampled.pixels.tobytes(), *sampled.jpegs]
+
+
+def _hand_over(pipe: Connection, file: BinaryIO, pid: int) -> None:
+    handle = file.fileno()
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = msvcrt.get_osfhandle(handle)
+    reduction.send_handle(pipe, handle, pid)
+
+
+def _handed_over(pipe: Connection) -> BinaryIO:
+    handle = reduction.recv_handle(pipe)
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)
+    return os.fdopen(handle, "rb")
+
+
 def _give_back_memory() -> None:
     """What a clip took, to the system. A container and its streams refer to each other, so their frames stay until the
     collector happens by, some megabytes a clip; and the allocator keeps what was freed."""
-    import ctypes
-    import gc
-
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:  # glibc alone has it, and needs it
         trim(0)
-
-
-def _limit_resources() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows has no such limits; the time limit and the process boundary remain
-        return
-    # macOS refuses an address space limit: there, too, the process boundary remains.
-    for name, limit in (("RLIMIT_AS", _MEMORY_BYTES), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
-        try:
-            resource.setrlimit(getattr(resource, name), (limit, limit))
-        except (ValueError, OSError):
-            continue
 
 
 def _to_wire(error: ReelsError) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from service.video.container import Clip, Limits, check_frame, no_frame
 from service.video.pixels import Pixels, Scaler, fit
 from service.video.timeline import Timeline
 
+_FRAME_PIXELS = 100_000  # what the smallest frame costs to decode, as so many pixels of a large one
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
@@ -37,7 +39,13 @@ class Sample:
 
 
 def sample(
-    path: Path, sampling: Sampling, picture: Picture, limits: Limits, *, keyframes: bool = False, threads: int = 0
+    source: Path | BinaryIO,
+    sampling: Sampling,
+    picture: Picture,
+    limits: Limits,
+    *,
+    keyframes: bool = False,
+    threads: int = 0,
 ) -> Sample:
     """The frames of a clip that `sampling` names, at the size that `picture` asks for; with `keyframes` the keyframes
     next to those. `threads` are the decoder's, 0: as many as there are cores.
@@ -49,9 +57,11 @@ def sample(
     jpegs: list[bytes] = []
     described: Probe | None = None
     scaler = Scaler(picture)
-    with Clip(path, limits, threads) as clip:
+    with Clip(source, limits, threads) as clip:
         timeline = Timeline.read(clip)
-        for time_seconds, frame in timeline.frames(clip, timeline.sampled(sampling, keyframes=keyframes)):
+        stamps = timeline.sampled(sampling, keyframes=keyframes)
+        _check_effort(timeline.effort(stamps), clip, limits)
+        for time_seconds, frame in timeline.frames(clip, stamps):
             check_frame(frame, limits)
             described = described or clip.header.describe(frame)
             display = (described.width, described.height)
@@ -65,7 +75,18 @@ def sample(
     return Sample(described, np.array(times), np.stack(pixels), tuple(jpegs))
 
 
-def still(path: Path, picture: Picture, limits: Limits) -> Pixels:
+def _check_effort(frames: int, clip: Clip, limits: Limits) -> None:
+    """An hour of one still is a small file, and minutes of work for a core where only its first frame is a keyframe."""
+    width, height = clip.stream.codec_context.width, clip.stream.codec_context.height
+    if frames * (width * height + _FRAME_PIXELS) > limits.max_decoded_pixels:
+        raise InvalidInput(
+            "file",
+            f"it has so few keyframes that {frames:,} frames of {width} x {height} must be decoded to show a few; "
+            "encode it with a keyframe every few seconds, or cut it",
+        )
+
+
+def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
     """(H, W, 3) uint8: a picture file, upright, at the size that `picture` asks for; of an animation the first frame.
 
     Raises Undecodable, and InvalidInput where it has more pixels than `limits` allows, before any is unpacked.
@@ -75,7 +96,7 @@ def still(path: Path, picture: Picture, limits: Limits) -> Pixels:
 
     PillowImage.MAX_IMAGE_PIXELS = None  # the limit is ours, and named in our error
     try:
-        with PillowImage.open(path, formats=_PICTURES) as image:
+        with PillowImage.open(source, formats=_PICTURES) as image:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width:,} x {image.height:,}"
                 raise InvalidInput("file", f"the picture has {size} pixels; at most {limits.max_pixels:,} are taken")

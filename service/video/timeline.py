@@ -117,6 +117,15 @@ class Timeline:
         stamps: list[int] = self._stamps[_evenly(self._stamps.astype(np.float64), float(self._end), count)].tolist()
         return stamps
 
+    def effort(self, stamps: list[int]) -> int:
+        """How many frames must be decoded, at most, to show the ones with these time stamps, ascending."""
+        if not stamps:
+            return 0
+        place = self._stamps.searchsorted
+        if not (self._trusted and len(self._keyframes)):
+            return int(place(stamps[-1])) + 1
+        return sum(int(place(targets[-1]) - place(start)) + 1 for start, targets in self._runs(stamps))
+
     def frames(self, clip: Clip, stamps: list[int]) -> Iterator[tuple[float, VideoFrame]]:
         """The frames with these time stamps, ascending, each with its time in seconds from the first.
 
