@@ -28,6 +28,11 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "clips"
 CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--mutations 2000`: the long form of tests/test_mutations.py."""
+    parser.addoption("--mutations", type=int, default=100, help="how many damaged clips are uploaded")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
