@@ -1,8 +1,9 @@
 """Probe clips, sample their frames and take their fingerprints (PyAV). Knows no row and no model.
 
-Clips come from strangers: `Decoder` does all of it in child processes (`process`), which `jail` keeps from everything but
-the file that they are handed. Inside them `container` opens it and says what it is, `timeline` finds frames by their time stamps and decodes no more than it must, `pixels` makes
-pictures of them, and `sampling` and `fingerprint` put the three together.
+Clips come from strangers: `Decoder` does all of it in child processes (`process`), which `jail` keeps from everything
+but the file that they are handed. Inside them `container` opens it and says what it is, `timeline` finds frames by
+their time stamps and decodes no more than it must, `pixels` makes pictures of them, and `sampling` and `fingerprint`
+put the three together.
 """
 
 from service.video.container import Limits, probe
