@@ -442,3 +442,15 @@ def _too_large(server: Server) -> None:
 def test_cors_is_closed_by_default(client: httpx.Client) -> None:
     answer = client.get("/v1/videos", headers={"Origin": "https://app.example"})
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("address", ["/v1/videos", "/v1/videos/none", "/v1/search/text", "/docs", "/explore", "/livez"])
+def test_every_answer_tells_a_browser_what_not_to_do(client: httpx.Client, address: str) -> None:
+    answer = client.get(address)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    policy = answer.headers.get_list("content-security-policy")
+    assert len(policy) == 1
+    assert "frame-ancestors 'none'" in policy[0]
+    assert ("default-src 'none'" in policy[0]) == (address not in ("/docs", "/explore"))

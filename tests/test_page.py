@@ -544,6 +544,14 @@ def test_what_is_chosen_while_a_closed_clip_leaves_the_address_holds(own_library
     assert page.locator("dialog[open]").count() == 0
 
 
+def test_the_docs_page_asks_the_service_under_its_own_policy(own_library: Server, visit: Open) -> None:
+    page = visit(own_library, "/docs")
+    page.locator("#operations-service-categories_v1_categories_get, [id*=categories]").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    page.locator(".live-responses-table .response-col_status").get_by_text("200").wait_for()
+
+
 DROP = """async ({ target, name, type, bytes }) => {
     const data = new DataTransfer();
     data.items.add(new File([Uint8Array.from(atob(bytes), one => one.charCodeAt(0))], name, { type }));
