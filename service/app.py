@@ -170,11 +170,10 @@ def _document_problems(app: FastAPI) -> None:
 def start(settings: Settings) -> Runtime:
     """Everything that answers need, loaded and warm. Raises ReelsError where it cannot be had."""
     runtime = Runtime(settings, pictures=False)
-    runtime.files.sweep()
+    runtime.ingest.repair()
     runtime.activate()
     runtime.follower.save()  # built and caught up by now
     # Built here, once: the threads that answer requests would each build their own.
-    assert runtime.ingest is not None
     assert runtime.recommender is not None
     assert runtime.examples is not None
     assert runtime.duplicates is not None

@@ -1,6 +1,7 @@
 """The stored bytes of clips and the pictures of their frames, in a local folder. Knows no row and no vector.
 
-    incoming/                uploads on their way; emptied of strays at start
+    incoming/                uploads on their way, locked by who writes them; emptied of strays at start
+    incoming/abcdef.unsettled    a mark: bytes are placed or removed, and their row is not committed yet
     ab/abcdef.../video       the bytes, under their SHA-256
     ab/abcdef.../0003.jpg    the picture of frame 3
     ab/abcdef.../fingerprint what it looks like, for comparisons; made when first asked for
@@ -18,14 +19,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from service.errors import NotFound, StorageFull, TooLarge
 
-_STRAY_SECONDS = 24 * 3600
+_UNSETTLED = ".unsettled"
+_STRAY_SECONDS = 60  # between its last byte and its name, a file is not locked
 
 
 class Incoming:
@@ -40,6 +42,7 @@ class Incoming:
         descriptor, name = tempfile.mkstemp(dir=folder)
         self.path = Path(name)
         self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+        _lock(self._file)
         self.size_bytes = 0
         self.sha256 = ""
 
@@ -145,13 +148,37 @@ class Files:
                 raise
 
     def sweep(self) -> None:
-        """Remove uploads that were cut off a day ago or earlier; younger ones may still be on their way."""
+        """Remove uploads whose process died on the way: nobody holds their lock."""
         for stray in self._incoming.iterdir():
             try:
-                if time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
+                if stray.suffix != _UNSETTLED and time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
+                    with stray.open("rb") as file:
+                        _lock(file)
                     stray.unlink()
             except FileNotFoundError:
                 continue  # placed or removed by its owner meanwhile
+            except (BlockingIOError, PermissionError):
+                continue  # still on its way; Windows does not remove what is open
+
+    @contextmanager
+    def unsettled(self, sha256: str) -> Iterator[None]:
+        """While a clip's bytes may stand here without a row that refers to them. A process that dies in it, or cannot
+        finish, leaves a mark; `doubtful` lists them."""
+        mark = self._incoming / f"{sha256}{_UNSETTLED}"
+        with suppress(
+            OSError
+        ):  # on a full disk, too, a clip can be deleted; only a crash could then leave bytes behind
+            mark.touch()
+        yield
+        mark.unlink(missing_ok=True)
+
+    def doubtful(self) -> list[str]:
+        """The SHA-256 of every clip whose bytes may have no row."""
+        return [mark.stem for mark in self._incoming.glob(f"*{_UNSETTLED}")]
+
+    def settle(self, sha256: str) -> None:
+        """It is known now whether they have one."""
+        (self._incoming / f"{sha256}{_UNSETTLED}").unlink(missing_ok=True)
 
     def _folder(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256
@@ -161,6 +188,15 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise NotFound(f"there is no stored file {path.parent.name[:12]}/{path.name}")
     return path
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Hold the file until it is closed. Raises BlockingIOError where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which locks whatever is open
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync(folder: Path) -> None:

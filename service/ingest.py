@@ -2,8 +2,8 @@
 
 `accept` acknowledges a clip only once its bytes are synced and its row and job are committed. `process` does the
 work of claimed jobs. Bytes are placed and removed while the database's write lock is held, so that an upload and a
-deletion of the same bytes cannot cross; a crash in between leaves at worst bytes without a row, never a row
-without bytes.
+deletion of the same bytes cannot cross; a crash in between leaves at worst bytes without a row, which `repair` removes,
+never a row without bytes.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Ingest:
             known = catalog.video_by_sha256(connection, incoming.sha256)
         # A clip that is known was probed when it came; before any lock is taken, for this takes its time.
         probe = None if known else self._decoder.probe(incoming.path)
-        with self._db.write() as connection:
+        with self._files.unsettled(incoming.sha256), self._db.write() as connection:
             existing = catalog.video_by_sha256(connection, incoming.sha256)
             if existing is None:
                 if probe is None:  # deleted since the first look
@@ -188,13 +188,30 @@ class Ingest:
 
     def delete(self, video_id: str) -> None:
         """Remove a video: row, vectors, job, then bytes and pictures. Raises NotFound."""
-        with self._db.write() as connection:
+        with self._db.read() as connection:
             video = catalog.video(connection, video_id)
-            catalog.delete_video(connection, video.key)
-        # Only now that the row is gone for good; under the lock, and only if nobody brought the bytes back.
-        with self._db.write() as connection:
-            if catalog.video_by_sha256(connection, video.sha256) is None:
-                self._files.delete(video.sha256)
+        with self._files.unsettled(video.sha256):
+            with self._db.write() as connection:
+                catalog.delete_video(connection, catalog.video(connection, video_id).key)
+            # Only now that the row is gone for good; under the lock, and only if nobody brought the bytes back.
+            with self._db.write() as connection:
+                if catalog.video_by_sha256(connection, video.sha256) is None:
+                    self._files.delete(video.sha256)
+
+    def repair(self) -> int:
+        """Remove what a crash left of uploads that were never acknowledged and of videos that were deleted; of how
+        many. Bytes that carry no mark are left alone: they may be another database's."""
+        self._files.sweep()
+        removed = 0
+        for sha256 in self._files.doubtful():
+            with self._db.write() as connection:
+                if catalog.video_by_sha256(connection, sha256) is None:
+                    self._files.delete(sha256)
+                    removed += 1
+                self._files.settle(sha256)
+        if removed:
+            log.warning("removed what a crash left", clips=removed)
+        return removed
 
     def process(self, claim: Callable[[], list[int]], owner: str) -> None:
         """Do the work of jobs for as long as `claim` gives keys of some that are now `owner`'s.

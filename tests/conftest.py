@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,8 +29,9 @@ CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not na
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--mutations 2000`: the long form of tests/test_mutations.py."""
+    """The long forms of tests/test_mutations.py and tests/test_kill.py."""
     parser.addoption("--mutations", type=int, default=100, help="how many damaged clips are uploaded")
+    parser.addoption("--kills", type=int, default=5, help="how often the service is killed at work")
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +202,18 @@ def serving(data_dir: Path, **environment: str) -> Iterator[Server]:
         if process.poll() is None:
             process.terminate()
         process.wait(30)
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it, where there is /proc."""
+    found = {pid}
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,26 @@ def test_deleting_one_leaves_its_neighbour(tmp_path: Path) -> None:
     assert (neighbour / "video").read_bytes() == b"two"
 
 
-def test_only_old_strays_are_swept(tmp_path: Path) -> None:
+def test_only_strays_are_swept_that_nobody_writes_any_more(tmp_path: Path) -> None:
     files = Files(tmp_path)
     old, young = tmp_path / "incoming" / "old", tmp_path / "incoming" / "young"
     for stray in (old, young):
         stray.write_bytes(b"")
-    os.utime(old, (time.time() - 90_000,) * 2)
+    os.utime(old, (time.time() - 90,) * 2)
+    with files.receive(100) as slow:
+        os.utime(slow.path, (time.time() - 90,) * 2)
+        files.sweep()
+        assert {path.name for path in (tmp_path / "incoming").iterdir()} == {"young", slow.path.name}
+
+
+def test_a_mark_stays_where_the_work_was_not_finished(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    with files.unsettled("ab12"):
+        assert files.doubtful() == ["ab12"]
+    assert files.doubtful() == []
+    with pytest.raises(RuntimeError), files.unsettled("ab12"):
+        raise RuntimeError
     files.sweep()
-    assert [path.name for path in (tmp_path / "incoming").iterdir()] == ["young"]
+    assert files.doubtful() == ["ab12"]
+    files.settle("ab12")
+    assert files.doubtful() == []

@@ -337,3 +337,33 @@ def test_another_model_embeds_everything_again_and_going_back_costs_nothing(
     back.activate()
     assert _now(back, video).status == "ready"
     back.close()
+
+
+def test_a_start_removes_what_a_crash_left_and_nothing_else(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _ = _accept(runtime, make_clip("kept.mp4", numbered(5)))
+    gone, _ = _accept(runtime, make_clip("gone.mp4", numbered(6)))
+    foreign = runtime.files._root / "ab" / ("ab" * 32) / "video"  # of a library that another database stands for
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"not ours")
+
+    def die(*_: object, **__: object) -> None:
+        raise RuntimeError("the plug is pulled")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(catalog, "add_video", die)
+        with pytest.raises(RuntimeError):
+            _accept(runtime, make_clip("never.mp4", numbered(7)))
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.files, "delete", die)
+        with pytest.raises(RuntimeError):
+            runtime.ingest.delete(gone.id)
+    stored = [path for path in runtime.files._root.glob("??/*/video") if path != foreign]
+    assert len(stored) == 3
+    assert runtime.ingest.repair() == 2
+    assert runtime.files.video(kept.sha256).exists()
+    assert foreign.exists()
+    assert len(list(runtime.files._root.glob("??/*/video"))) == 2
+    assert list((runtime.files._root / "incoming").iterdir()) == []
+    assert runtime.ingest.repair() == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import serving
+from tests.conftest import family, serving
 
 _LARGEST = 3 << 20  # larger clips only take longer
 
@@ -123,20 +123,8 @@ def _settled(client: httpx.Client, name: str, deadline: float) -> dict[str, obje
 
 def _peak_mib(pid: int) -> float:
     """The most memory that the service or one of its processes has had, MiB; 0 where there is no /proc."""
-    family, peaks = {pid}, [0.0]
-    if not Path("/proc/self/stat").exists():
-        return 0.0
-    for _ in range(3):  # children of children
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            if parent in family:
-                family.add(int(entry.name))
-    for member in family:
+    peaks = [0.0]
+    for member in family(pid):
         try:
             status = Path(f"/proc/{member}/status").read_text().splitlines()
         except OSError:
