@@ -165,9 +165,8 @@ class Files:
         """While a clip's bytes may stand here without a row that refers to them. A process that dies in it, or cannot
         finish, leaves a mark; `doubtful` lists them."""
         mark = self._incoming / f"{sha256}{_UNSETTLED}"
-        with suppress(
-            OSError
-        ):  # on a full disk, too, a clip can be deleted; only a crash could then leave bytes behind
+        # A clip can be deleted on a full disk, too; only a crash could then leave bytes behind.
+        with suppress(OSError):
             mark.touch()
         yield
         mark.unlink(missing_ok=True)

@@ -118,7 +118,6 @@ const actions = {
     results.load({ afresh: true }); // another caption, another order
   },
   remove: (video, how) => {
-    closed();
     detail.hide();
     removal.remove(video, how);
   },
