@@ -311,7 +311,7 @@ class Atlas:
             if state.status != "ready" or state.seen >= last:
                 return False
             spec = state.spec
-            changed = catalog.changed_since(connection, state.seen)
+            changed = catalog.changed_since(connection, state.seen, spec.generation)
             altered = bool(maps.on_map(connection, key, changed)) or (
                 len(catalog.existing_keys(connection, changed)) < len(changed)
             )
@@ -345,7 +345,8 @@ class Atlas:
             now = maps.row_by_key(connection, key)
             if now.status != "ready" or now.fitted_at != state.fitted_at:
                 return True  # laid out anew meanwhile
-            since = set(catalog.changed_since(connection, last))  # they will be placed by what they are now
+            # They will be placed by what they are now.
+            since = set(catalog.changed_since(connection, last, spec.generation))
             maps.put(connection, key, [(video, rows) for video, rows in places if video not in since])
             whole = len(batch) == len(fresh) or not batch
             maps.caught_up(connection, key, last if whole else state.seen, changed=altered or len(keys) > 0)

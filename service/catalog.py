@@ -327,10 +327,12 @@ def searchable(connection: sa.Connection, keys: Sequence[int], generation: Gener
 # --- changes
 
 
-def record_change(connection: sa.Connection, key: int) -> None:
-    """Tell the followers that this video's vectors or its category came, changed or went."""
-    connection.execute(sa.delete(db.changes).where(db.changes.c.video_key == key))
-    connection.execute(sa.insert(db.changes).values(video_key=key))
+def record_change(connection: sa.Connection, key: int, generation: str = "") -> None:
+    """Tell the followers that this video's vectors or its category came, changed or went; of one generation's where
+    only those of that `generation` have."""
+    before = sa.delete(db.changes).where(db.changes.c.video_key == key)
+    connection.execute(before.where(db.changes.c.generation == generation) if generation else before)
+    connection.execute(sa.insert(db.changes).values(video_key=key, generation=generation))
 
 
 def last_change(connection: sa.Connection) -> int:
@@ -338,10 +340,12 @@ def last_change(connection: sa.Connection) -> int:
     return connection.execute(_LAST_CHANGE).scalar() or 0
 
 
-def changed_since(connection: sa.Connection, number: int) -> list[int]:
-    """Keys of the videos that changed after that number, oldest first."""
-    query = sa.select(db.changes.c.video_key).where(db.changes.c.number > number).order_by(db.changes.c.number)
-    return list(connection.execute(query).scalars())
+def changed_since(connection: sa.Connection, number: int, generation: str) -> list[int]:
+    """Keys of the videos that changed after that number, as far as that generation goes; oldest first."""
+    query = sa.select(db.changes.c.video_key).where(
+        db.changes.c.number > number, db.changes.c.generation.in_(("", generation))
+    )
+    return list(dict.fromkeys(connection.execute(query.order_by(db.changes.c.number)).scalars()))
 
 
 # --- files that were imported

@@ -36,6 +36,8 @@ library = sa.Table(
     # One row. The id tells an index snapshot whether it belongs to this database at all.
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("active_generation", sa.String, nullable=True),
+    # What the settings asked for when they were last heard: only a change of them is a wish.
+    sa.Column("model_setting", sa.String, nullable=True),
 )
 
 videos = sa.Table(
@@ -75,6 +77,10 @@ generations = sa.Table(
     sa.Column("dimension", sa.Integer, nullable=False),
     sa.Column("precision", sa.String, nullable=False),
     sa.Column("created_at", sa.DateTime, nullable=False),
+    sa.Column("wanted", sa.Boolean, nullable=False, server_default=sa.false()),  # embedded beside the active one
+    sa.Column("activate", sa.Boolean, nullable=False, server_default=sa.false()),  # once it is complete
+    sa.Column("completed_at", sa.DateTime, nullable=True),  # when it first had every video
+    sa.Column("error", sa.Text, nullable=True),
 )
 
 
@@ -95,9 +101,12 @@ changes = sa.Table(
     "changes",
     metadata,
     # The last change of every video that ever was, in order. An index that has seen number S asks for what
-    # came after it; a video that is gone by then is taken out.
+    # came after it; a video that is gone by then is taken out. What changed in one generation alone says so, and
+    # the indexes of the others need not look; empty stands for all.
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("video_key", sa.Integer, nullable=False, unique=True),
+    sa.Column("video_key", sa.Integer, nullable=False),
+    sa.Column("generation", sa.String, nullable=False, server_default=""),
+    sa.UniqueConstraint("video_key", "generation"),
     sqlite_autoincrement=True,
 )
 
@@ -109,6 +118,17 @@ jobs = sa.Table(
     sa.Column("available_at", sa.Float, nullable=False),  # seconds since the epoch
     sa.Column("owner", sa.String, nullable=True),
     sa.Column("lease_expires_at", sa.Float, nullable=True),  # seconds since the epoch
+)
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    # API keys, by their hash: what is stored here opens nothing.
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, unique=True),
+    sa.Column("sha256", sa.String, nullable=False, unique=True),
+    sa.Column("rights", sa.String, nullable=False),
+    sa.Column("created_at", sa.DateTime, nullable=False),
 )
 
 sources = sa.Table(

@@ -207,7 +207,7 @@ class Follower:
     def _catch_up(self, connection: sa.Connection, *, now: bool = False) -> None:
         """Apply what came since; the gate is held. With `now` a better index is made on the way, not beside."""
         last = catalog.last_change(connection)
-        changed = catalog.changed_since(connection, self._seen)
+        changed = catalog.changed_since(connection, self._seen, self._generation.id)
         for start in range(0, len(changed), _BATCH):
             self._apply(connection, self._index, changed[start : start + _BATCH])
             if now and self._wants_another():
@@ -255,7 +255,7 @@ class Follower:
         new = self._copied(old, rows=rows, gate=self._gate)
         while True:
             with self._db.read() as connection:
-                changed = catalog.changed_since(connection, seen)
+                changed = catalog.changed_since(connection, seen, self._generation.id)
                 if len(changed) <= _BATCH or self._closed:
                     break
                 last = catalog.last_change(connection)
@@ -264,7 +264,7 @@ class Follower:
                 seen = last
         with self._saving, self._db.read() as connection, self._gate.writing():
             last = catalog.last_change(connection)
-            self._apply(connection, new, catalog.changed_since(connection, seen))
+            self._apply(connection, new, catalog.changed_since(connection, seen, self._generation.id))
             self._index, self._seen = new, last
             self._saved = -1
             old.close()

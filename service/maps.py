@@ -250,7 +250,10 @@ def finish(
     """Put a layout in place of the one before: coordinates by video key, as of the change `seen`. Videos that have
     changed since are left out, to be placed by what they are now. `basis` names what was laid out, `model` is what
     placing more into it needs."""
-    changed = set(catalog.changed_since(connection, seen))
+    generation = connection.execute(
+        sa.select(db.projections.c.generation).where(db.projections.c.key == key)
+    ).scalar_one()
+    changed = set(catalog.changed_since(connection, seen, generation))
     connection.execute(sa.delete(db.coordinates).where(db.coordinates.c.projection_key == key))
     _insert(connection, key, ((video, rows) for video, rows in points if video not in changed), placed=False)
     version = sa.select(db.projections.c.version).where(db.projections.c.key == key).scalar_subquery()

@@ -37,14 +37,24 @@ def test_a_database_of_the_first_release_is_upgraded_and_keeps_what_it_holds(url
     generation = Generation("g", "model", 4, "float32")
     first = db.Database(url)
     with first.write() as connection:
-        catalog.activate_generation(connection, generation)
-        catalog.record_change(connection, 7)
+        for statement in (
+            "INSERT INTO generations VALUES ('g', 'model', 4, 'float32', '2026-11-01 12:00:00')",
+            "INSERT INTO library VALUES ('l', 'g')",
+            "INSERT INTO changes (video_key) VALUES (7), (8)",
+            "DELETE FROM changes WHERE video_key = 8",
+        ):
+            connection.execute(sa.text(statement))
     first.close()
     db.upgrade(url)
     now = db.Database(url)
     with now.write() as connection:
         assert catalog.active_generation(connection) == generation
-        assert catalog.changed_since(connection, 0) == [7]
+        assert catalog.changed_since(connection, 0, "g") == [7]
+        catalog.record_change(connection, 9)
+        assert catalog.last_change(connection) == 3, "a number was given twice"
+        catalog.record_change(connection, 9, "another")
+        assert catalog.changed_since(connection, 0, "g") == [7, 9]
+        assert catalog.changed_since(connection, 3, "another") == [9]
         spec = maps.Spec("g", "aggregated", "mean", "pca", 2, 0, {}, None)
         state, queued = maps.ask(connection, spec)
         assert (queued, state.points, maps.by_id(connection, state.id)) == (True, 0, state)
@@ -75,8 +85,8 @@ def test_many_writers_take_turns_and_lose_nothing(url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read_then_write, range(200)))
     with databases[0].read() as connection:
-        assert catalog.changed_since(connection, 0)
-        assert len(catalog.changed_since(connection, 0)) == 200
+        assert catalog.changed_since(connection, 0, "g")
+        assert len(catalog.changed_since(connection, 0, "g")) == 200
     for database in databases:
         database.close()
 

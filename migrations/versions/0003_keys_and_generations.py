@@ -1,0 +1,49 @@
+"""API keys, and generations that are embedded beside the active one."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """API keys, and generations that are embedded beside the active one."""
+    op.create_table(
+        "keys",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("rights", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_keys")),
+        sa.UniqueConstraint("name", name=op.f("uq_keys_name")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_keys_sha256")),
+    )
+    op.add_column("library", sa.Column("model_setting", sa.String(), nullable=True))
+    for column in (
+        sa.Column("wanted", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("activate", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("completed_at", sa.DateTime(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+    ):
+        op.add_column("generations", column)
+    # Made by its statements: SQLite cannot change a constraint in place, and the numbers must stay as they are, for an
+    # index snapshot names the last that it has seen.
+    op.rename_table("changes", "changes_before")
+    op.create_table(
+        "changes",
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("video_key", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.String(), server_default="", nullable=False),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_changes")),
+        sa.UniqueConstraint("video_key", "generation", name=op.f("uq_changes_video_key")),
+        sqlite_autoincrement=True,
+    )
+    op.execute("INSERT INTO changes (number, video_key) SELECT number, video_key FROM changes_before ORDER BY number")
+    # And no number is given twice, though the last that was given is not there any more.
+    op.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq, (SELECT seq FROM sqlite_sequence WHERE name = 'changes_before')) "
+        "WHERE name = 'changes' AND EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes_before')"
+    )
+    op.drop_table("changes_before")
