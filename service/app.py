@@ -7,6 +7,7 @@ never lies and the first search is as quick as the second.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -37,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__, catalog, errors, jobs
 from service.config import Settings
 from service.errors import ReelsError
-from service.routes import projections, search, system, videos
+from service.routes import generations, projections, search, system, videos
 from service.routes.common import compressed, require_key
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
@@ -59,6 +60,7 @@ STATUSES: dict[type[ReelsError], int] = {
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
 _PAGE = Path(__file__).parent / "explore"
+_FOLLOW_SECONDS = 1.0
 
 # Of every answer that does not say otherwise: what a browser is not to do with it.
 _CAUTION = {
@@ -91,10 +93,13 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
         app.state.runtime = runtime
         app.state.metrics.watch(runtime)
         app.state.worker = await run_in_threadpool(WorkerProcess, settings, runtime) if worker else None
-        log.info("ready", version=__version__, model=settings.model, data=str(settings.data_dir))
+        following = asyncio.create_task(_following(runtime))
+        model = runtime.serving.generation.model
+        log.info("ready", version=__version__, model=model, data=str(settings.data_dir))
         try:
             yield
         finally:
+            following.cancel()
             if app.state.worker is not None:
                 await run_in_threadpool(app.state.worker.stop)
             await run_in_threadpool(runtime.close)
@@ -117,6 +122,10 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
                 "description": "More like this, search by words, picture or clip, moments, copies.",
             },
             {"name": "projections", "description": "Maps of the embedding space, in two or three dimensions."},
+            {
+                "name": "generations",
+                "description": "Another model, embedded beside the one that answers, then switched to.",
+            },
             {"name": "service", "description": "Categories, health, figures."},
         ],
         responses={
@@ -126,7 +135,7 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
         },
     )
     app.state.metrics = _Metrics()
-    for resource in (videos.router, search.router, projections.router):
+    for resource in (videos.router, search.router, projections.router, generations.router):
         app.include_router(resource, dependencies=[Depends(require_key)])
     app.include_router(system.router)
     app.include_router(system.open_router)
@@ -171,13 +180,22 @@ def start(settings: Settings) -> Runtime:
     """Everything that answers need, loaded and warm. Raises ReelsError where it cannot be had."""
     runtime = Runtime(settings, pictures=False)
     runtime.ingest.repair()
-    runtime.activate()
-    runtime.follower.save()  # built and caught up by now
-    # Built here, once: the threads that answer requests would each build their own.
-    assert runtime.recommender is not None
-    assert runtime.examples is not None
-    assert runtime.duplicates is not None
+    runtime.adopt()
+    runtime.serving.warm()
     return runtime
+
+
+async def _following(runtime: Runtime) -> None:
+    """Another process may have switched to another model; until it is loaded here, the one before answers."""
+    while True:
+        await asyncio.sleep(_FOLLOW_SECONDS)
+        try:
+            await run_in_threadpool(runtime.follow, warm=True)
+            runtime.trouble = None
+        except ReelsError as error:
+            if runtime.trouble is None:
+                log.exception("the model that took over cannot be loaded", reason=str(error))
+            runtime.trouble = str(error)
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -231,8 +231,8 @@ def generation(connection: sa.Connection, generation_id: str) -> Generation:
     return Generation(row.id, row.model, row.dimension, row.precision)
 
 
-def activate_generation(connection: sa.Connection, generation: Generation) -> None:
-    """Make this generation the one that answers queries; made known where it is new."""
+def add_generation(connection: sa.Connection, generation: Generation) -> None:
+    """Make it known; nothing happens where it is."""
     connection.execute(
         insert(db.generations)
         .values(
@@ -244,17 +244,13 @@ def activate_generation(connection: sa.Connection, generation: Generation) -> No
         )
         .on_conflict_do_nothing()
     )
+
+
+def activate_generation(connection: sa.Connection, generation: Generation) -> None:
+    """Make this generation the one that answers queries; made known where it is new."""
+    add_generation(connection, generation)
     library_id(connection)
     connection.execute(sa.update(db.library).values(active_generation=generation.id))
-
-
-def keys_without_embeddings(connection: sa.Connection, generation_id: str) -> list[int]:
-    """Keys of ready videos that have no vectors in this generation."""
-    present = sa.select(db.embeddings.c.video_key).where(
-        db.embeddings.c.generation == generation_id, db.embeddings.c.kind == "frame"
-    )
-    query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready", db.videos.c.key.not_in(present))
-    return list(connection.execute(query).scalars())
 
 
 def put_embeddings(connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings) -> None:
@@ -266,14 +262,27 @@ def put_embeddings(connection: sa.Connection, key: int, generation: Generation, 
 
 
 def put_text(connection: sa.Connection, key: int, generation: Generation, text: Vectors | None) -> None:
-    """Replace the caption's vector in this generation; None takes it away.
-
-    Those of other generations are of the old caption: they go, and are made anew when they are needed.
-    """
-    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
-    take_off_maps(connection, key, db.projections.c.kind == "text")
+    """Replace the caption's vector in this generation; None takes it away."""
     if text is not None:
         _put(connection, key, generation, "text", text)
+        return
+    of_it = sa.and_(db.embeddings.c.generation == generation.id, db.embeddings.c.kind == "text")
+    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, of_it))
+    same = sa.and_(db.projections.c.generation == generation.id, db.projections.c.kind == "text")
+    take_off_maps(connection, key, same)
+
+
+def forget_texts(connection: sa.Connection, key: int) -> None:
+    """The caption is another one: what was made of the old one goes, in every generation."""
+    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
+    take_off_maps(connection, key, db.projections.c.kind == "text")
+
+
+def forget_others(connection: sa.Connection, key: int, generation: Generation) -> None:
+    """The frames are other ones: what the other generations made of the old ones goes."""
+    others = db.embeddings.c.generation != generation.id
+    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, others))
+    take_off_maps(connection, key, db.projections.c.generation != generation.id)
 
 
 def vectors(connection: sa.Connection, key: int, generation: Generation, kind: Kind) -> Vectors | None:

@@ -200,7 +200,7 @@ def similar(
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
-    with _runtime(config.load(), asking=True) as runtime:
+    with _runtime(config.load()) as runtime:
         likes, examples = _by_path(runtime, video)
         if examples and category_mode != "any":
             raise InvalidInput("category_mode", "same and other need a video that is in the library")
@@ -252,7 +252,7 @@ def search(
         raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
     weights = Weights(video_weight, text_weight)
     seeing = bool(pictures or clips)
-    with _runtime(config.load(), asking=True, pictures=seeing) as runtime:
+    with _runtime(config.load(), pictures=seeing) as runtime:
         likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
         examples = [] if query is None else [runtime.examples.text(query)]
         examples += [runtime.examples.picture(path) for path in pictures]
@@ -283,7 +283,7 @@ def duplicates(as_json: AsJson = False) -> None:
     """
     from service import catalog, config, schemas
 
-    with _runtime(config.load(), asking=True, pictures=False) as runtime:
+    with _runtime(config.load(), pictures=False) as runtime:
         with runtime.db.read() as connection:
             total = catalog.status_counts(connection).get("ready", 0)
         with _progress(total, "comparing") as step:
@@ -419,27 +419,41 @@ def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
     lay_out: Annotated[int | None, typer.Option("--lay-out", hidden=True)] = None,
     owner: Annotated[str, typer.Option("--owner", hidden=True)] = "",
+    generation: Annotated[str, typer.Option("--generation", hidden=True)] = "",
 ) -> None:
     """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
     own."""
     import signal
     import threading
 
-    from service import config, log
+    from service import catalog, config, generations, log
     from service.atlas import Cancelled
     from service.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()
     stop = threading.Event()
-    if while_stdin_is_open or lay_out is not None:
+    if while_stdin_is_open or lay_out is not None or generation:
         stop_with_stdin(stop)
     lower_priority()
     if lay_out is not None:
         with _runtime(config.load()) as runtime, suppress(Cancelled):
             runtime.atlas.lay_out(lay_out, owner)
         return
+    if generation:
+        lower_priority()  # once more: uploads go first
+        with _runtime(config.load()) as runtime:
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            with runtime.db.read() as connection:
+                other = catalog.generation(connection, generation)
+            try:
+                runtime.reembedding(other).run(stop)
+            except ReelsError as error:
+                with runtime.db.write() as connection:
+                    generations.report(connection, generation, str(error))
+                raise
+        return
     with _runtime(config.load()) as runtime:
-        runtime.activate()
+        runtime.adopt(wishes=False)
         # From here on a signal ends the work in order; while the model was loading it simply ended the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
@@ -521,7 +535,9 @@ def _serve(settings: Settings, *, worker: bool) -> None:
 def _import(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
     from service.folder import FolderImport
 
-    runtime.embedder()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    runtime.adopt()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    with _share("another model embeds what is there") as share:
+        runtime.move_over(share)
     with _progress(len(entries), "embedding") as step:
         summary = FolderImport(runtime, sampling, lambda path, _: step(path.name)).run(entries)
     assert runtime.follower is not None  # the index is built now, and saved at the end, rather than by the first search
@@ -625,7 +641,7 @@ def _draw_clip(scene: Scene, target: Path) -> str:
 
 
 @contextmanager
-def _runtime(settings: Settings, *, asking: bool = False, pictures: bool = True) -> Iterator[Runtime]:
+def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
     import logging
 
     from service import log
@@ -633,7 +649,7 @@ def _runtime(settings: Settings, *, asking: bool = False, pictures: bool = True)
 
     if not logging.getLogger().handlers:
         log.configure(logging.WARNING)
-    runtime = Runtime(settings, asking=asking, pictures=pictures)
+    runtime = Runtime(settings, pictures=pictures)
     try:
         yield runtime
     finally:

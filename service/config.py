@@ -17,7 +17,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Sampling
+from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Precision, Sampling
 from service.errors import ConfigurationError
 
 PREFIX = "REELSRS_"
@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(None, description="folder of the stored clips; unset: in the data folder")
     model: str = Field(DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps, or openvino (the CPU, by OpenVINO)")
-    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+    precision: Precision = Field(
         "auto", description="auto: float16 on CUDA, float32 elsewhere; int8: the CPU, by OpenVINO"
     )
     num_frames: int = Field(10, ge=1, le=MAX_FRAMES, description="frames sampled per clip")
@@ -106,11 +106,19 @@ class Settings(BaseSettings):
             return self.data_dir / "media"
         return Path(self.storage_url.removeprefix("file://"))
 
+    @property
+    def wish(self) -> tuple[str | None, str | None]:
+        """The model and the precision that somebody asked for, None where it is left to the library: the defaults
+        are for a library that has none yet."""
+        named = {name: getattr(self, name) for name in ("model", "precision") if name in self.model_fields_set}
+        return named.get("model"), None if named.get("precision") == "auto" else named.get("precision")
+
     def environ(self) -> dict[str, str]:
-        """These settings as environment variables, to hand them to a child process unchanged."""
+        """These settings as environment variables, to hand them to a child process unchanged. A default stays one: it
+        is no wish of anybody's."""
         return {
             PREFIX + name.upper(): _as_text(getattr(self, name), secrets=True)
-            for name in type(self).model_fields
+            for name in self.model_fields_set
             if getattr(self, name) is not None
         }
 

@@ -18,6 +18,7 @@ from service.errors import InvalidInput
 Status = Literal["queued", "processing", "ready", "failed"]
 Aggregation = Literal["mean", "max"]
 Kind = Literal["frame", "mean", "max", "text"]
+Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Fusion = Literal["cosine", "zscore"]
 CategoryMode = Literal["any", "same", "other"]
 

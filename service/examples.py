@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from service.domain import Aggregation, Generation, Sampling, clean_caption
+from service.domain import Aggregation, Sampling, clean_caption
 from service.embedder import Embedder
-from service.errors import InvalidInput, Unavailable
+from service.errors import InvalidInput
 from service.question import Example
 from service.vectors import aggregate
 from service.video import Decoder
@@ -33,15 +33,14 @@ class Loaded(Protocol):
 
 
 class Examples:
-    """Embeds what somebody searches with, for the library of one generation.
+    """Embeds what somebody searches with, by the model of one generation.
 
-    Every method raises Unavailable while the library is being moved to another model than the one at hand.
+    Every method raises Unavailable where that model cannot be had any more.
     """
 
-    def __init__(self, decoder: Decoder, embedder: Loaded, generation: Generation, aggregation: Aggregation) -> None:
+    def __init__(self, decoder: Decoder, embedder: Loaded, aggregation: Aggregation) -> None:
         self._decoder = decoder
         self._embedder = embedder
-        self._generation = generation
         self._aggregation = aggregation
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Example] = OrderedDict()  # the one that was asked with last is last
@@ -50,7 +49,7 @@ class Examples:
         """Words, compared with what is seen and with what is written. Raises InvalidInput where there are none."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
-        embedder = self._model()
+        embedder = self._embedder()
 
         def made() -> Example:
             vector = embedder.embed_texts([query])[0]
@@ -60,7 +59,7 @@ class Examples:
 
     def picture(self, path: Path, weight: float = 1.0) -> Example:
         """A picture, compared with what is seen and with what is written. Raises Undecodable, InvalidInput."""
-        embedder = self._model(pictures=True)
+        embedder = self._embedder(pictures=True)
 
         def made() -> Example:
             vector = embedder.embed_pictures(self._decoder.picture(path, embedder.picture)[None])[0]
@@ -70,7 +69,7 @@ class Examples:
 
     def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> Example:
         """A clip and what is written of it, as a video of the library would be. Raises Undecodable, InvalidInput."""
-        embedder = self._model(pictures=True)
+        embedder = self._embedder(pictures=True)
         caption = clean_caption(caption)
 
         def made() -> Example:
@@ -91,18 +90,6 @@ class Examples:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return replace(example, weight=weight)
-
-    def _model(self, *, pictures: bool = False) -> Embedder:
-        embedder = self._embedder(pictures=pictures)
-        if embedder.generation.id != self._generation.id:
-            made, given = (
-                f"{one.model} ({one.id}, {one.precision})" for one in (self._generation, embedder.generation)
-            )
-            raise Unavailable(
-                f"the library was embedded with {made}, the settings give {given}: set REELSRS_MODEL, or run "
-                "`reelsrs embed` to move the library over"
-            )
-        return embedder
 
 
 def _digest(path: Path) -> str:

@@ -86,7 +86,7 @@ class FolderImport:
     def run(self, entries: list[Entry]) -> Summary:
         """Import every entry; embedding goes on in a thread while the next are read. Raises ModelUnavailable and
         ConfigurationError; what is wrong with one file goes into the summary."""
-        self._runtime.activate()
+        self._runtime.adopt()
         stop = threading.Event()
         worker = threading.Thread(target=Worker(self._runtime).run, args=(stop,), name="worker")
         worker.start()

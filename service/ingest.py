@@ -29,7 +29,7 @@ from service.domain import (
     clean_title,
 )
 from service.embedder import Embedder
-from service.errors import InvalidInput, Undecodable
+from service.errors import InvalidInput, Unavailable, Undecodable
 from service.files import Files, Incoming
 from service.vectors import aggregate
 from service.video import Decoder, Sample
@@ -145,7 +145,7 @@ class Ingest:
     def edit(self, video_id: str, changes: dict[str, str | None]) -> Video:
         """Change `caption`, `category` or `title`, whichever are given. A new caption embeds text, nothing else.
 
-        Raises NotFound, InvalidInput.
+        Raises NotFound, InvalidInput, and Unavailable in the moment in which another model takes over.
         """
         checks = {"caption": clean_caption, "category": clean_category, "title": clean_title}
         values = {name: checks[name](value) for name, value in changes.items()}
@@ -154,13 +154,18 @@ class Ingest:
         with self._db.read() as connection:
             catalog.video(connection, video_id)  # before a model is asked for the sake of nobody
         caption = values.get("caption")
-        vector = self._embedder().embed_texts([caption])[0] if caption else None
+        embedder = self._embedder() if caption else None
+        vector = embedder.embed_texts([caption])[0] if embedder and caption else None
         with self._db.write() as connection:
             video = catalog.video(connection, video_id)
             catalog.update_video(connection, video.key, **values)
+            other = "caption" in values and caption != video.caption
+            if other:
+                catalog.forget_texts(connection, video.key)
             if video.status == "ready":
-                if "caption" in values and caption != video.caption:
-                    catalog.put_text(connection, video.key, self._embedder().generation, vector)
+                if other and embedder is not None:
+                    _still_active(connection, embedder)
+                    catalog.put_text(connection, video.key, embedder.generation, vector)
                 if "category" in values:
                     maps.moved(connection, video.key, values["category"])
                 if values.keys() & {"caption", "category"}:
@@ -288,12 +293,15 @@ class Ingest:
         with self._db.write() as connection:
             if not jobs.owns(connection, video.key, owner):
                 return  # deleted, or queued afresh, or another worker has it
+            _still_active(connection, embedder)
             caption = catalog.video_by_key(connection, video.key).caption
             if caption and caption not in texts:  # edited while the frames were embedded
                 texts = {caption: embedder.embed_texts([caption])[0]}
             self._files.put_pictures(video.sha256, sample.jpegs)
             embeddings = aggregate(frames, texts[caption] if caption else None)
             catalog.put_embeddings(connection, video.key, embedder.generation, embeddings)
+            if sample.times.tolist() != list(video.frame_times):
+                catalog.forget_others(connection, video.key, embedder.generation)
             catalog.update_video(
                 connection,
                 video.key,
@@ -316,3 +324,9 @@ class Ingest:
         with self._db.write() as connection:
             if jobs.owns(connection, video.key, owner):
                 how(connection, video.key, reason)
+
+
+def _still_active(connection: sa.Connection, embedder: Embedder) -> None:
+    active = catalog.active_generation(connection)
+    if active is None or active.id != embedder.generation.id:
+        raise Unavailable("another model took over just now; try again")

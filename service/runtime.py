@@ -5,47 +5,66 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from functools import cached_property
 
 import structlog
 
-from service import catalog, db, embedder, jobs
+from service import catalog, db, embedder, generations
 from service.atlas import Atlas
 from service.config import Settings
 from service.db import Database
 from service.domain import Generation, Kind
 from service.duplicates import Duplicates
 from service.embedder import Embedder
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples
 from service.files import Files
 from service.follower import Follower
+from service.generations import State
 from service.ingest import Ingest
 from service.recommend import Recommender
+from service.reembed import Reembedding
 from service.video import Decoder, Limits
 
 log = structlog.get_logger(__name__)
+
+_LINGER_SECONDS = 60.0  # what answered until a switch may still be in the middle of an answer
+
+
+class OtherWeights(Unavailable):
+    """A model of that name is there, but with other weights than those that the library was embedded with."""
+
+    def __init__(self, wanted: Generation, found: Generation) -> None:
+        super().__init__(
+            f"the library was embedded with {wanted.model} in {wanted.precision} ({wanted.id}), and what is there now "
+            f"under that name is another model ({found.id})"
+        )
+        self.found = found
 
 
 class Runtime:
     """Everything that one process needs, wired.
 
-    `pictures` False leaves the picture tower out of the model until a picture is asked about. `asking` is for those
-    that only ask: where no model is set, theirs is the one that the library was embedded with.
+    `pictures` False leaves the picture tower out of the model until a picture is asked about. The library decides
+    which model that is: the one it was embedded with.
     """
 
-    def __init__(self, settings: Settings, *, asking: bool = False, pictures: bool = True) -> None:
+    def __init__(self, settings: Settings, *, pictures: bool = True) -> None:
         self.settings = settings
         self._pictures = pictures
-        self._model: Embedder | None = None
+        self._model: Embedder | None = None  # the one that was loaded last
         self._loading = threading.Lock()
-        self._building = threading.Lock()
+        self._switching = threading.RLock()
+        self._serving: Serving | None = None
+        self.trouble: str | None = None
+        """Why what answers is not what should, None where it is."""
+        self._former: list[tuple[float, Serving]] = []
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
         self.db = Database(settings.database)
         self.files = Files(settings.storage)
-        if asking and "model" not in settings.model_fields_set and (active := self._active()):
-            self.settings = settings.model_copy(update={"model": active.model})
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -57,23 +76,26 @@ class Runtime:
     def _decoders(self) -> int:
         return min(16, os.cpu_count() or 1)  # a GPU takes what many of them give
 
-    def embedder(self, *, pictures: bool = False) -> Embedder:
-        """The model, loaded when first asked for; with `pictures`, one that has its picture tower. Raises
-        ConfigurationError, ModelUnavailable."""
-        model = self._model
-        if model is None or (pictures and not model.sees):
-            with self._loading:
-                if self._model is None or (pictures and not self._model.sees):
-                    settings = self.settings
-                    self._model = embedder.load(
-                        settings.model,
-                        device=settings.device,
-                        precision=settings.precision,
-                        pictures=pictures or self._pictures,
-                        keep=settings.data_dir / "models",
-                    )
-                model = self._model
-        return model
+    def load(self, generation: Generation, *, pictures: bool = False) -> Embedder:
+        """The model that made a generation; with `pictures`, one that has its picture tower. Raises
+        ConfigurationError, ModelUnavailable, OtherWeights."""
+        with self._loading:
+            model = self._model
+            if model is None or model.generation.id != generation.id or (pictures and not model.sees):
+                model = self._read(generation.model, generation.precision, pictures=pictures)
+                if model.generation.id != generation.id:
+                    raise OtherWeights(generation, model.generation)
+                self._model = model
+            return model
+
+    def _read(self, model: str, precision: str, *, pictures: bool) -> Embedder:
+        return embedder.load(
+            model,
+            device=self.settings.device,
+            precision=precision,
+            pictures=pictures or self._pictures,
+            keep=self.settings.data_dir / "models",
+        )
 
     @cached_property
     def ingest(self) -> Ingest:
@@ -87,22 +109,22 @@ class Runtime:
             threads=self._decoders,
         )
 
+    def reembedding(self, generation: Generation) -> Reembedding:
+        """The way of the videos that are there into another generation."""
+        return Reembedding(
+            self.db,
+            self.files,
+            self.decoder,
+            lambda: self.load(generation, pictures=True),
+            generation=generation,
+            lock=self.settings.data_dir / "generations.lock",
+            threads=self._decoders,
+        )
+
     @cached_property
-    def follower(self) -> Follower:
-        """The index of the active generation's videos. Raises ConfigurationError where nothing was ever embedded."""
-        return self._follow(self.settings.aggregation)
-
-    def frames(self) -> Follower:
-        """The index of the active generation's frames, built when first asked for."""
-        with self._building:
-            return self._frames
-
-    @cached_property
-    def _frames(self) -> Follower:
-        return self._follow("frame")
-
-    def _follow(self, kind: Kind) -> Follower:
-        return Follower(self.db, self.settings.data_dir / "index", self.generation(), kind)
+    def atlas(self) -> Atlas:
+        """The maps."""
+        return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
 
     def generation(self) -> Generation:
         """The one that answers queries. Raises ConfigurationError where nothing was ever embedded."""
@@ -117,50 +139,245 @@ class Runtime:
         with self.db.read() as connection:
             return catalog.active_generation(connection)
 
+    # --- what answers
+
+    @property
+    def serving(self) -> Serving:
+        """What answers now. Raises ConfigurationError where nothing was ever embedded."""
+        serving = self._serving
+        if serving is None:
+            with self._switching:
+                serving = self._serving = self._serving or Serving(self, self.generation())
+        return serving
+
+    def embedder(self, *, pictures: bool = False) -> Embedder:
+        """Its model."""
+        return self.serving.embedder(pictures=pictures)
+
+    @property
+    def follower(self) -> Follower:
+        """Its index of videos."""
+        return self.serving.follower
+
+    def frames(self) -> Follower:
+        """Its index of frames."""
+        return self.serving.frames()
+
+    @property
+    def recommender(self) -> Recommender:
+        """The way out."""
+        return self.serving.recommender
+
+    @property
+    def duplicates(self) -> Duplicates:
+        """Who is a copy of whom."""
+        return self.serving.duplicates
+
+    @property
+    def examples(self) -> Examples:
+        """What somebody searches with."""
+        return self.serving.examples
+
+    # --- which generation that is
+
+    def adopt(self, *, wishes: bool = True) -> Generation:
+        """Give a library that is new the settings' model; of another, hear whether the settings have come to ask for
+        another model than it has: that one is embedded beside it, and then takes over. The generation that answers.
+
+        Raises ConfigurationError, ModelUnavailable where a model that is needed cannot be had.
+        """
+        active = self._active()
+        model, precision = self.settings.wish
+        wish = f"{model or ''} {precision or ''}"
+        if active is None:
+            first = self._model or self._read(self.settings.model, self.settings.precision, pictures=False)
+            self._model = first
+            with self.db.write() as connection:
+                generations.hear(connection, wish)
+                catalog.activate_generation(connection, first.generation)
+            return first.generation
+        with self.db.read() as connection:
+            heard = generations.heard(connection)
+        if wishes and wish != heard:
+            same = model in (None, active.model) and precision in (None, active.precision)
+            if not same:
+                found = self._read(model or active.model, precision or self.settings.precision, pictures=False)
+                self._want(found.generation, activate=True, because="the settings ask for another model")
+            with self.db.write() as connection:
+                generations.hear(connection, wish)
+        self.follow()
+        try:
+            self.embedder()
+        except OtherWeights as error:
+            log.warning("words and pictures cannot be searched with", because=str(error))
+            if wishes:
+                self._want(error.found, activate=True, because="the model's weights are others")
+        except (ConfigurationError, Unavailable) as error:
+            with self.db.read() as connection:
+                coming = generations.wanted(connection)
+            if coming is None:
+                raise
+            log.warning("words and pictures cannot be searched with", because=str(error), until=coming.id)
+        self.follow()
+        return self.serving.generation
+
+    def propose(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
+        """Have another model's generation embedded beside the active one; whether that is news. Raises InvalidInput,
+        ModelUnavailable."""
+        try:
+            found = self._read(model, precision, pictures=False).generation
+        except ConfigurationError as error:
+            raise InvalidInput("model", str(error).removeprefix("REELSRS_MODEL: ")) from error
+        with self.db.read() as connection:
+            known = next((one for one in generations.states(connection) if one.generation.id == found.id), None)
+        news = known is None or not (known.active or known.wanted)
+        if news or (known is not None and known.wanted and activate != known.activate):
+            self._want(found, activate=activate, because="somebody asked for it")
+        with self.db.read() as connection:
+            return generations.state(connection, found.id), news
+
+    def _want(self, generation: Generation, *, activate: bool, because: str) -> None:
+        with self.db.write() as connection:
+            generations.want(connection, generation, activate=activate)
+            nothing = generations.missing(connection, generation.id) == ([], [])
+            if nothing:
+                generations.complete(connection, generation)
+        if not nothing:
+            log.warning("the videos are embedded by another model, beside", model=generation.model, because=because)
+
+    def switch(self, generation_id: str) -> State:
+        """Answer with another generation from now on. It is loaded first: one whose model cannot be had is not
+        switched to. Raises NotFound, NotReady, ConfigurationError, ModelUnavailable."""
+        with self._switching:
+            with self.db.read() as connection:
+                wanted = generations.state(connection, generation_id)
+            if not wanted.active:
+                if wanted.completed_at is None:
+                    raise NotReady(generation_id, wanted.status, "generation")
+                serving = self._serving_of(wanted.generation)
+                serving.embedder()
+                serving.warm()
+                with self.db.write() as connection:
+                    queued = generations.switch(connection, generation_id)
+                log.warning("another model answers", model=wanted.generation.model, queued=queued)
+                self._put(serving)
+            with self.db.read() as connection:
+                return generations.state(connection, generation_id)
+
+    def move_over(self, on_progress: Callable[[float], None]) -> None:
+        """Where another model is to take over, embed everything by it, here and now, and answer with it. `on_progress`
+        hears what is done, 0 to 1. Raises ConfigurationError, ModelUnavailable."""
+        with self.db.read() as connection:
+            coming = [one.generation for one in generations.states(connection) if one.wanted and one.activate]
+        for generation in coming:
+            self.reembedding(generation).run(
+                threading.Event(), keep_up=False, on_progress=lambda done, total: on_progress(done / max(1, total))
+            )
+        self.follow()
+
+    def follow(self, *, warm: bool = False) -> None:
+        """Answer with what is the active generation now, whoever switched. What was there answers until the other is
+        loaded, which `warm` does here and now. Raises ConfigurationError, ModelUnavailable."""
+        with self._switching:
+            active, now = self._active(), self._serving
+            if active is not None and now is not None and now.generation.id != active.id:
+                serving = self._serving_of(active)
+                if warm:
+                    serving.embedder()
+                    serving.warm()
+                self._put(serving)
+            while self._former and time.monotonic() - self._former[0][0] > _LINGER_SECONDS:
+                self._former.pop(0)[1].close()
+
+    def _serving_of(self, generation: Generation) -> Serving:
+        known = [serving for _, serving in self._former if serving.generation.id == generation.id]
+        return known[0] if known else Serving(self, generation)
+
+    def _put(self, serving: Serving) -> None:
+        self._former = [(since, one) for since, one in self._former if one is not serving]
+        if self._serving is not None:
+            self._former.append((time.monotonic(), self._serving))
+        self._serving = serving
+
+    def close(self) -> None:
+        """Save the index snapshots if there are any to save, end the child processes, close the database."""
+        for _, serving in self._former:
+            serving.close()
+        if self._serving is not None:
+            self._serving.close()
+        if "decoder" in self.__dict__:
+            self.decoder.close()
+        self.db.close()
+
+
+class Serving:
+    """What answers, of one generation: its model, its indexes, and what asks them, each built when first asked for."""
+
+    def __init__(self, runtime: Runtime, generation: Generation) -> None:
+        self.generation = generation
+        self._runtime = runtime
+        self._model: Embedder | None = None
+        self._building = threading.RLock()
+
+    def embedder(self, *, pictures: bool = False) -> Embedder:
+        """The model; with `pictures`, one that has its picture tower. Raises ConfigurationError, ModelUnavailable,
+        OtherWeights."""
+        model = self._model
+        if model is None or (pictures and not model.sees):
+            model = self._model = self._runtime.load(self.generation, pictures=pictures)
+        return model
+
+    @property
+    def device(self) -> str:
+        """Where the model runs; that it cannot be had, where that is so."""
+        try:
+            return self.embedder().device
+        except (ConfigurationError, Unavailable):
+            return "unavailable"
+
+    def warm(self) -> None:
+        """Build everything that the first question would wait for, the model apart. Here, once: the threads that answer
+        would each build their own."""
+        self.follower.save()  # built and caught up by now
+        for part in (self.recommender, self.examples, self.duplicates):
+            assert part is not None
+
+    @cached_property
+    def follower(self) -> Follower:
+        """The index of the generation's videos."""
+        return self._follow(self._runtime.settings.aggregation)
+
+    def frames(self) -> Follower:
+        """The index of its frames, built when first asked for."""
+        with self._building:
+            return self._frames
+
+    @cached_property
+    def _frames(self) -> Follower:
+        return self._follow("frame")
+
+    def _follow(self, kind: Kind) -> Follower:
+        runtime = self._runtime
+        return Follower(runtime.db, runtime.settings.data_dir / "index", self.generation, kind)
+
     @cached_property
     def recommender(self) -> Recommender:
         """The way out."""
-        return Recommender(self.follower, self.frames, self.settings.aggregation)
+        return Recommender(self.follower, self.frames, self._runtime.settings.aggregation)
 
     @cached_property
     def duplicates(self) -> Duplicates:
         """Who is a copy of whom."""
-        return Duplicates(self.db, self.files, self.decoder, self.recommender.lookalikes)
-
-    @cached_property
-    def atlas(self) -> Atlas:
-        """The maps."""
-        return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
+        runtime = self._runtime
+        return Duplicates(runtime.db, runtime.files, runtime.decoder, self.recommender.lookalikes)
 
     @cached_property
     def examples(self) -> Examples:
         """What somebody searches with."""
-        return Examples(self.decoder, self.embedder, self.follower.generation, self.settings.aggregation)
-
-    def activate(self) -> Generation:
-        """Make the model of the settings the library's. Videos that have no vectors of it yet are queued again;
-        those of the former model are kept, so that going back costs nothing. Raises ModelUnavailable."""
-        generation = self.embedder().generation
-        with self.db.write() as connection:
-            before = catalog.active_generation(connection)
-            catalog.activate_generation(connection, generation)
-            missing = catalog.keys_without_embeddings(connection, generation.id)
-            for key in missing:
-                jobs.enqueue(connection, key)
-        if missing:
-            log.warning(
-                "the model changed: its videos are embedded again",
-                before=before.model if before else None,
-                now=generation.model,
-                videos=len(missing),
-            )
-        return generation
+        return Examples(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
 
     def close(self) -> None:
-        """Save the index snapshots if there are any to save, end the child processes, close the database."""
+        """Save the index snapshots if there are any to save."""
         for follower in ("follower", "_frames"):
             if follower in self.__dict__:
                 getattr(self, follower).close()
-        if "decoder" in self.__dict__:
-            self.decoder.close()
-        self.db.close()

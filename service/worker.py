@@ -1,8 +1,8 @@
 """The worker: claims jobs and has them done, in this process or in one that `reelsrs serve` watches.
 
-It embeds what was uploaded, gives it its place on the maps that are there, and has the maps laid out that were asked
-for, each in a process of its own. A worker that dies costs its attempt at what it held, nothing else: the lease runs
-out and the job is claimed again. All of it runs at a lower priority than answering.
+It embeds what was uploaded and gives it its place on the maps that are there. Maps are laid out each in a process of
+its own, and so is what another model embeds beside. A worker that dies costs its attempt at what it held, nothing else:
+the lease runs out and the job is claimed again. All of it runs at a lower priority than answering.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 
 import structlog
 
-from service import jobs, maps
+from service import catalog, generations, jobs, maps
 from service.config import Settings
 from service.errors import ReelsError
 from service.projection import Method
@@ -25,6 +25,7 @@ from service.runtime import Runtime
 log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.2
+_AGAIN_SECONDS = 10.0  # after a model could not be loaded, say
 _CLAIM = 4
 
 
@@ -45,6 +46,7 @@ class Worker:
             threading.Thread(target=Layouts(self._runtime, self.owner, lane).run, args=(stop,), name="layouts")
             for lane in lanes
         ]
+        layouts.append(threading.Thread(target=Beside(self._runtime).run, args=(stop,), name="beside"))
         for thread in layouts:
             thread.start()
         while not stop.is_set():
@@ -58,6 +60,7 @@ class Worker:
             thread.join()
 
     def _step(self, stop: threading.Event | None = None) -> bool:
+        self._runtime.follow()
         with self._runtime.db.read() as connection:
             waiting = jobs.waiting(connection)
         if not waiting:
@@ -74,7 +77,11 @@ class Worker:
         if stop is not None and stop.is_set():
             return []
         with self._runtime.db.read() as connection:
-            if not jobs.waiting(connection):
+            # Another model may have taken over: what is on its way is brought to its end, and `_step` comes to that.
+            if (
+                not jobs.waiting(connection)
+                or catalog.active_generation(connection) != self._runtime.serving.generation
+            ):
                 return []
         with self._runtime.db.write() as connection:
             return jobs.claim(connection, self.owner, _CLAIM)
@@ -145,6 +152,44 @@ class Layouts:
                 renewed = time.monotonic()
                 with self._runtime.db.write() as connection:
                     maps.renew(connection, key, self._owner)
+
+
+class Beside:
+    """Has the generation that is wanted embedded beside the active one, in a process of its own: it holds another
+    model, and what happens to that is not to happen to uploads. Runs in the thread that calls `run`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set."""
+        pause = _IDLE_SECONDS
+        while not stop.wait(pause):
+            pause = 5 * _IDLE_SECONDS
+            try:
+                with self._runtime.db.read() as connection:
+                    wanted = generations.wanted(connection)
+                if wanted is not None and not self._step(wanted.id, stop):
+                    pause = _AGAIN_SECONDS
+            except ReelsError as error:
+                log.warning("the other generation waits", reason=str(error))
+
+    def _step(self, generation_id: str, stop: threading.Event) -> bool:
+        with subprocess.Popen(
+            [sys.executable, "-m", "service", "worker", "--generation", generation_id],
+            env={**os.environ, **self._runtime.settings.environ()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            while process.poll() is None and not stop.wait(_IDLE_SECONDS):
+                pass
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        return process.returncode == 0 or stop.is_set()
 
 
 class WorkerProcess:

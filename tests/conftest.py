@@ -149,7 +149,7 @@ def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtim
     """An empty library. The model and the decoding processes are real, and started once for all tests."""
     built = Runtime(settings_for(tmp_path / "data"))
     built._model, built.__dict__["decoder"] = tiny, decoder
-    built.activate()
+    built.adopt()
     yield built
     del built.__dict__["decoder"]  # others use it after this one
     built.close()

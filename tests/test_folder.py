@@ -126,7 +126,7 @@ def test_a_caption_that_is_too_long_fails_its_clip_only(runtime: Runtime, data: 
 
 def test_an_import_that_was_cut_off_is_taken_up_again(runtime: Runtime, data: Path) -> None:
     half = FolderImport(runtime, SAMPLING)
-    runtime.activate()
+    runtime.adopt()
     for entry in scan(data)[:2]:
         half._offer(entry)  # accepted, and then the machine stopped
     done = _import(runtime, data)

@@ -319,26 +319,6 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
     by_max.close()
 
 
-def test_another_model_embeds_everything_again_and_going_back_costs_nothing(
-    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
-) -> None:
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="words")[0]
-    _work(runtime)
-    other = Runtime(settings_for(runtime.settings.data_dir, precision="bfloat16"))
-    generation = other.activate()
-    assert generation.id != tiny.generation.id
-    assert _now(runtime, video).status == "queued"
-    _work(other)
-    with other.db.read() as connection:
-        assert catalog.vectors(connection, video.key, generation, "frame") is not None
-    other.close()
-    back = Runtime(settings_for(runtime.settings.data_dir))
-    back._model = tiny
-    back.activate()
-    assert _now(back, video).status == "ready"
-    back.close()
-
-
 def test_a_start_removes_what_a_crash_left_and_nothing_else(
     runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

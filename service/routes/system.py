@@ -52,6 +52,8 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
             checks["database"] = checks["index"] = "ok"
     except ReelsError as error:
         checks["database"] = str(error)
+    if service.trouble is not None:
+        checks["model"] = service.trouble
     worker = request.app.state.worker
     if worker is None:
         checks["worker"] = "not started here"
@@ -82,21 +84,21 @@ SCORE = (
 @router.get("/v1/info", summary="What runs here")
 def info(service: Service) -> Info:
     """Version, model, device, index and limits, and what a score means."""
-    settings, embedder = service.settings, service.embedder()
-    with service.follower.current() as (index, connection):
+    settings, serving = service.settings, service.serving
+    with serving.follower.current() as (index, connection):
         size, kind, exact = len(index), index.kind, index.exact
         videos = catalog.status_counts(connection)
     return Info(
         version=__version__,
-        model=settings.model,
-        generation=service.follower.generation.id,
-        dimension=service.follower.generation.dimension,
-        device=embedder.device,
-        precision=service.follower.generation.precision,
+        model=serving.generation.model,
+        generation=serving.generation.id,
+        dimension=serving.generation.dimension,
+        device=serving.device,
+        precision=serving.generation.precision,
         aggregation=settings.aggregation,
         videos=videos,
         score=SCORE,
-        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=service.follower.exact_up_to + 1),
+        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=serving.follower.exact_up_to + 1),
         limits=Limits(
             max_upload_bytes=settings.max_upload_bytes,
             max_duration_seconds=settings.max_duration_seconds,

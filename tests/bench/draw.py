@@ -108,7 +108,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     runtime = Runtime(settings_for(folder / "data"))
-    runtime.activate()
+    runtime.adopt()
     fill(runtime, count)
     for dimensions in (2, 3):
         runtime.atlas.ready(runtime.atlas.spec("aggregated", "pca", dimensions))

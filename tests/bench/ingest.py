@@ -71,7 +71,7 @@ def model_folder(name: str, scratch: Path) -> str:
 def library(folder: Path, model: str, precision: str) -> Runtime:
     """An empty one, its model loaded and its decoders started: none of that is timed."""
     runtime = Runtime(Settings(data_dir=folder, model=model, precision=precision))  # type: ignore[arg-type]
-    runtime.activate()
+    runtime.adopt()
     return runtime
 
 

@@ -55,7 +55,7 @@ FRAMES = 10
 
 def fill(runtime: Runtime, count: int, vectors: Path | None) -> list[str]:
     """Put made-up videos into the database, many rows to a statement: their ids."""
-    generation: Generation = runtime.activate()
+    generation: Generation = runtime.adopt()
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, generation.dimension)).astype(np.float32)
     if vectors is not None:
@@ -162,7 +162,7 @@ class Client:
 
 def in_process(settings: Settings, pipe: Any) -> None:
     """In a process of its own: answer questions about the ids that come, and say how long it took."""
-    runtime = Runtime(settings, asking=True, pictures=False)
+    runtime = Runtime(settings, pictures=False)
     recommender = runtime.recommender
     pipe.send("ready")
     while (video := pipe.recv()) is not None:

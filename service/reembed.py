@@ -1,0 +1,174 @@
+"""The way of the videos that are there into another generation, beside the one that answers. Knows no HTTP.
+
+It goes the way of an upload from the stored bytes on, but touches neither a video's status nor its pictures. What is
+left to do is read off the vectors that are there, so that it can be broken off at any moment and taken up again.
+Uploads go first: while any wait, it does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+from filelock import FileLock, Timeout
+
+from service import catalog, generations, jobs
+from service.db import Database
+from service.domain import Generation, Vectors, Video
+from service.embedder import Embedder
+from service.errors import NotFound, ReelsError
+from service.files import Files
+from service.ingest import Ingest
+from service.vectors import aggregate
+from service.video import Decoder, Sample
+
+log = structlog.get_logger(__name__)
+
+_CLAIM = 4
+_CAPTIONS = 64
+_LOOK_SECONDS = 0.5
+
+
+class Reembedding(Ingest):
+    """One generation's. `embedder` gives its model; `lock` is a file that whoever does this holds, for one at a time is
+    as quick as several and does nothing twice."""
+
+    def __init__(
+        self,
+        db: Database,
+        files: Files,
+        decoder: Decoder,
+        embedder: Callable[[], Embedder],
+        *,
+        generation: Generation,
+        lock: Path,
+        threads: int,
+    ) -> None:
+        super().__init__(db, files, decoder, embedder, max_upload_bytes=0, threads=threads)
+        self._generation = generation
+        self._lock = FileLock(lock, is_singleton=False, thread_local=False)
+        self._left: list[int] = []
+        self._failed: dict[int, str] = {}  # each is tried once; switched to, they are tried as uploads are
+
+    def run(
+        self, stop: threading.Event, *, keep_up: bool = True, on_progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        """Until the generation is complete and switched to, or not wanted any more, or `stop` is set. With `keep_up`
+        one that is complete is kept so, for whoever may switch to it. `on_progress` hears how many of how many are
+        done.
+
+        Raises ConfigurationError, ModelUnavailable, OtherWeights.
+        """
+        while True:
+            with suppress(Timeout), self._lock.acquire(timeout=_LOOK_SECONDS):
+                self._run(stop, keep_up, on_progress)
+                return
+            if stop.is_set() or not self._wanted():
+                return
+
+    def _run(self, stop: threading.Event, keep_up: bool, on_progress: Callable[[int, int], None]) -> None:
+        self._embedder()
+        looked_at = -1
+        while not stop.is_set() and self._wanted():
+            with self._db.read() as connection:
+                last = catalog.last_change(connection)
+                if last == looked_at:  # complete, and nothing came since
+                    missing: list[int] = []
+                    texts, total = missing, 0
+                else:
+                    missing, texts = generations.missing(connection, self._generation.id)
+                    total = len(catalog.ready_keys(connection))
+            self._left = [key for key in missing if key not in self._failed]
+            captions = [key for key in texts if key not in self._failed]
+            if self._uploads_wait() or last == looked_at:
+                stop.wait(_LOOK_SECONDS)
+            elif self._left:
+                self.process(partial(self._claim, stop, total, on_progress), "")
+            elif captions:
+                self._embed_captions(captions)
+            else:
+                on_progress(total, total)
+                if self._complete() or not keep_up:
+                    return
+                looked_at = last
+
+    def _claim(self, stop: threading.Event, total: int, on_progress: Callable[[int, int], None]) -> list[int]:
+        if stop.is_set() or self._uploads_wait() or not self._wanted():
+            return []
+        claimed, self._left = self._left[:_CLAIM], self._left[_CLAIM:]
+        on_progress(total - len(self._left), total)
+        return claimed
+
+    def _wanted(self) -> bool:
+        with self._db.read() as connection:
+            wanted = generations.wanted(connection)
+        return wanted is not None and wanted.id == self._generation.id
+
+    def _uploads_wait(self) -> bool:
+        with self._db.read() as connection:
+            return jobs.waiting(connection)
+
+    def _complete(self) -> bool:
+        """Whether that switched to it."""
+        with self._db.write() as connection:
+            missing, texts = generations.missing(connection, self._generation.id)
+            if {*missing, *texts} - self._failed.keys():
+                return False  # something came in between
+            failed = [f"{catalog.video_by_key(connection, key).id} ({self._failed[key]})" for key in missing[:5]]
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            reason = f"could not be embedded: {', '.join(failed)}{more}" if failed else None
+            generations.report(connection, self._generation.id, reason)
+            switched = generations.complete(connection, self._generation)
+        if switched:
+            log.warning("another model answers", model=self._generation.model)
+        return switched
+
+    # --- the way of an upload, beside
+
+    def _decode(self, video: Video, _owner: str) -> Sample:
+        return self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
+
+    def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], _owner: str) -> None:
+        with self._db.write() as connection:
+            try:
+                now = catalog.video_by_key(connection, video.key)
+            except NotFound:
+                return
+            if now.status != "ready" or now.sampling != video.sampling:
+                return  # it is embedded anew, and will be missing again
+            if len(sample.times) != len(now.frame_times) or not np.allclose(sample.times, now.frame_times, atol=1e-3):
+                # Another setting or another decoder picks other frames: those that answer must be these, too.
+                jobs.enqueue(connection, video.key)
+                return
+            text = texts.get(now.caption) if now.caption else None  # one that was edited meanwhile is left missing
+            catalog.put_embeddings(connection, video.key, self._generation, aggregate(frames, text))
+            catalog.record_change(connection, video.key, self._generation.id)
+
+    def _settle(
+        self, video: Video, _owner: str, how: Callable[[sa.Connection, int, str], Any], error: Exception
+    ) -> None:
+        if isinstance(error, ReelsError) and how is not jobs.fail:
+            raise error  # a full disk or a locked database: nobody's fault, and tried again from where it stands
+        self._failed[video.key] = str(error) or type(error).__name__
+        log.warning("a video could not be embedded beside", video=video.id, reason=self._failed[video.key])
+
+    def _embed_captions(self, keys: list[int]) -> None:
+        for start in range(0, len(keys), _CAPTIONS):
+            with self._db.read() as connection:
+                videos = catalog.videos_by_key(connection, keys[start : start + _CAPTIONS])
+            captions = [video.caption for video in videos.values() if video.caption]
+            if not captions:
+                continue
+            texts = dict(zip(captions, self._embedder().embed_texts(captions), strict=True))
+            with self._db.write() as connection:
+                for key, now in catalog.videos_by_key(connection, videos).items():
+                    if now.caption in texts:
+                        catalog.put_text(connection, key, self._generation, texts[now.caption])
+                        catalog.record_change(connection, key, self._generation.id)
