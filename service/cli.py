@@ -215,6 +215,7 @@ def similar(
             min_score=min_score,
         )
         answer = runtime.recommender.answer(question)
+        _say_whose_answer(runtime)
     _print_answer(answer, as_json)
 
 
@@ -272,6 +273,7 @@ def search(
             group_by="moment" if moments else "video",
         )
         answer = runtime.recommender.answer(question)
+        _say_whose_answer(runtime)
     _print_answer(answer, as_json)
 
 
@@ -604,6 +606,15 @@ def _print_answer(answer: Answer, as_json: bool) -> None:
     weights = f"weights: video {answer.weights.video:g}, text {answer.weights.text:g}; {answer.fusion}"
     imputed = any(hit.text_part.imputed for hit in answer.hits) and answer.weights.text > 0
     err.print(weights + ("; * has no caption, counts as average" if imputed else ""), style="dim")
+
+
+def _say_whose_answer(runtime: Runtime) -> None:
+    """Where the settings ask for another model than the library has: it is theirs only once it was moved over."""
+    model, precision = runtime.settings.wish
+    answering = runtime.serving.generation
+    if model not in (None, answering.model) or precision not in (None, answering.precision):
+        words = f"answered by {answering.model} in {answering.precision}, which the library was embedded with"
+        err.print(f"{words}; `reelsrs embed` moves it to the model of the settings", style="yellow", markup=False)
 
 
 def _plain(text: str) -> str:

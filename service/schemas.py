@@ -625,10 +625,12 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"model": "ViT-B-16/datacomp_xl_s13b_b90k", "activate": False}]},
+        json_schema_extra={"examples": [{"model": "tiny", "activate": False}]},
     )
 
-    model: str = Field(min_length=1, max_length=1000, description="as in the setting REELSRS_MODEL")
+    model: str = Field(
+        min_length=1, max_length=1000, description="as in the setting REELSRS_MODEL: NAME/WEIGHTS of open_clip"
+    )
     precision: Precision = Field("auto", description="as in the setting REELSRS_PRECISION")
     activate: bool = Field(False, description="switch to it as soon as it is complete")
 

@@ -78,13 +78,15 @@ def test_nothing_that_can_be_sent_breaks_the_service(server: Server) -> None:
             if case.method.upper() in ("DELETE", "PATCH"):
                 for name in case.path_parameters:
                     case.path_parameters[name] = "of-nobody"  # other tests need what is there as it is
+            if case.path == "/v1/generations" and case.method.upper() == "POST" and isinstance(case.body, dict):
+                case.body.pop("precision", None)  # the model that answers other tests is to stay
             answer = case.call(timeout=30)
             case.validate_response(answer, excluded_checks=excluded)
             if case.path == "/v1/projections" and answer.status_code == 202:  # other tests want theirs laid out
                 httpx.delete(server.url + answer.headers["location"][0], trust_env=False)
 
         send()
-    assert tried == 30
+    assert tried == 34
 
 
 if __name__ == "__main__":

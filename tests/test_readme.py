@@ -54,6 +54,7 @@ def test_the_addresses_exist() -> None:
     paths = document()["paths"]
     for address in re.findall(r"http://127\.0\.0\.1:8000(/[^\s\"?>]*)", README):
         template = address.replace("$ID", "{video_id}").replace("$MAP", "{projection_id}")
+        template = template.replace("$GENERATION", "{generation_id}")
         assert template in paths or template in ("/docs", "/explore"), address
 
 

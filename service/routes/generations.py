@@ -27,7 +27,7 @@ def every_generation(service: Service) -> GenerationList:
 
 @router.get("/{generation_id}", summary="One generation", responses=problems(404))
 def one_generation(service: Service, generation_id: GenerationId) -> Generation:
-    """How far it is."""
+    """How far it is, and what stands in its way."""
     with service.db.read() as connection:
         return Generation.of(generations.state(connection, generation_id))
 
