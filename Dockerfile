@@ -11,13 +11,6 @@
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 
-# The dependencies by themselves, so that no other change of pyproject.toml installs them again.
-FROM ${PYTHON_IMAGE} AS requirements
-COPY pyproject.toml /
-RUN python -c "import tomllib; print(*tomllib.load(open('/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > /requirements.txt
-
-
 FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/reelsrs
@@ -26,6 +19,8 @@ RUN python -m venv --without-pip /opt/reelsrs
 # load. PyTorch's CPU index has the small pair, the ordinary package index the one for CUDA, which also runs on the
 # CPU and is several times as large.
 ARG TORCH=cpu
+ARG TORCH_VERSION=2.14.1
+ARG TORCHVISION_VERSION=0.29.1
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     warning=; \
@@ -40,17 +35,16 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
         fi ;; \
     *) echo "TORCH must be cpu or cuda, not '$TORCH'" >&2; exit 2 ;; \
     esac; \
-    pip --python /opt/reelsrs/bin/python install "$@" torch torchvision; \
+    pip --python /opt/reelsrs/bin/python install "$@" "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION"; \
     /opt/reelsrs/bin/python -B -c "import torch, torchvision; print('torch', torch.__version__, 'and torchvision', torchvision.__version__)" \
         > /opt/reelsrs/torch.txt; \
     if [ -n "$warning" ]; then echo "$warning" >> /opt/reelsrs/torch.txt; fi
 
-# The rest must leave the pair as it is. Bytecode is compiled here, once, and checked against nothing later: the file
-# system may be read-only by then.
-COPY --from=requirements /requirements.txt /
+# The rest, as it is locked: these versions, and files with these hashes only. The pair stays as it is. Bytecode is
+# compiled here, once, and checked against nothing later: the file system may be read-only by then.
+COPY .ci/requirements.lock /
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
-    pip --python /opt/reelsrs/bin/python freeze | grep -E '^torch(vision)?==' > /constraints.txt; \
-    pip --python /opt/reelsrs/bin/python install -r /requirements.txt -c /constraints.txt; \
+    pip --python /opt/reelsrs/bin/python install --no-deps --require-hashes -r /requirements.lock; \
     pip --python /opt/reelsrs/bin/python check; \
     /opt/reelsrs/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/reelsrs/lib || \
         echo "some files of the packages are not meant for this Python and stay uncompiled" >&2

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import CHILD_ENVIRONMENT
 
@@ -80,3 +84,28 @@ def test_the_checkpoint_is_small() -> None:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert size <= 10_000_000
     assert os.access(folder / "open_clip_config.json", os.R_OK)
+
+
+def test_the_image_is_locked_to_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked: dict[str, list[Requirement]] = {}
+    for entry in (ROOT / ".ci" / "requirements.lock").read_text().replace("\\\n", " ").splitlines():
+        requirement, *hashes = entry.split("--hash=sha256:")
+        assert hashes, f"{entry} has no hash"
+        one = Requirement(requirement)
+        locked.setdefault(canonicalize_name(one.name), []).append(one)
+    assert not [name for name in locked if name.startswith(("torch", "nvidia-", "triton", "cuda-"))]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    versions = dict(re.findall(r"^ARG (TORCH\w*)_VERSION=(\S+)$", dockerfile, re.MULTILINE))
+    image = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux"}
+    for asked in map(Requirement, project["dependencies"]):
+        if asked.name == "torch":
+            assert asked.specifier.contains(versions["TORCH"])
+            continue
+        mine = [
+            one for one in locked[canonicalize_name(asked.name)] if one.marker is None or one.marker.evaluate(image)
+        ]
+        assert len(mine) == 1, asked
+        (pin,) = mine[0].specifier
+        assert pin.operator == "=="
+        assert asked.specifier.contains(pin.version), f"{asked}, but {pin}: run .ci/lock"
