@@ -110,7 +110,7 @@ class Atlas:
             state = maps.row_by_id(connection, map_id)
             if state.fitted_at is None:
                 raise NotReady(state.id, state.status, "projection")
-            stamp = (state.version, catalog.last_change(connection))
+            stamp = (state.version, catalog.last_change(connection, state.spec.generation))
             name = (state.key, encode.__name__)
             with self._sending:
                 known = self._sent.pop(name, None)
@@ -210,7 +210,7 @@ class Atlas:
     def _lay_out(self, key: int, owner: str, steps: _Steps) -> None:
         with self._db.read() as connection:
             spec = maps.row_by_key(connection, key).spec
-            seen = catalog.last_change(connection)
+            seen = catalog.last_change(connection, spec.generation)
             keys, counts, vectors = self._vectors(connection, spec, catalog.ready_keys(connection, spec.category))
         steps.reached(0.03)
         count = projection.neighbours_needed(spec.method, len(vectors), spec.parameters)
@@ -307,10 +307,10 @@ class Atlas:
         """One step of it; False once there is nothing left to do."""
         with self._db.read() as connection:
             state = maps.by_key(connection, key)
-            last = catalog.last_change(connection)
+            spec = state.spec
+            last = catalog.last_change(connection, spec.generation)
             if state.status != "ready" or state.seen >= last:
                 return False
-            spec = state.spec
             changed = catalog.changed_since(connection, state.seen, spec.generation)
             altered = bool(maps.on_map(connection, key, changed)) or (
                 len(catalog.existing_keys(connection, changed)) < len(changed)

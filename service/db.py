@@ -105,7 +105,7 @@ changes = sa.Table(
     # the indexes of the others need not look; empty stands for all.
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("video_key", sa.Integer, nullable=False),
-    sa.Column("generation", sa.String, nullable=False, server_default=""),
+    sa.Column("generation", sa.String, nullable=False, server_default="", index=True),
     sa.UniqueConstraint("video_key", "generation"),
     sqlite_autoincrement=True,
 )

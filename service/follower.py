@@ -100,7 +100,7 @@ class Follower:
         for _ in range(8):
             with self._db.read() as connection:
                 with self._gate.reading():
-                    if self._seen == catalog.last_change(connection):
+                    if self._seen == catalog.last_change(connection, self._generation.id):
                         yield self._index, connection
                         return
                 with self._gate.writing():
@@ -175,7 +175,7 @@ class Follower:
             if any(manifest.get(name) != value for name, value in self._identity.items()):
                 raise ValueError("it cannot be read, or belongs to another library")
             with self._db.read() as connection:
-                if manifest["seen"] > catalog.last_change(connection):
+                if manifest["seen"] > catalog.last_change(connection, self._generation.id):
                     raise ValueError("it is newer than the database")
             self._verify(_files(manifest))
             self._index = _KINDS[manifest["index"]].load(self._layout, self._folder, manifest["state"])
@@ -206,7 +206,7 @@ class Follower:
 
     def _catch_up(self, connection: sa.Connection, *, now: bool = False) -> None:
         """Apply what came since; the gate is held. With `now` a better index is made on the way, not beside."""
-        last = catalog.last_change(connection)
+        last = catalog.last_change(connection, self._generation.id)
         changed = catalog.changed_since(connection, self._seen, self._generation.id)
         for start in range(0, len(changed), _BATCH):
             self._apply(connection, self._index, changed[start : start + _BATCH])
@@ -258,12 +258,12 @@ class Follower:
                 changed = catalog.changed_since(connection, seen, self._generation.id)
                 if len(changed) <= _BATCH or self._closed:
                     break
-                last = catalog.last_change(connection)
+                last = catalog.last_change(connection, self._generation.id)
                 for start in range(0, len(changed), _BATCH):
                     self._apply(connection, new, changed[start : start + _BATCH])
                 seen = last
         with self._saving, self._db.read() as connection, self._gate.writing():
-            last = catalog.last_change(connection)
+            last = catalog.last_change(connection, self._generation.id)
             self._apply(connection, new, catalog.changed_since(connection, seen, self._generation.id))
             self._index, self._seen = new, last
             self._saved = -1

@@ -282,7 +282,7 @@ def behind(connection: sa.Connection, generation: str) -> list[int]:
     query = sa.select(db.projections.c.key).where(
         db.projections.c.generation == generation,
         db.projections.c.status == "ready",
-        db.projections.c.seen < catalog.last_change(connection),
+        db.projections.c.seen < catalog.last_change(connection, generation),
     )
     return list(connection.execute(query).scalars())
 

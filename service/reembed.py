@@ -78,7 +78,7 @@ class Reembedding(Ingest):
         looked_at = -1
         while not stop.is_set() and self._wanted():
             with self._db.read() as connection:
-                last = catalog.last_change(connection)
+                last = catalog.last_change(connection, self._generation.id)
                 if last == looked_at:  # complete, and nothing came since
                     missing: list[int] = []
                     texts, total = missing, 0

@@ -51,7 +51,7 @@ def test_a_database_of_the_first_release_is_upgraded_and_keeps_what_it_holds(url
         assert catalog.active_generation(connection) == generation
         assert catalog.changed_since(connection, 0, "g") == [7]
         catalog.record_change(connection, 9)
-        assert catalog.last_change(connection) == 3, "a number was given twice"
+        assert catalog.last_change(connection, "g") == 3, "a number was given twice"
         catalog.record_change(connection, 9, "another")
         assert catalog.changed_since(connection, 0, "g") == [7, 9]
         assert catalog.changed_since(connection, 3, "another") == [9]
@@ -78,9 +78,9 @@ def test_many_writers_take_turns_and_lose_nothing(url: str) -> None:
 
     def read_then_write(number: int) -> None:
         with databases[number % 2].write() as connection:
-            seen = catalog.last_change(connection)
+            seen = catalog.last_change(connection, "g")
             catalog.record_change(connection, number)
-            assert catalog.last_change(connection) == seen + 1
+            assert catalog.last_change(connection, "g") == seen + 1
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read_then_write, range(200)))
@@ -97,9 +97,9 @@ def test_readers_do_not_wait_for_the_writer(url: str) -> None:
     with database.write() as writing:
         catalog.record_change(writing, 1)
         with database.read() as reading:
-            assert catalog.last_change(reading) == 0
+            assert catalog.last_change(reading, "g") == 0
     with database.read() as reading:
-        assert catalog.last_change(reading) == 1
+        assert catalog.last_change(reading, "g") == 1
     database.close()
 
 
@@ -110,7 +110,7 @@ def test_a_block_that_fails_leaves_nothing_behind(url: str) -> None:
         catalog.record_change(connection, 1)
         raise RuntimeError
     with database.read() as connection:
-        assert catalog.last_change(connection) == 0
+        assert catalog.last_change(connection, "g") == 0
     database.close()
 
 

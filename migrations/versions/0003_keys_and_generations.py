@@ -47,3 +47,4 @@ def upgrade() -> None:
         "WHERE name = 'changes' AND EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes_before')"
     )
     op.drop_table("changes_before")
+    op.create_index(op.f("ix_changes_generation"), "changes", ["generation"])
