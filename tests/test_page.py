@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -96,7 +97,7 @@ def visit(browser: Browser) -> Iterator[Open]:
                 wrong.append(f"{kind}: {text}")
 
         def asked(url: str) -> None:
-            if urlsplit(url).scheme not in ("blob", "data") and urlsplit(url).netloc != host:
+            if urlsplit(url).scheme not in ("blob", "data", "file") and urlsplit(url).netloc != host:
                 wrong.append(f"asked another host: {url}")
 
         page.on("console", lambda message: said(message.type, message.text))
@@ -525,6 +526,115 @@ def test_caption_and_category_are_edited(own_library: Server, visit: Open) -> No
     assert stored["category"] == "wild <b>things"
     page.locator("#category").select_option("wild <b>things")
     _expect(page, [stored["id"]])
+
+
+HOSTILE = {
+    "title": "<script>window.hit = 1</script>",
+    "caption": "</textarea></script><script>window.hit = 2</script> a beast",
+    "category": "<img src=x onerror='window.hit = 3'>",
+}
+HOSTILE_NAME = "<img src=x onerror=window.hit=4>.mp4"
+
+
+def test_what_strangers_write_is_text_wherever_it_is_shown(
+    own_library: Server, visit: Open, shared_clips: Path, tmp_path: Path
+) -> None:
+    named = tmp_path / HOSTILE_NAME
+    shutil.copy(shared_clips / CLIPS[3], named)
+    with own_library.client() as client, (shared_clips / CLIPS[4]).open("rb") as file:
+        sent = client.post("/v1/videos", params={"wait": 60}, files={"file": (HOSTILE_NAME, file)}, data=HOSTILE)
+        assert sent.status_code == 201, sent.text
+        video = sent.json()
+        assert {name: video[name] for name in HOSTILE} == HOSTILE
+    page = visit(own_library, "/explore?method=pca")
+    with page.expect_file_chooser() as chosen:
+        page.get_by_role("button", name="Upload").click()
+    chosen.value.set_files(named)
+    page.locator(".upload[data-stage=ready]").wait_for(timeout=60_000)
+    assert HOSTILE_NAME in page.locator(".upload").inner_text()
+    page.get_by_role("button", name="Close").click()
+    page.locator("#grid .card").nth(4).wait_for()
+    for text in (HOSTILE["title"], HOSTILE["caption"], HOSTILE_NAME.removesuffix(".mp4")):
+        page.locator("#grid").get_by_text(text, exact=True).first.wait_for()
+    _drawn(page)
+    page.locator("#legend").get_by_text(HOSTILE["category"]).wait_for()
+    _search(page, HOSTILE["title"])
+    page.locator("#grid").get_by_text(HOSTILE["caption"], exact=True).wait_for()
+    page.locator(f"#grid .card h2 a[href*='{video['id']}']").click()
+    page.locator("#detail video").wait_for()
+    for text in HOSTILE.values():
+        page.locator("#detail").get_by_text(text).first.wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Back to the library").click()
+    _drawn(page)
+    _until(lambda: _some_dot_says(page, HOSTILE["title"]))
+    page.mouse.move(1, 1)
+    _lasso(page, 1.0)
+    page.locator("#selected-grid .card").nth(4).wait_for()
+    rows = json.loads(Path(_saved(page, "Save as JSON").path()).read_text(encoding="utf-8"))["items"]
+    saved = next(row for row in rows if row["id"] == video["id"])
+    assert {name: saved[name] for name in HOSTILE} == HOSTILE
+    page.goto(own_library.url + f"/explore?video={video['id']}&q=<script>window.hit=5</script>")
+    page.locator("#detail video").wait_for()
+    assert page.evaluate("window.hit") is None
+    # The map that the command line writes is a page as well, with no policy but its own.
+    written = _written_map(page, own_library, tmp_path / "map.html")
+    assert HOSTILE["category"] in (written.locator(".legend").text_content() or "")
+    assert written.evaluate("window.hit") is None
+
+
+def _some_dot_says(page: Page, words: str) -> bool:
+    # So few clips are laid out anew whenever some come, so the dots may move while they are looked at.
+    for x, y in page.locator("#plot").evaluate(DOTS):
+        page.mouse.move(x - 40, y)
+        page.mouse.move(x, y, steps=8)
+        page.wait_for_timeout(300)
+        if page.locator("#hover").is_visible() and words in page.locator("#hover").inner_text():
+            return True
+    return False
+
+
+def _written_map(page: Page, server: Server, path: Path) -> Page:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "visualize", "--method", "pca", "--output", str(path)],
+        env={**CHILD_ENVIRONMENT, "REELSRS_DATA_DIR": str(server.data_dir)},
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page.goto(f"file://{path}")
+    page.locator(".legendtext").first.wait_for()
+    return page
+
+
+def test_names_break_out_of_no_header_and_no_log_line(own_library: Server, shared_clips: Path) -> None:
+    name = 'a"b\r\nX-Injected: 1\r\n\u2028 \u00e9.mp4'
+    boundary = "of-my-own"
+    parts = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="caption"\r\n\r\n'
+        'line\n{{"event": "forged", "level": "error"}}\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{{}}"\r\n\r\n'
+    )
+    with own_library.client() as client:
+        # As a browser writes it, and as somebody might who wants a line of his own.
+        for written in ("a%22b%0D%0AX-Injected: 1 \u00e9.mp4", name.replace('"', '\\"').replace("\r\n", " ")):
+            body = parts.format(written).encode() + (shared_clips / CLIPS[5]).read_bytes() + written.encode()
+            answer = client.post(
+                "/v1/videos?wait=60",
+                content=body + f"\r\n--{boundary}--\r\n".encode(),
+                headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+            )
+            assert answer.status_code == 201, answer.text
+            video = answer.json()
+            content = client.get(video["content_url"])
+            assert "x-injected" not in content.headers
+            assert content.headers["content-disposition"].startswith("inline; filename")
+            assert client.get(f"/v1/videos/{video['id']}%0AX-Injected:%201").status_code == 404
+    for line in own_library.log.read_text(encoding="utf-8").splitlines():
+        if line.startswith("{"):
+            assert json.loads(line).get("event") != "forged"
 
 
 def test_what_is_chosen_while_a_closed_clip_leaves_the_address_holds(own_library: Server, visit: Open) -> None:
