@@ -2,8 +2,8 @@
 
 The package is flat, a module for one noun. Imports point down this list, never up:
 
-    cli > app > routes > schemas > folder | export | visualize > worker > runtime
-        > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | maps
+    cli > app > routes > guard > schemas > folder | export | visualize > worker > runtime
+        > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | keys | maps
         > files | video | embedder | catalog | index | projection | drawing
         > compiled | db | vectors | scenery | question | ranking > config > domain > errors | log
 """
