@@ -369,7 +369,8 @@ class _Observed:
             await self._app(scope, receive, send)
             return
         request_id = scope["request_id"] = secrets.token_hex(8)
-        started, status = time.perf_counter(), 500
+        # Until there is another: the client went away before it was answered, which nginx counts as 499.
+        started, status = time.perf_counter(), 499
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -383,6 +384,9 @@ class _Observed:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception:
+                status = 500
+                raise
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "none")

@@ -10,10 +10,11 @@ import asyncio
 import ipaddress
 import json
 import math
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -35,6 +36,8 @@ log = structlog.get_logger(__name__)
 MAX_BODY_BYTES = 4 << 20
 # Those who wait for a video ask the database ten times a second each.
 _MAX_WATCHERS = 256
+
+_UNSENT_BYTES = 1 << 17
 
 # Answered however much there is to do: they say how much that is.
 _OPEN = frozenset({"/livez", "/readyz", "/metrics"})
@@ -249,6 +252,10 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The clock begins with the connection."""
         super().connection_made(transport)
+        # By default the system takes megabytes for a slow client, and then nothing for as long as it takes to send the
+        # third part of them, which would look as if the client took nothing.
+        with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
+            ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
