@@ -4,7 +4,11 @@
 #   docker build --build-arg TORCH=cuda -t reelsrs .    on an NVIDIA GPU
 #   podman build --format docker -t reelsrs .           (Podman's own format has no HEALTHCHECK)
 #
-#   docker run --rm --init -p 127.0.0.1:8000:8000 -v reelsrs-data:/data -v reelsrs-weights:/weights reelsrs
+#   docker run --rm --init -p 127.0.0.1:8000:8000 -e REELSRS_ALLOW_ANYONE=true \
+#       -v reelsrs-data:/data -v reelsrs-weights:/weights reelsrs
+#
+# It listens on every address of its container, and does not start for anyone. Published on 127.0.0.1 it may; published
+# elsewhere, make a key instead: docker run --rm -v reelsrs-data:/data reelsrs keys create NAME --rights write
 #
 # /data keeps the library, /weights the downloaded models. With a read-only root (--read-only) give it --tmpfs /tmp.
 

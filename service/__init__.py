@@ -2,9 +2,9 @@
 
 The package is flat, a module for one noun. Imports point down this list, never up:
 
-    cli > app > routes > schemas > folder | export | visualize > worker > runtime
+    cli > app > routes > guard > schemas > folder | export | visualize > worker > runtime
         > reembed > ingest | recommend | examples | duplicates | atlas
-        > tables | generations > follower | jobs | maps
+        > tables | generations > follower | jobs | keys | maps
         > files | video | embedder | catalog | index | projection | drawing
         > compiled | db | vectors | scenery | question | ranking > config > domain > errors | log
 """

@@ -35,11 +35,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import __version__, catalog, errors, jobs
+from service import __version__, catalog, errors, jobs, keys
 from service.config import Settings
 from service.errors import ReelsError
+from service.guard import Gates, Guard, Patience, check_address, only_here
 from service.routes import generations, projections, search, system, videos
-from service.routes.common import compressed, require_key
+from service.routes.common import compressed, problems, require_key, require_read
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
 from service.worker import WorkerProcess
@@ -52,7 +53,9 @@ STATUSES: dict[type[ReelsError], int] = {
     errors.Gone: 410,
     errors.NotReady: 409,
     errors.TooLarge: 413,
+    errors.TooSlow: 408,
     errors.Undecodable: 415,
+    errors.Overloaded: 429,
     errors.Unavailable: 503,
     errors.StorageFull: 507,
     errors.ConfigurationError: 503,
@@ -83,7 +86,9 @@ scores of different questions are not to be compared.
 """
 
 
-def create_app(settings: Settings, *, worker: bool = True, started: Runtime | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, worker: bool = True, started: Runtime | None = None, patience: Patience | None = None
+) -> FastAPI:
     """The application. `worker` False leaves embedding to other processes; `started` is what `start` gave, built
     when the application starts where it is left out, and closed with it."""
 
@@ -130,13 +135,20 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
         ],
         responses={
             401: {"model": Problem, "description": "an API key is needed"},
-            403: {"model": Problem, "description": "the API key is not known"},
+            403: {"model": Problem, "description": "the API key is not known, or lacks the right that is named"},
             422: {"model": Problem, "description": "a wrong parameter; `errors` names it"},
+            **problems(429),
         },
     )
     app.state.metrics = _Metrics()
-    for resource in (videos.router, search.router, projections.router, generations.router):
+    app.state.gates = gates = Gates(settings, patience or Patience())
+    # Whether nobody needs a key where there is none. On an address that others reach the last key may be revoked while
+    # this runs, and that must not let everyone in.
+    app.state.open = settings.allow_anyone or only_here(settings.host)
+    for resource in (videos.router, projections.router):
         app.include_router(resource, dependencies=[Depends(require_key)])
+    for resource in (search.router, generations.router):
+        app.include_router(resource, dependencies=[Depends(require_read)])
     app.include_router(system.router)
     app.include_router(system.open_router)
     _add_pages(app)
@@ -144,6 +156,7 @@ def create_app(settings: Settings, *, worker: bool = True, started: Runtime | No
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Guard, gates=gates, answer=_on_reels_error)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -163,8 +176,15 @@ def _document_problems(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
+            schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            late = {
+                "408": {"description": "the body came too slowly", "content": schema},
+                "413": {"description": "the body is larger than is taken", "content": schema},
+            }
             for verbs in generate()["paths"].values():
                 for operation in verbs.values():
+                    if "requestBody" in operation:  # the guard reads it, or cuts it off
+                        operation["responses"] = {**late, **operation["responses"]}
                     for answer in operation["responses"].values():
                         for content in answer.get("content", {}).values():
                             if content.get("schema") == {"$ref": "#/components/schemas/Problem"}:
@@ -179,6 +199,7 @@ def _document_problems(app: FastAPI) -> None:
 def start(settings: Settings) -> Runtime:
     """Everything that answers need, loaded and warm. Raises ReelsError where it cannot be had."""
     runtime = Runtime(settings, pictures=False)
+    check_access(runtime)
     runtime.ingest.repair()
     runtime.adopt()
     runtime.serving.warm()
@@ -196,6 +217,12 @@ async def _following(runtime: Runtime) -> None:
             if runtime.trouble is None:
                 log.exception("the model that took over cannot be loaded", reason=str(error))
             runtime.trouble = str(error)
+
+
+def check_access(runtime: Runtime) -> None:
+    """Raises ConfigurationError where strangers could reach the service and nobody would need a key."""
+    with runtime.db.read() as connection:
+        check_address(runtime.settings, any_key=keys.exist(connection))
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -257,10 +284,8 @@ async def _on_reels_error(request: Request, error: Exception) -> Response:
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     headers = {}
     wrong = None
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after_seconds", 5))
-    if status == 413:
-        headers["Connection"] = "close"  # the rest of the upload will not be read
     if isinstance(error, errors.InvalidInput):
         wrong = [FieldError(field=error.field, message=error.message)]
     video_status = error.status if isinstance(error, errors.NotReady) and error.kind == "video" else None
@@ -363,7 +388,8 @@ class _Observed:
             await self._app(scope, receive, send)
             return
         request_id = scope["request_id"] = secrets.token_hex(8)
-        started, status = time.perf_counter(), 500
+        # Until there is another: the client went away before it was answered, which nginx counts as 499.
+        started, status = time.perf_counter(), 499
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -377,6 +403,9 @@ class _Observed:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception:
+                status = 500
+                raise
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "none")

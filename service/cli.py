@@ -23,6 +23,7 @@ from service.errors import InvalidInput, ReelsError
 
 if TYPE_CHECKING:
     from service.config import Settings
+    from service.db import Database
     from service.domain import Sampling
     from service.drawing import Scene
     from service.folder import Entry, Summary
@@ -40,6 +41,8 @@ app = typer.Typer(
 )
 database = typer.Typer(help="The database.", no_args_is_help=True)
 app.add_typer(database, name="db")
+keyring = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keyring, name="keys")
 
 # Tables keep their columns when they go to a file or a pipe.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -104,11 +107,15 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
     worker: Annotated[bool, typer.Option(help="Embed uploads too, in a process beside.")] = True,
+    allow_anyone: Annotated[
+        bool,
+        typer.Option("--allow-anyone", help="Need no key on an address that others can reach, where there is none."),
+    ] = False,
 ) -> None:
     """Serve the REST API, the explorer page and the embedding worker."""
     from service import config
 
-    _serve(config.load(host=host, port=port), worker=worker)
+    _serve(config.load(host=host, port=port, allow_anyone=allow_anyone or None), worker=worker)
 
 
 @app.command()
@@ -416,6 +423,58 @@ def db_upgrade() -> None:
     typer.echo(f"{settings.database} is up to date")
 
 
+@keyring.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    rights: Annotated[
+        Literal["read", "write", "admin"], typer.Option(help="What it may do; each includes the one before.")
+    ],
+) -> None:
+    """Make an API key. Its secret is printed this once and stored nowhere."""
+    from service import config, keys
+
+    with _database(config.load()) as opened, opened.write() as connection:
+        secret = keys.create(connection, name, rights)
+    err.print(f"key {name} with the right {rights}; it cannot be shown again", markup=False)
+    typer.echo(secret)
+
+
+@keyring.command("list")
+def keys_list(as_json: AsJson = False) -> None:
+    """List the API keys: their names and rights, never their secrets. Those in the settings are not among them."""
+    from service import config, keys
+
+    with _database(config.load()) as opened, opened.read() as connection:
+        found = keys.every(connection)
+    if as_json:
+        rows = [
+            {"name": key.name, "rights": key.right, "created_at": f"{key.created_at.isoformat()}Z"} for key in found
+        ]
+        typer.echo(json.dumps({"items": rows}, indent=2))
+        return
+    if not found:
+        err.print("there are no keys")
+        return
+    table = Table("name", "rights", "created", box=None, pad_edge=False)
+    for key in found:
+        table.add_row(key.name, key.right, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
+    out.print(table)
+
+
+@keyring.command("revoke")
+def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
+    """Take an API key back, in a running server too."""
+    from service import config, keys
+
+    settings = config.load()
+    with _database(settings) as opened, opened.write() as connection:
+        keys.revoke(connection, name)
+        left = keys.exist(connection) or bool(settings.api_keys)
+    err.print(f"key {name} opens nothing any more", markup=False)
+    if not left:
+        err.print("no key is left: on this machine's own addresses nobody needs one now", style="yellow")
+
+
 @app.command()
 def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
@@ -471,6 +530,7 @@ def demo(
 ) -> None:
     """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
     from service import config
+    from service.app import check_access
     from service.folder import scan
 
     data = folder / "data"
@@ -486,6 +546,8 @@ def demo(
     _draw_demo(clips)
     entries = scan(clips)
     with _runtime(settings) as runtime:
+        if serve_it:
+            check_access(runtime)  # now, and not once all is embedded
         summary = _import(runtime, entries, settings.sampling)
     if summary.failures:
         path, reason = summary.failures[0]
@@ -517,8 +579,10 @@ def _serve(settings: Settings, *, worker: bool) -> None:
 
     from service import log
     from service.app import create_app, start
+    from service.guard import Protocol, allow_many_connections
 
     log.configure()
+    allow_many_connections()
     # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
     application = create_app(settings, worker=worker, started=start(settings))
     # What is there now stays: the collector would look through a million objects of the model's libraries each time
@@ -528,6 +592,7 @@ def _serve(settings: Settings, *, worker: bool) -> None:
         application,
         host=settings.host,
         port=settings.port,
+        http=Protocol,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
@@ -649,6 +714,18 @@ def _draw_clip(scene: Scene, target: Path) -> str:
     target.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
     aside.replace(target)
     return target.name
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    from service import db
+
+    db.upgrade(settings.database)
+    opened = db.Database(settings.database)
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 @contextmanager

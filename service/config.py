@@ -51,14 +51,23 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that `serve` listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that `serve` listens on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated; where any is set, every request under /v1 needs one"
+        (), description="comma-separated keys with the right `admin`, beside those that `reelsrs keys` makes"
     )
+    allow_anyone: bool = Field(False, description="serve without a key on addresses that others can reach")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated origins that a browser may call from; none by default"
     )
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest upload, bytes")
     max_duration_seconds: float = Field(3600.0, gt=0, description="longest clip, seconds")
     max_pixels: int = Field(8192 * 4352, ge=1, description="most pixels in one frame")
+    max_uploads: int = Field(16, ge=1, description="most uploads at a time; one more is answered 429")
+    max_queue: int = Field(
+        10_000, ge=1, description="videos waiting to be embedded, above which uploads are answered 429"
+    )
+    max_requests: int = Field(256, ge=4, description="most other requests at a time; one more is answered 429")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="most requests of one key, or of one address where no key is used; unset: no such limit"
+    )
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -163,4 +172,4 @@ def _as_text(value: Any, *, secrets: bool = False) -> str:
         return ",".join(_as_text(part, secrets=secrets) for part in value)
     if isinstance(value, SecretStr):
         return value.get_secret_value() if secrets else "********"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,7 +6,9 @@
     ├── Gone                 it existed, and never will again: a cursor whose question has another answer now
     ├── NotReady             the video, or the projection, is not finished yet; names its status
     ├── TooLarge             more bytes than the limit allows
+    ├── TooSlow              the bytes of a request come too slowly
     ├── Undecodable          not a video, or not one that can be decoded
+    ├── Overloaded           too much at a time, or too often; says when to come again
     ├── Unavailable          try again later: a lock, a stopped part
     │   └── ModelUnavailable the weights cannot be had
     ├── StorageFull          no room left for bytes or rows
@@ -54,6 +56,18 @@ class NotReady(ReelsError):
 
 class TooLarge(ReelsError):
     """More bytes than a limit allows."""
+
+
+class TooSlow(ReelsError):
+    """The bytes of a request did not come in time."""
+
+
+class Overloaded(ReelsError):
+    """More at a time, or in a time, than is taken. `retry_after_seconds` says when to ask again."""
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Undecodable(ReelsError):

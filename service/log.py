@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from typing import Any
 
 import structlog
+
+_KEY = re.compile(r"reelsrs_[A-Za-z0-9_-]{43}")
 
 
 def configure(level: int = logging.INFO) -> None:
@@ -16,8 +20,11 @@ def configure(level: int = logging.INFO) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     terminal = sys.stderr.isatty()
+    # The console's own tracebacks show local variables, and one of them may be a key.
     render: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
     )
     if not terminal:  # the console renderer formats tracebacks itself
         shared.append(structlog.processors.format_exc_info)
@@ -31,7 +38,7 @@ def configure(level: int = logging.INFO) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render, _without_keys],
         )
     )
     root = logging.getLogger()
@@ -41,3 +48,8 @@ def configure(level: int = logging.INFO) -> None:
     for name in ("httpx", "httpcore", "huggingface_hub", "PIL", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").disabled = True
+
+
+def _without_keys(_logger: object, _method: str, line: Any) -> str:
+    """A key belongs into a header; where a client puts it into an address, or an error quotes it, it still is one."""
+    return _KEY.sub("reelsrs_***", line)

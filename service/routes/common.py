@@ -1,16 +1,20 @@
-"""What the handlers share: the runtime of their application, API keys, and how errors are documented."""
+"""What the handlers share: the runtime of their application, who may do what, and how errors are documented."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
-import secrets
+import hmac
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service import catalog
+from service import catalog, keys
 from service.domain import Video
+from service.guard import Gates
+from service.keys import Key, Right
 from service.runtime import Runtime
 from service.schemas import Problem
 
@@ -27,24 +31,71 @@ _bearer = HTTPBearer(auto_error=False, description="an API key, where the servic
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
 
 
-async def require_key(
+# A thread of their own: the answer to a key must not wait behind handlers that take seconds.
+_LOOKUPS = ThreadPoolExecutor(1, "keys")
+
+
+async def _right(
+    request: Request,
     service: Service,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
-) -> None:
-    """Let a request pass that carries one of the keys in the settings, or any where there is none set."""
-    keys = service.settings.api_keys
-    if not keys:
-        return
+) -> Right:
+    """What the request may do, asked of the database each time: a key made or revoked counts at once."""
     given = bearer.credentials if bearer else header
+    gates: Gates = request.app.state.gates
+    stranger = request.client.host if request.client else "unknown"
+    if given is not None and _is_set(service, given):
+        gates.count("key of the settings")
+        return "admin"
+    found, needed = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, _look_up, service, given)
+    gates.count(stranger if found is None else f"key {found.name}")
+    if found is not None:
+        return found.right
+    if not needed and request.app.state.open:
+        return "admin"
     if given is None:
         raise HTTPException(
             401, "this service needs an API key: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
         )
+    raise HTTPException(403, "this API key is not known here")
+
+
+def _is_set(service: Runtime, given: str) -> bool:
     # Compared in constant time, with every key, so that an answer's time tells nothing about any of them.
-    matches = [secrets.compare_digest(given.encode(), key.get_secret_value().encode()) for key in keys]
-    if not any(matches):
-        raise HTTPException(403, "this API key is not known here")
+    known = [key.get_secret_value().encode() for key in service.settings.api_keys]
+    matches = [hmac.compare_digest(given.encode(), key) for key in known]
+    return any(matches)
+
+
+def _look_up(service: Runtime, given: str | None) -> tuple[Key | None, bool]:
+    """The key, and whether one is needed at all."""
+    with service.db.read() as connection:
+        found = None if given is None else keys.look_up(connection, given)
+        return found, found is not None or bool(service.settings.api_keys) or keys.exist(connection)
+
+
+_Right = Annotated[Right, Depends(_right)]
+
+
+def _need(held: Right, needed: Right) -> None:
+    if not keys.includes(held, needed):
+        raise HTTPException(403, f"this needs a key with the right `{needed}`; this one has `{held}`")
+
+
+async def require_key(request: Request, held: _Right) -> None:
+    """`read` for what only reads, `write` for all else: a route that nobody thought of is not open to readers."""
+    _need(held, "read" if request.method in ("GET", "HEAD") else "write")
+
+
+async def require_read(held: _Right) -> None:
+    """For questions that are asked by POST."""
+    _need(held, "read")
+
+
+async def require_admin(held: _Right) -> None:
+    """For what concerns everyone's videos at once."""
+    _need(held, "admin")
 
 
 VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31ab047e68"])]
@@ -65,6 +116,7 @@ _MEANINGS = {
     413: "the upload is larger than the limit; the rest of it was not read",
     415: "not a video, or not a picture, that can be decoded",
     416: "the range lies outside the file",
+    429: "too many of them at a time, in a minute, or waiting; Retry-After says when to come again",
     503: "not now; Retry-After says when",
     507: "no room left to store it",
 }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse
 
 from service import generations
 from service.generations import State
-from service.routes.common import Service, problems
+from service.routes.common import Service, problems, require_admin
 from service.schemas import Generation, GenerationList, GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
@@ -36,6 +36,7 @@ def one_generation(service: Service, generation_id: GenerationId) -> Generation:
     "",
     summary="Ask for another model",
     status_code=202,
+    dependencies=[Depends(require_admin)],
     response_model=Generation,
     responses={
         200: {"model": Generation, "description": "it is active, or on its way already"},
@@ -51,7 +52,12 @@ def ask(service: Service, wanted: GenerationRequest) -> JSONResponse:
     return _told(state, 202 if news and not state.active else 200)
 
 
-@router.put("/{generation_id}/activation", summary="Answer with it", responses=problems(404, 409, 503))
+@router.put(
+    "/{generation_id}/activation",
+    summary="Answer with it",
+    dependencies=[Depends(require_admin)],
+    responses=problems(404, 409, 503),
+)
 def activate(service: Service, generation_id: GenerationId) -> Generation:
     """From the next question on, in one step, and back the same way. Only one that was complete once (`ready`) is
     switched to; what it lacks, because it came in since, is queued as an upload is. Other processes of the service

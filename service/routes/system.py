@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from service import __version__, catalog
 from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 from service.errors import ReelsError
+from service.guard import Gates
 from service.routes.common import Service, require_key
 from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 
@@ -45,8 +46,9 @@ def livez() -> Health:
     responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
-    """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs."""
-    checks = {"model": "ok", "worker": "ok"}
+    """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs,
+    and there is room for more requests."""
+    checks = {"model": "ok", "worker": "ok", "load": "ok"}
     try:
         with service.follower.current():
             checks["database"] = checks["index"] = "ok"
@@ -59,6 +61,9 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
         checks["worker"] = "not started here"
     elif not worker.alive:
         checks["worker"] = "died; it is being started again"
+    gates: Gates = request.app.state.gates
+    if gates.busy:
+        checks["load"] = f"{gates.requests.inside} of at most {gates.requests.limit} requests are being answered"
     ready = all(state in ("ok", "not started here") for state in checks.values())
     if not ready:
         response.status_code = 503

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from service.domain import MAX_CAPTION_CHARACTERS
 from service.errors import InvalidInput, TooLarge
 from service.files import Incoming
+from service.guard import Gates, patiently
 from service.ingest import Ingest
 
 if TYPE_CHECKING:
@@ -55,20 +56,22 @@ class Form:
 async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
     """The form of a request whose fields are `names` and whose file is `file`.
 
-    Raises InvalidInput for anything else, TooLarge as soon as the file passes the limit.
+    Raises InvalidInput for anything else, TooLarge as soon as the file passes the limit, TooSlow where it does not
+    come, Overloaded before anything is read where too many are coming already.
     """
+    gates: Gates = request.app.state.gates
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidInput("file", "send a multipart/form-data form with the clip as its part `file`")
-    with ingest.receive() as incoming:
+    with gates.uploads.passing(), ingest.receive() as incoming:
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated) > incoming.limit_bytes + _OVERHEAD_BYTES:
             raise TooLarge(f"the upload has {int(stated):,} bytes; at most {incoming.limit_bytes:,} are taken")
         reader = _Reader(Form(incoming), names)
         parser = MultipartParser(boundary, reader.callbacks())
         try:
-            async for chunk in request.stream():
+            async for chunk in patiently(request.stream(), gates.patience):
                 parser.write(chunk)
                 if reader.file_data:
                     data = b"".join(reader.file_data)

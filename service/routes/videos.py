@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,10 +16,11 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from service import catalog
+from service import catalog, jobs
 from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
-from service.errors import InvalidInput, NotFound, NotReady
+from service.errors import InvalidInput, NotFound, NotReady, Overloaded
+from service.guard import Gates
 from service.ingest import describe
 from service.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.routes.upload import received
@@ -30,6 +32,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 _FIELDS = frozenset({"caption", "category", "title", "num_frames", "frame_interval"})
 _POLL_SECONDS = 0.1
 _MAX_WAIT_SECONDS = 300
+_QUEUE_SECONDS = 60
 _FRAMES_CACHE = {"Cache-Control": "private, max-age=3600"}
 
 _FORM = {
@@ -86,6 +89,7 @@ async def upload(
 ) -> JSONResponse:
     """The clip is on disk, synced, and its row committed before this answers. Embedding goes on behind it: ask
     `Location`, listen to its `events`, or `wait`. The same bytes twice are one video."""
+    await run_in_threadpool(_check_queue, service)
     async with received(request, service.ingest, _FIELDS) as form:
         default = service.settings.sampling
         description = describe(
@@ -100,7 +104,9 @@ async def upload(
         )
         video, outcome = await run_in_threadpool(service.ingest.accept, form.incoming, description)
     if wait:
-        video = await _settled(service, video, wait)
+        gates: Gates = request.app.state.gates
+        with suppress(Overloaded), gates.watchers.passing():  # it is stored: where too many wait, 202 is the answer
+            video = await _settled(service, video, wait)
     status = 200 if outcome == "existing" else 201 if wait and video.status == "ready" else 202
     return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
 
@@ -284,6 +290,13 @@ async def events(service: Service, video: ExistingVideo) -> AsyncIterator[Server
         except NotFound:
             yield ServerSentEvent(event="deleted", data={"id": video.id})
             return
+
+
+def _check_queue(service: Runtime) -> None:
+    with service.db.read() as connection:
+        waiting = jobs.depth(connection)
+    if waiting > service.settings.max_queue:
+        raise Overloaded(f"{waiting:,} videos wait to be embedded; try again in some minutes", _QUEUE_SECONDS)
 
 
 def _picture(service: Runtime, video: DomainVideo, n: int) -> FileResponse:
