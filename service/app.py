@@ -305,6 +305,9 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, (ValueError, RecursionError)):  # a body that is no text, or nested without end
+        wrong = [FieldError(field="body", message="must be JSON in UTF-8")]
+        return _problem(request, 422, "body: must be JSON in UTF-8", wrong=wrong)
     return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 

@@ -209,7 +209,8 @@ class Embedding(BaseModel):
     video_id: str
     type: Literal["frame", "aggregated", "text"]
     generation: str
-    shape: tuple[int, int] = Field(description="number of vectors, dimension")
+    # A list and not a tuple: what makes clients from the document often knows no `prefixItems`.
+    shape: list[int] = Field(min_length=2, max_length=2, description="number of vectors, dimension")
     times: list[float] | None = Field(description="for frames: seconds from the clip's start")
     vectors: list[list[float]]
 

@@ -259,7 +259,7 @@ def embeddings(
         video_id=video.id,
         type=type,
         generation=generation.id,
-        shape=(vectors.shape[0], vectors.shape[1]),
+        shape=list(vectors.shape),
         times=list(video.frame_times) if type == "frame" else None,
         vectors=vectors.tolist(),
     )
