@@ -8,6 +8,7 @@ Uploads go first: while any wait, it does.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,7 +24,7 @@ from service import catalog, generations, jobs
 from service.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
-from service.errors import NotFound, ReelsError
+from service.errors import NotFound, StorageFull, Unavailable
 from service.files import Files
 from service.ingest import Ingest
 from service.vectors import aggregate
@@ -55,7 +56,8 @@ class Reembedding(Ingest):
         self._generation = generation
         self._lock = FileLock(lock, is_singleton=False, thread_local=False)
         self._left: list[int] = []
-        self._failed: dict[int, str] = {}  # each is tried once; switched to, they are tried as uploads are
+        self._tries: Counter[int] = Counter()
+        self._failed: dict[int, str] = {}  # not tried any more; once it is switched to, they are, as uploads are
 
     def run(
         self, stop: threading.Event, *, keep_up: bool = True, on_progress: Callable[[int, int], None] = lambda *_: None
@@ -154,10 +156,13 @@ class Reembedding(Ingest):
     def _settle(
         self, video: Video, _owner: str, how: Callable[[sa.Connection, int, str], Any], error: Exception
     ) -> None:
-        if isinstance(error, ReelsError) and how is not jobs.fail:
-            raise error  # a full disk or a locked database: nobody's fault, and tried again from where it stands
-        self._failed[video.key] = str(error) or type(error).__name__
-        log.warning("a video could not be embedded beside", video=video.id, reason=self._failed[video.key])
+        if isinstance(error, (StorageFull, Unavailable)):
+            raise error  # a full disk or a locked database: no clip's fault, and tried again from where it stands
+        self._tries[video.key] += 1
+        reason = str(error) or type(error).__name__
+        log.warning("a video could not be embedded beside", video=video.id, reason=reason)
+        if how is jobs.fail or self._tries[video.key] >= jobs.MAX_ATTEMPTS:
+            self._failed[video.key] = reason
 
     def _embed_captions(self, keys: list[int]) -> None:
         for start in range(0, len(keys), _CAPTIONS):
