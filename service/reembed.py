@@ -94,7 +94,7 @@ class Reembedding(Ingest):
             elif self._left:
                 self.process(partial(self._claim, stop, total, on_progress), "")
             elif captions:
-                self._embed_captions(captions)
+                self._embed_captions(captions, stop)
             else:
                 on_progress(total, total)
                 if self._complete() or not keep_up:
@@ -164,8 +164,10 @@ class Reembedding(Ingest):
         if how is jobs.fail or self._tries[video.key] >= jobs.MAX_ATTEMPTS:
             self._failed[video.key] = reason
 
-    def _embed_captions(self, keys: list[int]) -> None:
+    def _embed_captions(self, keys: list[int], stop: threading.Event) -> None:
         for start in range(0, len(keys), _CAPTIONS):
+            if stop.is_set() or self._uploads_wait():
+                return
             with self._db.read() as connection:
                 videos = catalog.videos_by_key(connection, keys[start : start + _CAPTIONS])
             captions = [video.caption for video in videos.values() if video.caption]
