@@ -266,8 +266,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         # By default the system takes megabytes for a slow client, and then nothing for as long as it takes to send the
         # third part of them, which would look as if the client took nothing.
-        with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
-            ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
+                ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
