@@ -543,11 +543,12 @@ def demo(
         port=port,
     )
     clips = folder / "Data"
+    if serve_it:  # said now, and not once all is drawn and embedded
+        with _runtime(settings) as runtime:
+            check_access(runtime)
     _draw_demo(clips)
     entries = scan(clips)
     with _runtime(settings) as runtime:
-        if serve_it:
-            check_access(runtime)  # now, and not once all is embedded
         summary = _import(runtime, entries, settings.sampling)
     if summary.failures:
         path, reason = summary.failures[0]

@@ -261,7 +261,7 @@ def _revision(url: sa.URL) -> str | None:
 
 
 def _engine(url: sa.URL, begin: str) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, pool_timeout=BUSY_TIMEOUT_SECONDS)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
@@ -290,3 +290,5 @@ def _wrapped() -> Iterator[None]:
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise StorageFull(f"the database cannot be written: {error.orig}") from error
         raise
+    except sa.exc.TimeoutError as error:  # of threads that wait for a connection
+        raise Unavailable("the database has too much to do; try again") from error

@@ -54,6 +54,7 @@ class Patience:
     start_seconds: float = 60  # of waiting, after which an upload must have come at the rate below
     bytes_per_second: float = 1024
     taking_seconds: float = 60  # in which nothing of an answer is taken
+    lingering_seconds: float = 2  # in which the rest of a refused body is thrown away, before the connection is closed
 
 
 class Gate:
@@ -117,10 +118,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        read = scope["type"] != "http" or not _has_body(scope)
+        if scope["type"] != "http" or (read and scope["path"] in _OPEN):
             await self._app(scope, receive, send)
             return
-        read = not _has_body(scope)
 
         async def receive_and_see() -> Message:
             nonlocal read
@@ -132,6 +133,11 @@ class Guard:
             if message["type"] == "http.response.start" and not read:
                 # The rest of the body is not read: it would be taken for the next request, or have to be waited for.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
+            elif not read and not message.get("more_body", False):
+                # A client that is still sending would be told of a broken connection, and not of the answer.
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
+                await self._linger(receive_and_see)
             await send(message)
 
         try:
@@ -148,6 +154,12 @@ class Guard:
             await response(scope, receive, send_and_close)
         except ClientDisconnect:
             pass  # nobody is there to be answered
+
+    async def _linger(self, receive: Receive) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._gates.patience.lingering_seconds):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                    pass
 
     async def _body(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -254,8 +266,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         # By default the system takes megabytes for a slow client, and then nothing for as long as it takes to send the
         # third part of them, which would look as if the client took nothing.
-        with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
-            ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
+                ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:

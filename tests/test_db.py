@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,18 @@ def test_a_lock_that_cannot_be_had_says_try_again(url: str, monkeypatch: pytest.
     thread.join()
     for database in (holder, waiter):
         database.close()
+
+
+def test_more_readers_than_connections_are_told_to_come_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.1)
+    db.upgrade(url)
+    database = db.Database(url)
+    with ExitStack() as stack, pytest.raises(Unavailable, match="try again"):
+        for _ in range(100):
+            stack.enter_context(database.read())
+    with database.read() as connection:
+        assert connection.execute(sa.select(1)).scalar() == 1
+    database.close()
 
 
 def test_a_full_disk_is_said(url: str) -> None:

@@ -282,6 +282,9 @@ def test_seventeen_uploads(small: Server, make_clip: ClipMaker) -> None:
             assert problem(answer)[0] == 429
             assert b"retry-after: " in answer.lower()
             assert b"connection: close" in answer.lower()
+        with small.client() as hurried:  # one that sends all before it listens hears of it too
+            refused = hurried.post("/v1/videos", files={"file": ("large.mp4", b"x" * 20_000_000)})
+            assert refused.status_code == 429
         with small.client() as others:
             assert others.get("/v1/videos").status_code == 200
             assert others.get("/readyz").status_code == 200
