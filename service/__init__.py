@@ -2,10 +2,10 @@
 
 The package is flat, a module for one noun. Imports point down this list, never up:
 
-    cli > app > routes > schemas > folder | export | visualize > worker > runtime
-        > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | maps
+    cli > app > routes > schemas > folder | export | visualize | backup | doctor
+        > worker > runtime > ingest | recommend | examples | duplicates | atlas > tables > follower | jobs | maps
         > files | video | embedder | catalog | index | projection | drawing
-        > compiled | db | vectors | scenery | question | ranking > config > domain > errors | log
+        > compiled | db | vectors | scenery | question | ranking > config > domain | faults > errors | log
 """
 
 __version__ = "0.4.0"

@@ -12,6 +12,8 @@ from service.errors import ReelsError
 from service.routes.common import Service, require_key
 from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 
+_PATIENCE_SECONDS = 0.5  # whoever asks whether it is ready does not wait long for the answer
+
 open_router = APIRouter(tags=["service"])
 router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
 
@@ -45,23 +47,37 @@ def livez() -> Health:
     responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
-    """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs."""
+    """The database answers, the text tower is loaded and works, the index is caught up, the worker runs.
+
+    Where clips and rows cannot be written, `status` is `degraded` and `checks` says why: searches are answered all the
+    same, so the service stays where it gets requests."""
     checks = {"model": "ok", "worker": "ok"}
+    degraded = False
     try:
         with service.follower.current():
             checks["database"] = checks["index"] = "ok"
     except ReelsError as error:
         checks["database"] = str(error)
+    for name, check in (
+        ("model", lambda: service.embedder().embed_texts(["ready"])),
+        ("storage", service.files.check_writable),
+        ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
+    ):
+        checks[name] = "ok"
+        try:
+            check()
+        except ReelsError as error:
+            checks[name], degraded = str(error), True
     worker = request.app.state.worker
     if worker is None:
         checks["worker"] = "not started here"
     elif not worker.alive:
         checks["worker"] = "died; it is being started again"
-    ready = all(state in ("ok", "not started here") for state in checks.values())
+    ready = all(checks.get(name) in ("ok", "not started here") for name in ("database", "index", "worker"))
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    return Health(status="ok" if ready else "unavailable", checks=checks)
+    return Health(status="unavailable" if not ready else "degraded" if degraded else "ok", checks=checks)
 
 
 @open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
