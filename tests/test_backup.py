@@ -54,6 +54,7 @@ def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMa
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     files = []
     with serving(tmp_path / "live") as server, server.client() as client:
+        client.timeout = httpx.Timeout(120)  # longer than anything here waits
         for number in range(4):
             form = {"caption": f"first {number}"}
             first = {"file": ("a.mp4", clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))}

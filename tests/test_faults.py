@@ -81,6 +81,7 @@ class Library:
     def __init__(self, server: Server, clip: bytes) -> None:
         self.server = server
         self.client = server.client()
+        self.client.timeout = httpx.Timeout(120)  # longer than anything here waits
         self.known: list[str] = []
         self._clip = clip
         self._rng = random.Random(5)
