@@ -35,7 +35,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import __version__, catalog, errors, jobs, keys
+from service import __version__, catalog, errors, faults, jobs, keys
 from service.config import Settings
 from service.errors import ReelsError
 from service.guard import Gates, Guard, Patience, check_address, only_here
@@ -155,6 +155,7 @@ def create_app(
     app.add_exception_handler(ReelsError, _on_reels_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(Guard, gates=gates, answer=_on_reels_error)
     if settings.cors_origins:
@@ -309,6 +310,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         wrong = [FieldError(field="body", message="must be JSON in UTF-8")]
         return _problem(request, 422, "body: must be JSON in UTF-8", wrong=wrong)
     return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    # The files that are sent are opened by the framework: too many of them, say, is nobody's mistake.
+    fault = faults.of(error, "the file cannot be read now")
+    return await (_on_bug(request, error) if fault is None else _on_reels_error(request, fault))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -25,7 +25,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import catalog, maps, projection
+from service import catalog, faults, maps, projection
 from service.db import Database
 from service.domain import Aggregation, Generation, Keys, Kind, Neighbours, Vectors, check_seed
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError
@@ -383,14 +383,13 @@ class Atlas:
         path = self._folder / name
         if path.exists():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{name}.{os.getpid()}.part")
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(aside, write)
             aside.replace(path)
         except OSError as error:
             log.warning("a file of the atlas could not be written", reason=str(error))
-            aside.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
         """Remove the files that no map stands on any more."""
@@ -402,7 +401,8 @@ class Atlas:
             wanted = maps.bases(connection)
         for path in self._folder.glob("[!.]*"):
             if path.name.split(".")[0] not in wanted:
-                path.unlink(missing_ok=True)
+                with faults.named("the atlas cannot be tidied"):
+                    path.unlink(missing_ok=True)
 
     def _change(self, map_id: str, how: Callable[[sa.Connection, int], None]) -> Map:
         with self._db.write() as connection:

@@ -24,6 +24,7 @@ from service.errors import InvalidInput, ReelsError
 if TYPE_CHECKING:
     from service.config import Settings
     from service.db import Database
+    from service.doctor import Finding
     from service.domain import Sampling
     from service.drawing import Scene
     from service.folder import Entry, Summary
@@ -43,6 +44,8 @@ database = typer.Typer(help="The database.", no_args_is_help=True)
 app.add_typer(database, name="db")
 keyring = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keyring, name="keys")
+vectors = typer.Typer(help="The vector index.", no_args_is_help=True)
+app.add_typer(vectors, name="index")
 
 # Tables keep their columns when they go to a file or a pipe.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -80,6 +83,9 @@ def run() -> None:
         sys.exit(1)
     except BrokenPipeError:  # `reelsrs search … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        err.print(f"reelsrs: {error}", style="red", markup=False)
         sys.exit(1)
 
 
@@ -475,6 +481,78 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows i
         err.print("no key is left: on this machine's own addresses nobody needs one now", style="yellow")
 
 
+@vectors.command("verify")
+def index_verify(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every stored byte, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the index and the stored clips against the database, and the database against itself. Changes nothing; the
+    service may run. Exit status 1 where something is wrong."""
+    from service import config, doctor
+
+    settings = config.load()
+    with _examining() as step:
+        found = doctor.verify(settings, deep=deep, step=step)
+    _print_findings(found, as_json)
+
+
+@vectors.command("rebuild")
+def index_rebuild() -> None:
+    """Throw the index's snapshot away and build it anew from the database. A service that runs goes on with the index
+    that it has in memory, and reads this one when it starts."""
+    from service import config, doctor
+
+    settings = config.load()
+    with _examining() as step:
+        step("index")
+        count = doctor.rebuild(settings)
+    typer.echo(f"the index of {count} videos is built anew")
+
+
+@app.command("doctor")
+def examine(as_json: AsJson = False) -> None:
+    """Say what is the matter with this library and this machine, and what to do. Changes nothing; the service may run.
+    Exit status 1 where something is wrong."""
+    from service import config, doctor
+
+    settings = config.load()
+    with _examining() as step:
+        found = doctor.examine(settings, step)
+    _print_findings(found, as_json)
+
+
+@app.command()
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write, which is replaced; - for stdout.")],
+) -> None:
+    """Write the whole library to one file (tar), while it is served. What is uploaded after the start is not in it."""
+    from service import config
+    from service.backup import back_up
+
+    settings = config.load()
+    with _clips("backing up") as step:
+        summary = back_up(settings, None if file == "-" else Path(file), step)
+    err.print(f"{summary.videos} videos, {summary.size_bytes / 1e6:,.1f} MB in {file}", markup=False, soft_wrap=True)
+    for name in summary.damaged:
+        err.print(f"damaged in the library: video {name}", style="red", markup=False)
+    if summary.damaged:
+        raise typer.Exit(3)
+
+
+@app.command()
+def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; - for stdin.")]) -> None:
+    """Put a backup into an empty data folder. All of it is checked before anything is put in place."""
+    from service import backup as backups
+    from service import config
+
+    settings = config.load()
+    if file != "-" and not Path(file).is_file():
+        raise InvalidInput("FILE", f"there is no file {file}")
+    with _clips("restoring") as step:
+        summary = backups.restore(settings, None if file == "-" else Path(file), step)
+    typer.echo(f"{summary.videos} videos, {summary.size_bytes / 1e6:,.1f} MB in {settings.data_dir}")
+
+
 @app.command()
 def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
@@ -734,11 +812,13 @@ def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
     import logging
 
     from service import log
+    from service.db import PATIENT_SECONDS
     from service.runtime import Runtime
 
     if not logging.getLogger().handlers:
         log.configure(logging.WARNING)
     runtime = Runtime(settings, pictures=pictures)
+    runtime.db.patience_seconds = PATIENT_SECONDS  # nobody waits for an answer
     try:
         yield runtime
     finally:
@@ -766,6 +846,44 @@ def _progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
             bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "", name=name[:40])
 
         yield step
+
+
+@contextmanager
+def _clips(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of clips on a terminal, of which it may become known only later how many there are."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def _examining() -> Iterator[Callable[[str], None]]:
+    """What is looked at now, on a terminal; the log is quiet, for what it would say is among the findings."""
+    import logging
+
+    from service import log
+
+    log.configure(logging.ERROR)
+    with err.status("settings") as status:
+        yield status.update
+
+
+def _print_findings(found: list[Finding], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
+    else:
+        colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+        for one in found:
+            then = f": {one.do}" if one.do else ""
+            line = f"[{colours[one.state]}]{one.state:8}[/] {one.check}: {_plain(one.said + then)}"
+            out.print(line, soft_wrap=True)
+    if any(one.state == "problem" for one in found):
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ however long the time-out. Readers see the last commit and never wait (WAL).
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
-from service.errors import ConfigurationError, StorageFull, Unavailable
+from service import faults
+from service.errors import ConfigurationError, Unavailable
 
-BUSY_TIMEOUT_SECONDS = 30
+BUSY_TIMEOUT_SECONDS = 5
+"""How long a write waits for its turn where somebody waits for the answer."""
+
+PATIENT_SECONDS = 60
+"""The same where nobody does, and work would be done again."""
 
 metadata = sa.MetaData(
     naming_convention={
@@ -187,8 +193,8 @@ class Database:
     """Two doors to one database: `read` and `write`.
 
     Both give a SQLAlchemy connection inside a transaction that is committed when the block ends well and
-    rolled back when it does not. Raises Unavailable where the lock cannot be had, StorageFull where the disk
-    is full.
+    rolled back when it does not. Raises Unavailable where the lock cannot be had within `patience_seconds`,
+    StorageFull where the disk is full or cannot be written.
     """
 
     def __init__(self, url: str) -> None:
@@ -197,6 +203,7 @@ class Database:
         self._writer = _engine(self.url, "BEGIN IMMEDIATE")
         # Threads of this process queue here in turn; SQLite's own lock only keeps processes apart, by polling.
         self._turn = threading.Lock()
+        self.patience_seconds: float = BUSY_TIMEOUT_SECONDS
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -207,8 +214,31 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """The one writer; nothing else writes until the block ends."""
-        with _wrapped(), self._turn, self._writer.connect() as connection, connection.begin():
-            yield connection
+        # In the queue, too: were each to wait for those before it, the last of many would wait for minutes.
+        if not self._turn.acquire(timeout=self.patience_seconds):
+            raise Unavailable("the database is busy; try again")
+        try:
+            with _wrapped(), self._writer.connect() as connection:
+                patience = f"PRAGMA busy_timeout = {int(self.patience_seconds * 1000)}"
+                connection.connection.cursor().execute(patience)  # past SQLAlchemy, which would begin
+                with connection.begin():
+                    yield connection
+        finally:
+            self._turn.release()
+
+    def check_writable(self, patience_seconds: float) -> None:
+        """Raises what a write would raise that waits so long for its turn; changes nothing."""
+        if not self._turn.acquire(timeout=patience_seconds):
+            raise Unavailable("the database is busy; try again")
+        try:
+            with _wrapped(), self._writer.connect() as connection:
+                connection.connection.cursor().execute(f"PRAGMA busy_timeout = {int(patience_seconds * 1000)}")
+                with connection.begin() as transaction:
+                    row = connection.execute(sa.select(library.c.id)).scalar()
+                    connection.execute(sa.update(library).values(id=row))  # the same: what a full disk refuses
+                    transaction.rollback()
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Close every connection."""
@@ -223,20 +253,20 @@ def upgrade(url: str) -> None:
     """
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
     from alembic.util.exc import CommandError
 
     parsed = make_url(url)
     if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        with faults.named("the database cannot be used"):
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.attributes["url"] = url
-    head = ScriptDirectory.from_config(config).get_current_head()
-    if _revision(parsed) == head:
+    if revision(url) == newest_revision():
         return
     try:
-        command.upgrade(config, "head")
+        with _wrapped():
+            command.upgrade(config, "head")
     except CommandError as error:
         raise ConfigurationError(
             f"the database {parsed.render_as_string()} is at a revision that this version does not know: {error}"
@@ -249,10 +279,18 @@ def migrations_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "migrations"
 
 
-def _revision(url: sa.URL) -> str | None:
-    engine = _engine(url, "BEGIN")
+def newest_revision() -> str | None:
+    """The revision of the schema that this version works with."""
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(migrations_folder())).get_current_head()
+
+
+def revision(url: str) -> str | None:
+    """The revision of a database's schema, None where it has none yet."""
+    engine = _engine(make_url(url), "BEGIN")
     try:
-        with engine.connect() as connection:
+        with _wrapped(), engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
@@ -283,12 +321,15 @@ def _engine(url: sa.URL, begin: str) -> sa.Engine:
 def _wrapped() -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
-        name = getattr(error.orig, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise Unavailable("the database is busy; try again") from error
-        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-            raise StorageFull(f"the database cannot be written: {error.orig}") from error
-        raise
-    except sa.exc.TimeoutError as error:  # of threads that wait for a connection
-        raise Unavailable("the database has too much to do; try again") from error
+    except sa.exc.DBAPIError as error:
+        fault = faults.of(error.orig)
+        if fault is None:
+            raise
+        raise fault from error
+    except sqlite3.Error as error:  # while connecting, where SQLAlchemy lets it through
+        fault = faults.of(error)
+        if fault is None:
+            raise
+        raise fault from error
+    except sa.exc.TimeoutError as error:
+        raise Unavailable("the database has no connection left; try again") from error

@@ -32,7 +32,7 @@ import structlog
 
 from service import compiled
 from service.domain import Generation, Picture, Vectors
-from service.errors import ConfigurationError, ModelUnavailable
+from service.errors import ConfigurationError, ModelUnavailable, Unavailable
 from service.vectors import normalise
 
 if TYPE_CHECKING:
@@ -115,7 +115,13 @@ class Embedder:
         return normalise(np.stack(sums))
 
     def _run(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
-        """(N, D) unit vectors, a batch at a time."""
+        """(N, D) unit vectors, a batch at a time. Raises Unavailable where the model fails, or memory does."""
+        try:
+            return self._towered(tower, inputs)
+        except (RuntimeError, MemoryError) as error:
+            raise Unavailable(f"the model failed: {str(error) or type(error).__name__}") from error
+
+    def _towered(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
         import torch
 
         start, done = 0, []

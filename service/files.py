@@ -19,14 +19,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from service.errors import NotFound, StorageFull, TooLarge
+from service import faults
+from service.errors import NotFound, TooLarge
 
 _UNSETTLED = ".unsettled"
+_TRIAL_BYTES = 1 << 16
 _STRAY_SECONDS = 60  # between its last byte and its name, a file is not locked
 
 
@@ -69,8 +71,11 @@ class Incoming:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        # What a full disk did not take, it does not take now either; a file that stays is a stray for `sweep`.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 class Files:
@@ -140,12 +145,15 @@ class Files:
     def delete(self, sha256: str) -> None:
         """Remove a clip and all that was made of it; nothing happens where there is none."""
         folder = self._folder(sha256)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            folder.parent.rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                raise
+        with _room():
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # something was put into it meanwhile, or it cannot be removed: then say so
+                shutil.rmtree(folder)
+            try:
+                folder.parent.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
 
     def sweep(self) -> None:
         """Remove uploads whose process died on the way: nobody holds their lock."""
@@ -166,10 +174,20 @@ class Files:
         finish, leaves a mark; `doubtful` lists them."""
         mark = self._incoming / f"{sha256}{_UNSETTLED}"
         # A clip can be deleted on a full disk, too; only a crash could then leave bytes behind.
-        with suppress(OSError):
+        try:
             mark.touch()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                with _room():
+                    raise
         yield
         mark.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raises what storing a clip would raise for want of room; leaves nothing behind."""
+        with self.receive(_TRIAL_BYTES) as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+            trial.finish()
 
     def doubtful(self) -> list[str]:
         """The SHA-256 of every clip whose bytes may have no row."""
@@ -206,11 +224,5 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise StorageFull(f"the clip cannot be stored: {error.strerror}") from error
-        raise
+def _room() -> AbstractContextManager[None]:
+    return faults.named("the clip cannot be stored")

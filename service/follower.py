@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ import sqlalchemy as sa
 import structlog
 from filelock import FileLock, Timeout
 
-from service import catalog
-from service.db import Database
-from service.domain import Generation, Kind
+from service import catalog, faults
+from service.db import Database, library
+from service.domain import Entries, Generation, Keys, Kind
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.files import digest, write_whole
 from service.index.flat import FlatIndex
@@ -64,8 +64,12 @@ class Follower:
         kind: Kind,
         *,
         exact_up_to: int = EXACT_UP_TO,
+        fresh: bool = False,
     ) -> None:
+        """With `fresh` the snapshot that is there is not looked at."""
         self.exact_up_to = exact_up_to
+        self.refused: str | None = None
+        """Why the snapshot that is there could not be used; None where it was, or where there is none."""
         self._db = db
         self._folder = folder
         self._generation = generation
@@ -80,11 +84,18 @@ class Follower:
         self._building: threading.Thread | None = None
         self._not_before = 0.0
         self._closed = False
-        with db.write() as connection:
-            self._library = catalog.library_id(connection)
-        self._load()
-        with self._db.read() as connection:
-            self._catch_up(connection, now=True)  # here rather than in the first search
+        # Nearly always it is there: an index of frames is first built for a search, which is not to wait for a writer.
+        with db.read() as connection:
+            self._library = connection.execute(sa.select(library.c.id)).scalar() or ""
+        if not self._library:
+            with db.write() as connection:
+                self._library = catalog.library_id(connection)
+        with _named():
+            if not fresh:
+                self._load()
+            with self._db.read() as connection:
+                self._catch_up(connection, now=True)  # here rather than in the first search
+        self._index.serving = True
 
     @property
     def generation(self) -> Generation:
@@ -103,11 +114,12 @@ class Follower:
                     if self._seen == catalog.last_change(connection, self._generation.id):
                         yield self._index, connection
                         return
-                with self._gate.writing():
+                with self._gate.writing(), _named():
                     self._catch_up(connection)
         # Others changed it each time in between: keep them out.
         with self._db.read() as connection, self._gate.writing():
-            self._catch_up(connection)
+            with _named():
+                self._catch_up(connection)
             yield self._index, connection
 
     def save(self) -> None:
@@ -118,24 +130,50 @@ class Follower:
         except OSError as error:
             log.warning("the index snapshot could not be saved", reason=str(error))
 
-    def close(self) -> None:
+    def replace_snapshot(self) -> None:
+        """Put a snapshot of this index in place of the one that is there, whoever looks after that. Its files stay for
+        those who may use them, and are swept some day. Raises StorageFull."""
+        with _named():
+            self._save(anyway=True)
+
+    def differences(self) -> list[str]:
+        """In what the index differs from the rows that it stands for, number by number: in nothing, that is."""
+        found = []
+        with self.current() as (index, connection):
+            alive = index.alive()
+            keys = index.keys(alive)
+            expected = catalog.ready_keys(connection)
+            for start in range(0, len(expected), _BATCH):
+                some = expected[start : start + _BATCH]
+                low, high = np.searchsorted(keys, some[0]), np.searchsorted(keys, some[-1], side="right")
+                mine = index.entries_at(alive[low:high])
+                theirs = catalog.searchable(connection, some, self._generation, self._kind)
+                order = np.argsort(theirs.keys, kind="stable")
+                found += _differences(mine, theirs, order)
+            strangers = np.setdiff1d(keys, np.array(expected, dtype=np.int64))
+            found += [f"the index holds video {key}, which is not ready or not there" for key in strangers]
+        return found
+
+    def close(self, *, save: bool = True) -> None:
         """Save, and let go of every file; nothing can be searched afterwards."""
         self._closed = True
         if self._building is not None:
             self._building.join()
-        self.save()
+        if save:
+            self.save()
         self._index.close()
         self._owner.release()
 
     # --- the snapshot on disk
 
-    def _save(self) -> None:
+    def _save(self, *, anyway: bool = False) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._saving:
             try:
                 self._owner.acquire(blocking=False)  # and keep it: one process at a time writes and removes
             except Timeout:
-                return
+                if not anyway:
+                    return
             with self._gate.reading():
                 seen, index = self._seen, self._index
                 if seen == self._saved:
@@ -155,7 +193,7 @@ class Follower:
             write_whole(aside, lambda file: file.write(json.dumps(manifest).encode()))
             aside.replace(self._manifest)
             self._saved = seen
-            for name in before - {file.name for file in files}:
+            for name in () if anyway else before - {file.name for file in files}:
                 (self._folder / name).unlink(missing_ok=True)
 
     @property
@@ -181,7 +219,8 @@ class Follower:
             self._index = _KINDS[manifest["index"]].load(self._layout, self._folder, manifest["state"])
             self._seen = self._saved = manifest["seen"]
         except (ValueError, KeyError, TypeError, OSError) as error:
-            log.warning("the index snapshot is not used, building from the database", reason=str(error))
+            self.refused = str(error)
+            log.warning("the index snapshot is not used, building from the database", reason=self.refused)
         self._sweep()
 
     def _verify(self, files: list[SavedFile]) -> None:
@@ -253,21 +292,27 @@ class Follower:
         with self._gate.reading():
             old, seen, rows = self._index, self._seen, self._index.rows
         new = self._copied(old, rows=rows, gate=self._gate)
-        while True:
-            with self._db.read() as connection:
-                changed = catalog.changed_since(connection, seen, self._generation.id)
-                if len(changed) <= _BATCH or self._closed:
-                    break
+        try:
+            while True:
+                with self._db.read() as connection:
+                    changed = catalog.changed_since(connection, seen, self._generation.id)
+                    if len(changed) <= _BATCH or self._closed:
+                        break
+                    last = catalog.last_change(connection, self._generation.id)
+                    for start in range(0, len(changed), _BATCH):
+                        self._apply(connection, new, changed[start : start + _BATCH])
+                    seen = last
+            with self._saving, self._db.read() as connection, self._gate.writing():
                 last = catalog.last_change(connection, self._generation.id)
-                for start in range(0, len(changed), _BATCH):
-                    self._apply(connection, new, changed[start : start + _BATCH])
-                seen = last
-        with self._saving, self._db.read() as connection, self._gate.writing():
-            last = catalog.last_change(connection, self._generation.id)
-            self._apply(connection, new, catalog.changed_since(connection, seen, self._generation.id))
-            self._index, self._seen = new, last
-            self._saved = -1
-            old.close()
+                self._apply(connection, new, catalog.changed_since(connection, seen, self._generation.id))
+                self._index, self._seen = new, last
+                self._index.serving = True
+                self._saved = -1
+                old.close()
+        except BaseException:
+            if self._index is not new:
+                new.close()  # its files are of no use, and may be what filled the disk
+            raise
         seconds = round(time.perf_counter() - started, 1)
         log.info("the index was renewed", kind=new.kind, rows=new.rows, seconds=seconds)
         self.save()
@@ -288,11 +333,36 @@ class Follower:
             new = CompressedIndex.train(self._layout, self._folder, np.concatenate(sample), count)
         nobody = np.zeros(0, dtype=np.int64)
         stop = old.rows if rows is None else rows
-        for start in range(0, stop, _BATCH):
-            with gate.reading():
-                entries = old.entries(start, min(start + _BATCH, stop))
-            new.replace(nobody, entries)
+        try:
+            for start in range(0, stop, _BATCH):
+                with gate.reading():
+                    entries = old.entries(start, min(start + _BATCH, stop))
+                new.replace(nobody, entries)
+        except BaseException:
+            new.close()
+            raise
         return new
+
+
+def _named() -> AbstractContextManager[None]:
+    return faults.named("the index cannot be brought up to date")
+
+
+def _differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
+    """Of rows of an index and those of the database, in this order by key."""
+    keys = theirs.keys[order]
+    if not np.array_equal(mine.keys, keys):
+        odd = sorted({*mine.keys.tolist()} ^ {*keys.tolist()}) or sorted({*keys.tolist()})
+        return [f"the index and the database differ in the rows of video {key}" for key in odd]
+    wrong = mine.captioned != theirs.captioned[order]
+    wrong |= (mine.pictures != theirs.pictures[order]).any(axis=1)
+    if mine.captions is not None and theirs.captions is not None:
+        wrong |= (mine.captions != theirs.captions[order]).any(axis=1)
+    names = np.array([mine.categories[n] != theirs.categories[place] for n, place in enumerate(order)], dtype=np.bool_)
+    return [
+        *(f"the index has other vectors of video {key}" for key in dict.fromkeys(keys[wrong].tolist())),
+        *(f"the index has another category of video {key}" for key in dict.fromkeys(keys[names].tolist())),
+    ]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ import structlog
 from service import catalog, jobs, maps
 from service.db import Database
 from service.domain import (
+    Probe,
     Sampling,
     Vectors,
     Video,
@@ -29,7 +31,7 @@ from service.domain import (
     clean_title,
 )
 from service.embedder import Embedder
-from service.errors import InvalidInput, Unavailable, Undecodable
+from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
 from service.files import Files, Incoming
 from service.vectors import aggregate
 from service.video import Decoder, Sample
@@ -39,6 +41,8 @@ log = structlog.get_logger(__name__)
 Outcome = Literal["created", "existing", "requeued"]
 
 _AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
+_PAUSE_SECONDS = 2.0  # after a fault of the machine; twice as long after the next
+_LONGEST_PAUSE_SECONDS = 30.0
 _LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
 
 
@@ -101,6 +105,7 @@ class Ingest:
         self._embedder = embedder
         self._max_upload_bytes = max_upload_bytes
         self._threads = threads
+        self._faults = 0  # of the machine, since something last went well
 
     def receive(self) -> Incoming:
         """A place for the bytes of a clip, with the size limit; a context manager."""
@@ -118,6 +123,16 @@ class Ingest:
             known = catalog.video_by_sha256(connection, incoming.sha256)
         # A clip that is known was probed when it came; before any lock is taken, for this takes its time.
         probe = None if known else self._decoder.probe(incoming.path)
+        try:
+            return self._take_in(incoming, description, probe)
+        except StorageFull:
+            # The bytes may lie there by now, and their row was refused. They go at once where that can be had, for room
+            # is what is wanted; else the mark stays, and the next start removes them.
+            with suppress(ReelsError):
+                self._repair_one(incoming.sha256)
+            raise
+
+    def _take_in(self, incoming: Incoming, description: Description, probe: Probe | None) -> tuple[Video, Outcome]:
         with self._files.unsettled(incoming.sha256), self._db.write() as connection:
             existing = catalog.video_by_sha256(connection, incoming.sha256)
             if existing is None:
@@ -209,14 +224,19 @@ class Ingest:
         self._files.sweep()
         removed = 0
         for sha256 in self._files.doubtful():
-            with self._db.write() as connection:
-                if catalog.video_by_sha256(connection, sha256) is None:
-                    self._files.delete(sha256)
-                    removed += 1
-                self._files.settle(sha256)
+            removed += self._repair_one(sha256)
         if removed:
             log.warning("removed what a crash left", clips=removed)
         return removed
+
+    def _repair_one(self, sha256: str) -> bool:
+        """Remove bytes that no row refers to; whether it was so."""
+        with self._db.write() as connection:
+            stray = catalog.video_by_sha256(connection, sha256) is None
+            if stray:
+                self._files.delete(sha256)
+            self._files.settle(sha256)
+        return stray
 
     def process(self, claim: Callable[[], list[int]], owner: str) -> None:
         """Do the work of jobs for as long as `claim` gives keys of some that are now `owner`'s.
@@ -262,10 +282,8 @@ class Ingest:
         for future, video in done.items():
             try:
                 yield video, future.result()
-            except (Undecodable, InvalidInput) as error:
-                self._settle(video, owner, jobs.fail, error)
             except Exception as error:
-                self._settle(video, owner, jobs.retry, error)
+                self._settle(video, owner, error)
 
     def _embed(self, batch: list[tuple[Video, Sample]], owner: str) -> list[_Embedded]:
         embedder = self._embedder()
@@ -274,19 +292,32 @@ class Ingest:
             captions = list({video.caption: None for video, _ in batch if video.caption})
             texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
         except Exception as error:
-            for video, _ in batch:
-                self._settle(video, owner, jobs.retry, error)
+            if len(batch) > 1:  # one of them may be too much: the others are not to suffer by it
+                return [embedded for one in batch for embedded in self._embed([one], owner)]
+            self._settle(batch[0][0], owner, error, passing=not self._model_works())
             return []
         ends = np.cumsum([len(sample.times) for _, sample in batch])
         own = np.split(frames, ends[:-1])
         return [_Embedded(video, sample, rows, texts) for (video, sample), rows in zip(batch, own, strict=True)]
 
+    def _model_works(self) -> bool:
+        """Whether it is the video that the model fails at, and not the model: a blank picture and a word tell."""
+        embedder = self._embedder()
+        try:
+            embedder.embed_pictures(np.zeros((1, embedder.picture.height, embedder.picture.width, 3), np.uint8))
+            embedder.embed_texts(["word"])
+        except Exception as error:
+            log.warning("the model fails at anything", reason=str(error))
+            return False
+        return True
+
     def _store(self, batch: list[_Embedded], owner: str) -> None:
         for one in batch:
             try:
                 self._persist(one.video, one.sample, one.frames, one.texts, owner)
+                self._faults = 0
             except Exception as error:
-                self._settle(one.video, owner, jobs.retry, error)
+                self._settle(one.video, owner, error)
 
     def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str) -> None:
         embedder = self._embedder()
@@ -316,14 +347,23 @@ class Ingest:
             jobs.finish(connection, video.key)
             catalog.record_change(connection, video.key)
 
-    def _settle(
-        self, video: Video, owner: str, how: Callable[[sa.Connection, int, str], Any], error: Exception
-    ) -> None:
+    def _settle(self, video: Video, owner: str, error: Exception, *, passing: bool | None = None) -> None:
+        """What becomes of a job that could not be done. A fault that is `passing` is the machine's, not the video's."""
         reason = str(error) or type(error).__name__
-        log.warning("a video could not be embedded", video=video.id, reason=reason, then=how.__name__)
+        pause = 0.0
+        if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
+            pause = min(_PAUSE_SECONDS * 2**self._faults, _LONGEST_PAUSE_SECONDS)
+            self._faults = min(self._faults + 1, 10)
+        log.warning("a video could not be embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
         with self._db.write() as connection:
-            if jobs.owns(connection, video.key, owner):
-                how(connection, video.key, reason)
+            if not jobs.owns(connection, video.key, owner):
+                return
+            if pause:
+                jobs.postpone(connection, video.key, reason, pause)
+            elif isinstance(error, Undecodable | InvalidInput):
+                jobs.fail(connection, video.key, reason)
+            else:
+                jobs.retry(connection, video.key, reason)
 
 
 def _still_active(connection: sa.Connection, embedder: Embedder) -> None:

@@ -92,8 +92,21 @@ def retry(connection: sa.Connection, key: int, reason: str) -> None:
     catalog.set_status(connection, key, "queued", 0.0, f"attempt {attempts} failed: {reason}")
 
 
-def release(connection: sa.Connection, owner: str) -> None:
-    """Give back everything that `owner` holds, at once; the attempt counts, for it may be what killed it."""
+def postpone(connection: sa.Connection, key: int, reason: str, seconds: float) -> None:
+    """The machine is at fault, not the video: try again in `seconds`. It does not count, however often."""
+    _take_back(connection, db.jobs.c.video_key == key)
+    connection.execute(
+        sa.update(db.jobs)
+        .where(db.jobs.c.video_key == key)
+        .values(owner=None, lease_expires_at=None, available_at=time.time() + seconds)
+    )
+    catalog.set_status(connection, key, "queued", 0.0, reason)
+
+
+def release(connection: sa.Connection, owner: str, *, counts: bool = True) -> None:
+    """Give back everything that `owner` holds, at once; the attempt counts where it may be what killed it."""
+    if not counts:
+        _take_back(connection, db.jobs.c.owner == owner)
     keys = connection.execute(sa.select(db.jobs.c.video_key).where(db.jobs.c.owner == owner)).scalars().all()
     for key in keys:
         connection.execute(
@@ -105,6 +118,11 @@ def release(connection: sa.Connection, owner: str) -> None:
 def depth(connection: sa.Connection) -> int:
     """Number of jobs that are not finished."""
     return connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
+
+
+def _take_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    attempts = sa.func.max(db.jobs.c.attempts - 1, 0)
+    connection.execute(sa.update(db.jobs).where(which).values(attempts=attempts))
 
 
 def _claimable() -> sa.ColumnElement[bool]:

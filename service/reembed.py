@@ -13,10 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 import structlog
 from filelock import FileLock, Timeout
 
@@ -24,7 +22,7 @@ from service import catalog, generations, jobs
 from service.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
-from service.errors import NotFound, StorageFull, Unavailable
+from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.files import Files
 from service.ingest import Ingest
 from service.vectors import aggregate
@@ -153,15 +151,15 @@ class Reembedding(Ingest):
             catalog.put_embeddings(connection, video.key, self._generation, aggregate(frames, text))
             catalog.record_change(connection, video.key, self._generation.id)
 
-    def _settle(
-        self, video: Video, _owner: str, how: Callable[[sa.Connection, int, str], Any], error: Exception
-    ) -> None:
-        if isinstance(error, (StorageFull, Unavailable)):
-            raise error  # a full disk or a locked database: no clip's fault, and tried again from where it stands
+    def _settle(self, video: Video, _owner: str, error: Exception, *, passing: bool | None = None) -> None:
+        if isinstance(error, StorageFull | Unavailable):
+            raise error  # the machine's fault, no clip's, and tried again from where it stands
+        if passing:
+            raise Unavailable(f"the model fails: {error}") from error
         self._tries[video.key] += 1
         reason = str(error) or type(error).__name__
         log.warning("a video could not be embedded beside", video=video.id, reason=reason)
-        if how is jobs.fail or self._tries[video.key] >= jobs.MAX_ATTEMPTS:
+        if isinstance(error, Undecodable | InvalidInput) or self._tries[video.key] >= jobs.MAX_ATTEMPTS:
             self._failed[video.key] = reason
 
     def _embed_captions(self, keys: list[int], stop: threading.Event) -> None:

@@ -3,6 +3,7 @@ asked for, so that a command which needs no model loads none."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from functools import cached_property
 
 import structlog
 
-from service import catalog, db, embedder, generations
+from service import catalog, db, embedder, generations, jobs
 from service.atlas import Atlas
 from service.config import Settings
 from service.db import Database
@@ -219,7 +220,19 @@ class Runtime:
                 raise
             log.warning("words and pictures cannot be searched with", because=str(error), until=coming.id)
         self.follow()
+        self._complete()
         return self.serving.generation
+
+    def _complete(self) -> None:
+        """Queue what should have vectors of the model that answers and has none, however that came to be."""
+        generation = self.serving.generation
+        with self.db.read() as connection:
+            lacking = sum(map(len, generations.missing(connection, generation.id)))
+        if lacking:
+            with self.db.write() as connection:
+                for key in itertools.chain(*generations.missing(connection, generation.id)):
+                    jobs.enqueue(connection, key)
+            log.warning("videos that lack vectors are embedded again", videos=lacking)
 
     def propose(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
         """Have another model's generation embedded beside the active one; whether that is news. Raises InvalidInput,

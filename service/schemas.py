@@ -766,7 +766,7 @@ class Health(BaseModel):
 
     model_config = _examples({"status": "ok", "checks": {"database": "ok", "model": "ok", "worker": "ok"}})
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok", "degraded", "unavailable"]
     checks: dict[str, str] = {}
 
 

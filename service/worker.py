@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.2
 _AGAIN_SECONDS = 10.0  # after a model could not be loaded, say
+_LONGEST_PAUSE_SECONDS = 30.0
 _CLAIM = 4
 
 
@@ -35,6 +36,7 @@ class Worker:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.owner = owner_of(os.getpid())
+        self._left: bool | None = None  # jobs that are to be given back, and whether the attempt at them counts
 
     def run(self, stop: threading.Event) -> None:
         """Claim and process until `stop` is set; what is claimed by then is brought to its end."""
@@ -49,29 +51,42 @@ class Worker:
         layouts.append(threading.Thread(target=Beside(self._runtime).run, args=(stop,), name="beside"))
         for thread in layouts:
             thread.start()
+        pause = _IDLE_SECONDS * 10
         while not stop.is_set():
             try:
                 if not self._step(stop):
                     stop.wait(_IDLE_SECONDS)
+                pause = _IDLE_SECONDS * 10
             except ReelsError as error:  # a full disk or a locked database passes
                 log.warning("the worker waits", reason=str(error))
-                stop.wait(_IDLE_SECONDS * 10)
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         for thread in layouts:
             thread.join()
 
     def _step(self, stop: threading.Event | None = None) -> bool:
+        self._give_back()  # what a full disk would not let go of when the error came
         self._runtime.follow()
         with self._runtime.db.read() as connection:
             waiting = jobs.waiting(connection)
         if not waiting:
             return self._runtime.atlas.place_new()
+        self._left = True
         try:
             self._runtime.ingest.process(lambda: self._claim(stop), self.owner)
+        except ReelsError:
+            self._left = False  # the machine's fault, not a video's
+            raise
         finally:
             # What an error left undone would be ours for ever: its lease is renewed for as long as we live.
-            with self._runtime.db.write() as connection:
-                jobs.release(connection, self.owner)
+            self._give_back()
         return True
+
+    def _give_back(self) -> None:
+        if self._left is not None:
+            with self._runtime.db.write() as connection:
+                jobs.release(connection, self.owner, counts=self._left)
+            self._left = None
 
     def _claim(self, stop: threading.Event | None) -> list[int]:
         if stop is not None and stop.is_set():
@@ -110,7 +125,7 @@ class Layouts:
             try:
                 if not self._step(stop):
                     stop.wait(_IDLE_SECONDS)
-            except ReelsError as error:
+            except (ReelsError, OSError) as error:  # a process that cannot be started
                 log.warning("the layouts wait", reason=str(error))
                 stop.wait(_IDLE_SECONDS * 10)
 

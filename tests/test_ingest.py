@@ -185,20 +185,26 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     assert runtime.ingest.retry(bad.id).status == "ready"
 
 
-def test_a_fault_that_is_not_the_clips_is_tried_again(
+def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
     runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    now = [time.time()]
+    monkeypatch.setattr(jobs, "time", type("Later", (), {"time": staticmethod(lambda: now[0])}))
 
     def full(*_: object) -> None:
         raise StorageFull("no room left")
 
     with monkeypatch.context() as broken:
         broken.setattr(runtime.files, "put_pictures", full)
-        _work(runtime)
-    waiting = _now(runtime, video)
-    assert (waiting.status, waiting.error) == ("queued", "attempt 1 failed: no room left")
-    monkeypatch.setattr(jobs, "time", type("Later", (), {"time": staticmethod(lambda: 1e12)}))
+        for pause in (2, 4, 8, 16, 30, 30):
+            _work(runtime)
+            waiting = _now(runtime, video)
+            assert (waiting.status, waiting.error) == ("queued", "no room left")
+            now[0] += pause - 0.1
+            with runtime.db.read() as connection:
+                assert not jobs.waiting(connection)
+            now[0] += 0.2
     _work(runtime)
     assert _now(runtime, video).status == "ready"
 

@@ -26,23 +26,23 @@ def _commands(group: typer.Typer) -> set[str]:
 
 def test_every_command_is_told_and_every_told_command_exists() -> None:
     exist = {name.replace("_", "-") for name in _commands(cli.app)}
-    told = set(re.findall(r"reelsrs ((?:db|keys) \w+|[a-z]+)", README))
+    told = set(re.findall(r"reelsrs ((?:db|keys|index) \w+|[a-z]+)", README))
     assert told == exist
 
 
 def test_every_option_in_an_example_exists() -> None:
     for line in re.findall(r"^(?:\S*/)?reelsrs (.*)$", README, re.MULTILINE):
         words = line.split()
-        name = " ".join(words[: 2 if words[0] in ("db", "keys") else 1])
+        name = words[: 2 if words[0] in ("db", "keys", "index") else 1]
         options = set(re.findall(r"--[a-z-]+", line.split("&&")[0]))
-        help_text = _help(name)
+        help_text = _help(*name)
         assert options <= set(re.findall(r"--[a-z-]+", help_text)), line
 
 
-def _help(name: str) -> str:
+def _help(*name: str) -> str:
     from typer.testing import CliRunner
 
-    return CliRunner().invoke(cli.app, [*name.split(), "--help"], env={"COLUMNS": "200"}).output
+    return CliRunner().invoke(cli.app, [*name, "--help"], env={"COLUMNS": "200"}).output
 
 
 def test_the_settings_are_told_with_their_defaults() -> None:

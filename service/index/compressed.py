@@ -27,10 +27,14 @@ from typing import IO, Any, TypeVar
 import faiss
 import numpy as np
 import numpy.typing as npt
+import structlog
 
+from service import faults
 from service.domain import Flags, Vectors
-from service.index.files import RowFile, write_whole
+from service.index.files import RowFile, write_all, write_whole
 from service.index.rows import Index, Layout, Rows, SavedFile, Writer
+
+log = structlog.get_logger(__name__)
 
 TRAINING_ROWS = 20_000
 _GROUP = 4  # numbers to a code of 4 bits
@@ -71,7 +75,8 @@ class CompressedIndex(Index):
     @property
     def stale(self) -> bool:
         """See the base class."""
-        return super().stale or len(self) > _OUTGROWN * self._codec.trained_for
+        outgrown = len(self) > _OUTGROWN * self._codec.trained_for
+        return super().stale or outgrown or any(segment.in_memory for segment in self._segments)
 
     def get(self, rows: Rows) -> Vectors:
         """See the base class."""
@@ -87,10 +92,10 @@ class CompressedIndex(Index):
 
         def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
             name = secrets.token_hex(6)
-            files = [
-                write_whole(folder / f"{name}.npz", lambda file: np.savez(file, **table)),
-                write_whole(folder / f"{name}.codec", self._codec.write),
-            ]
+            files = write_all(
+                folder,
+                {f"{name}.npz": lambda file: np.savez(file, **table), f"{name}.codec": self._codec.write},
+            )
             segments = []
             for writer in writers:
                 state, its = writer(folder)
@@ -119,15 +124,28 @@ class CompressedIndex(Index):
 
     def _append(self, rows: Vectors) -> int:
         last = self._segments[-1] if self._segments else None
-        if last is None or last.count >= (_SEGMENT_ROWS if last.own else _WORTH_KEEPING):
-            last = _Segment.make(self._folder, self.rows, self._codec)
+        try:
+            if last is None or last.count >= (_SEGMENT_ROWS if last.own else _WORTH_KEEPING):
+                last = _Segment.make(self._folder, self.rows, self._codec)
+                self._segments.append(last)
+            elif not last.own:
+                copy = last.copy(self._folder)  # or every start would leave a small segment behind
+                last.close()
+                self._segments[-1] = last = copy
+            fitting = rows[: _SEGMENT_ROWS - last.count]
+            last.append(fitting)
+        except OSError as error:
+            if faults.of(error) is None or not self.serving or not hasattr(os, "memfd_create"):
+                raise
+            # Searches go on, with these rows in memory until there is room for another index.
+            log.warning("no room for the index: what is new is kept in memory", reason=str(error))
+            if last is not None and not last.count:
+                self._segments.remove(last)
+                last.close()
+            last = _Segment.make(self._folder, self.rows, self._codec, in_memory=True)
             self._segments.append(last)
-        elif not last.own:
-            copy = last.copy(self._folder)  # or every start would leave a small segment behind
-            last.close()
-            self._segments[-1] = last = copy
-        fitting = rows[: _SEGMENT_ROWS - last.count]
-        last.append(fitting)
+            fitting = rows[:_SEGMENT_ROWS]
+            last.append(fitting)
         return len(fitting)
 
     def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int) -> tuple[Rows, Vectors]:
@@ -239,10 +257,16 @@ class _Segment:
         self._bytes = small.map(_SEGMENT_ROWS)
 
     @classmethod
-    def make(cls, folder: Path, start: int, codec: _Codec) -> _Segment:
-        folder.mkdir(parents=True, exist_ok=True)
+    def make(cls, folder: Path, start: int, codec: _Codec, *, in_memory: bool = False) -> _Segment:
         name, width = secrets.token_hex(6), len(codec.low)
-        small, full = RowFile(folder / f"{name}.bytes", width), RowFile(folder / f"{name}.rows", 4 * width)
+        if not in_memory:
+            folder.mkdir(parents=True, exist_ok=True)
+        small = RowFile(folder / f"{name}.bytes", width, in_memory=in_memory)
+        try:
+            full = RowFile(folder / f"{name}.rows", 4 * width, in_memory=in_memory)
+        except OSError:
+            small.close()
+            raise
         return cls(start, codec, faiss.clone_index(codec.quantiser), small, full)
 
     @classmethod
@@ -274,6 +298,11 @@ class _Segment:
         return self.start + self.count
 
     @property
+    def in_memory(self) -> bool:
+        """Whether its rows are on no disk."""
+        return self._full.in_memory
+
+    @property
     def own(self) -> bool:
         """Whether this process made its files, and may append to them."""
         return self._full.own
@@ -291,12 +320,16 @@ class _Segment:
     def copy(self, folder: Path) -> _Segment:
         """The same rows in files of this process's own."""
         made = _Segment.make(folder, self.start, self._codec)
-        for low in range(0, self.count, 4096):
-            rows = np.arange(low, min(low + 4096, self.count))
-            for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):
-                data = mine.read(rows, kind)
-                its.write(data)
-                its.commit(data)
+        try:
+            for low in range(0, self.count, 4096):
+                rows = np.arange(low, min(low + 4096, self.count))
+                for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):
+                    data = mine.read(rows, kind)
+                    its.write(data)
+                    its.commit(data)
+        except OSError:
+            made.close()
+            raise
         made._codes = faiss.clone_index(self._codes)
         return made
 

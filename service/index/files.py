@@ -6,10 +6,12 @@ so what a snapshot names never changes, whoever reads it and however many proces
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,24 @@ from service.index.rows import Rows, SavedFile
 
 
 class RowFile:
-    """Rows of `row_bytes` bytes. Raises OSError where the disk refuses."""
+    """Rows of `row_bytes` bytes. Raises OSError where the disk refuses.
 
-    def __init__(self, path: Path, row_bytes: int, saved: SavedFile | None = None) -> None:
+    With `in_memory` the rows lie in memory and no snapshot can name them: for as long as the disk is full.
+    """
+
+    def __init__(self, path: Path, row_bytes: int, saved: SavedFile | None = None, *, in_memory: bool = False) -> None:
         """A new file where `saved` is None, what a snapshot names otherwise. Raises ValueError, OSError."""
+        self.in_memory = in_memory
         self.path = path
         self.own = saved is None
         self._row_bytes = row_bytes
         self._saved = saved
         self._hash = hashlib.sha256()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if self.own else os.O_RDONLY
-        self._descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+        if in_memory:
+            self._descriptor = os.memfd_create(path.name)
+        else:
+            self._descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
         self.count = 0 if saved is None else saved.size_bytes // row_bytes
         if saved is not None and os.fstat(self._descriptor).st_size < saved.size_bytes:
             self.close()
@@ -80,6 +89,8 @@ class RowFile:
 
     def sync(self, frozen: SavedFile) -> SavedFile:
         """Bring it to disk, and keep the file from now on, for a snapshot names it."""
+        if self.in_memory:
+            raise OSError(errno.ENOSPC, "some rows are in memory only, for the disk was full", self.path.name)
         if self.own:
             os.fsync(self._descriptor)
             self._saved = frozen
@@ -88,17 +99,36 @@ class RowFile:
     def close(self) -> None:
         """Close it; what no snapshot names is removed."""
         os.close(self._descriptor)
-        if self._saved is None:
+        if self._saved is None and not self.in_memory:
             self.path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
-    """Write a file at once, and sync it."""
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file at once, and sync it; where that fails, what was written of it is removed."""
+    try:
+        with path.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
     return SavedFile(path.name, path.stat().st_size, digest(path, path.stat().st_size))
+
+
+def write_all(folder: Path, parts: dict[str, Callable[[Any], None]]) -> list[SavedFile]:
+    """Write files by their names as `write_whole` does: all of them, or none is left behind."""
+    done: list[SavedFile] = []
+    try:
+        for name, write in parts.items():
+            done.append(write_whole(folder / name, write))
+    except OSError:
+        for file in done:
+            with suppress(OSError):
+                (folder / file.name).unlink(missing_ok=True)
+        raise
+    return done
 
 
 def digest(path: Path, size_bytes: int) -> str:

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from service.domain import Flags, Vectors
-from service.index.files import write_whole
+from service.index.files import write_all
 from service.index.rows import Index, Layout, Rows, SavedFile, Writer
 
 
@@ -36,10 +36,13 @@ class FlatIndex(Index):
 
         def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
             name = secrets.token_hex(6)
-            files = [
-                write_whole(folder / f"{name}.flat", lambda file: file.write(vectors.tobytes())),
-                write_whole(folder / f"{name}.npz", lambda file: np.savez(file, **table)),
-            ]
+            files = write_all(
+                folder,
+                {
+                    f"{name}.flat": lambda file: file.write(vectors.tobytes()),
+                    f"{name}.npz": lambda file: np.savez(file, **table),
+                },
+            )
             return {"vectors": files[0].name, "table": files[1].name, "names": names}, files
 
         return write

@@ -72,6 +72,8 @@ class Index(ABC):
 
     kind: str
     exact: bool
+    serving = False
+    """Whether searches ask it now: then what is new must be taken in, whatever the disk says."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -136,7 +138,10 @@ class Index(ABC):
 
     def entries(self, start: int, stop: int) -> Entries:
         """What is alive among these rows, as it was put in."""
-        rows = start + np.flatnonzero(self._alive.values[start:stop])
+        return self.entries_at(start + np.flatnonzero(self._alive.values[start:stop]))
+
+    def entries_at(self, rows: Rows) -> Entries:
+        """These rows, as they were put in."""
         pictures, captions, captioned = self.layout.split(self.get(rows))
         names = list(self._names)
         return Entries(
@@ -146,6 +151,11 @@ class Index(ABC):
             captioned,
             tuple(names[code] for code in self._categories.values[rows].tolist()),
         )
+
+    def alive(self) -> Rows:
+        """The rows that are alive, by their keys; those of one video in order."""
+        rows = np.flatnonzero(self._alive.values)
+        return rows[np.argsort(self._keys.values[rows], kind="stable")]
 
     def some(self, count: int, seed: int = 0) -> Rows:
         """At most `count` random rows that are alive, ascending."""

@@ -13,6 +13,8 @@ from service.guard import Gates
 from service.routes.common import Service, require_key
 from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 
+_PATIENCE_SECONDS = 0.5  # whoever asks whether it is ready does not wait long for the answer
+
 open_router = APIRouter(tags=["service"])
 router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
 
@@ -46,16 +48,30 @@ def livez() -> Health:
     responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
-    """The database answers, the text tower is loaded and warm, the index is caught up, the worker runs,
-    and there is room for more requests."""
+    """The database answers, the text tower is loaded and works, the index is caught up, the worker runs, and there is
+    room for more requests.
+
+    Where clips and rows cannot be written, `status` is `degraded` and `checks` says why: searches are answered all the
+    same, so the service stays where it gets requests."""
     checks = {"model": "ok", "worker": "ok", "load": "ok"}
+    degraded = False
     try:
         with service.follower.current():
             checks["database"] = checks["index"] = "ok"
     except ReelsError as error:
         checks["database"] = str(error)
+    for name, check in (
+        ("model", lambda: service.embedder().embed_texts(["ready"])),
+        ("storage", service.files.check_writable),
+        ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
+    ):
+        checks[name] = "ok"
+        try:
+            check()
+        except ReelsError as error:
+            checks[name], degraded = str(error), True
     if service.trouble is not None:
-        checks["model"] = service.trouble
+        checks["model"], degraded = service.trouble, True
     worker = request.app.state.worker
     if worker is None:
         checks["worker"] = "not started here"
@@ -64,11 +80,11 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     gates: Gates = request.app.state.gates
     if gates.busy:
         checks["load"] = f"{gates.requests.inside} of at most {gates.requests.limit} requests are being answered"
-    ready = all(state in ("ok", "not started here") for state in checks.values())
+    ready = all(checks.get(name) in ("ok", "not started here") for name in ("database", "index", "worker", "load"))
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    return Health(status="ok" if ready else "unavailable", checks=checks)
+    return Health(status="unavailable" if not ready else "degraded" if degraded else "ok", checks=checks)
 
 
 @open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import structlog
 
+from service import faults
 from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, ReelsError, Undecodable
 from service.video.container import Limits, probe
@@ -47,6 +48,8 @@ class Decoder:
 
     def __init__(self, limits: Limits, processes: int = 1, *, keyframes: bool = False) -> None:
         self.processes = processes
+        self.unconfined: str | None = None
+        """Why the last clip was decoded without a filter of system calls; None where there was one."""
         self._keyframes = keyframes
         self._threads = max(1, (os.cpu_count() or 1) // processes)
         self._limits = limits
@@ -98,9 +101,11 @@ class Decoder:
         whole = {**request, "limits": asdict(self._limits), "threads": self._threads}
         child = self._idle.get()
         try:
-            with path.open("rb") as file:
+            # Too many open files, or no room for a process, is not the clip's fault.
+            with faults.named("the clip cannot be decoded now"), path.open("rb") as file:
                 return child.ask(whole, file, timeout_seconds)
         finally:
+            self.unconfined = child.unconfined
             self._idle.put(child)
 
 
@@ -110,6 +115,7 @@ class _Child:
     _complained = False  # once a process is enough
 
     def __init__(self) -> None:
+        self.unconfined: str | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -128,9 +134,10 @@ class _Child:
         except (EOFError, OSError) as error:
             self.close()
             raise Undecodable("the decoder crashed or ran out of memory on this file") from error
-        if header["unconfined"] and not _Child._complained:
+        self.unconfined = header["unconfined"]
+        if self.unconfined and not _Child._complained:
             _Child._complained = True
-            log.warning("decoders run without a filter of system calls", because=header["unconfined"])
+            log.warning("decoders run without a filter of system calls", because=self.unconfined)
         if "error" in header:
             raise _from_wire(header)
         return header, blobs

@@ -1,0 +1,359 @@
+"""A library as one file, and back. Knows the database, the store and tar; no model and no index, which are derived.
+
+A backup is taken while the library is in use. The database is copied first, at one moment; then the bytes and the
+pictures of each of its rows, which never change under their name. A clip that is deleted meanwhile is taken out of the
+copy again, so that a backup has all bytes of all its rows, whatever happens while it is made. The tar file holds, in
+this order:
+
+    reelsrs.json            what it is: the format, the version that wrote it, the revision of the schema
+    media/ab/abcdef.../*    what the store keeps of a clip
+    reelsrs.db              the database
+    manifest.json           size and SHA-256 of everything before
+    manifest.sha256         the SHA-256 of the manifest: without it, the file is not whole
+
+A backup may come from anywhere: only these names are taken, as plain files, once each. All of it is checked before
+anything is put in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from service import __version__, catalog, db, faults
+from service.config import Settings
+from service.db import Database
+from service.errors import ConfigurationError, InvalidInput, NotFound
+from service.files import Files
+
+_FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+_WORDS_BYTES = 1 << 31  # the most that a manifest may have: of a million clips with ten pictures each it has 1.6 GB
+_HEADER, _DATABASE, _MANIFEST, _SEAL = "reelsrs.json", "reelsrs.db", "manifest.json", "manifest.sha256"
+_MEDIA = re.compile(r"media/([0-9a-f]{2})/(\1[0-9a-f]{62})/(video|fingerprint|[0-9]{4}\.jpg)")
+
+Step = Callable[[int, int], None]
+"""Hears how many clips are done, and of how many."""
+
+
+@dataclass
+class Summary:
+    """What is in a backup. `damaged` names the clips whose bytes are missing, or others than they were: those that are
+    missing are left out, the others are in it as they are."""
+
+    videos: int = 0
+    size_bytes: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+# --- out
+
+
+def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: None) -> Summary:
+    """Write the library to a file, which is there once it is whole; to stdout where `target` is None.
+
+    Raises StorageFull, ConfigurationError where there is no library."""
+    source = Path(make_url(settings.database).database or "")
+    if not source.is_file():
+        raise ConfigurationError(f"there is no library in {settings.data_dir}")
+    with (
+        faults.named("the backup cannot be written"),
+        tempfile.TemporaryDirectory(
+            prefix=".reelsrs-", dir=None if target is None else target.absolute().parent
+        ) as folder,
+    ):
+        copy = Path(folder) / _DATABASE
+        _copy(source, copy)
+        if target is None:
+            import sys
+
+            return _write(settings, copy, sys.stdout.buffer, step)
+        aside = Path(folder) / "backup"
+        with aside.open("wb") as file:
+            summary = _write(settings, copy, file, step)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+        _sync(target.absolute().parent)
+    return summary
+
+
+def _copy(source: Path, copy: Path) -> None:
+    """The database at one moment, as one file."""
+    try:
+        # In one step: copied page by page, it would begin anew with every write of the service.
+        with _sqlite(source) as live, _sqlite(copy) as made:
+            live.backup(made)
+            made.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as error:
+        raise faults.of(error) or error from error
+
+
+def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summary:
+    files = Files(settings.storage)
+    revision = db.revision(f"sqlite:///{copy}")
+    summary, listed = Summary(), {}
+    copied, live = Database(f"sqlite:///{copy}"), Database(settings.database)
+    try:
+        with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+
+            def add(name: str, content: IO[bytes]) -> str:
+                content.seek(0, os.SEEK_END)
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = content.tell(), 0o644
+                content.seek(0)
+                reader = _Hashed(content)
+                tar.addfile(info, reader)
+                listed[name] = [info.size, reader.sha256]
+                summary.size_bytes += info.size
+                return reader.sha256
+
+            words = {"format": _FORMAT, "version": __version__, "revision": revision}
+            words["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            add(_HEADER, io.BytesIO(json.dumps(words).encode()))
+            with copied.read() as connection:
+                rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.id, db.videos.c.sha256)).all()
+            gone = []
+            for number, (key, name, sha256) in enumerate(rows):
+                step(number, len(rows))
+                with ExitStack() as stack:
+                    # All are open before the first is read: deleted from here on, they can be read all the same.
+                    kept = _open(files, sha256, stack)
+                    if kept is None:
+                        gone.append(key)
+                        with live.read() as connection:
+                            if catalog.video_by_sha256(connection, sha256) is not None:
+                                summary.damaged.append(name)
+                        continue
+                    for part, content in kept.items():
+                        found = add(f"media/{sha256[:2]}/{sha256}/{part}", content)
+                        if part == "video" and found != sha256:
+                            summary.damaged.append(name)
+                summary.videos += 1
+            with copied.write() as connection:
+                for key in gone:
+                    catalog.delete_video(connection, key)
+            copied.close()
+            _settle_journal(copy)
+            with copy.open("rb") as content:
+                add(_DATABASE, content)
+            manifest = json.dumps({"files": listed}).encode()
+            add(_MANIFEST, io.BytesIO(manifest))
+            add(_SEAL, io.BytesIO(hashlib.sha256(manifest).hexdigest().encode()))
+    finally:
+        copied.close()
+        live.close()
+    return summary
+
+
+def _open(files: Files, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
+    """What the store keeps of a clip, None where its bytes are not there (any more)."""
+    try:
+        folder = files.video(sha256).parent
+        kept: dict[str, IO[bytes]] = {"video": stack.enter_context((folder / "video").open("rb"))}
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".jpg" or path.name == "fingerprint":
+                # A picture may be replaced by fewer: what is gone by now is not one of this clip's any more.
+                with suppress(FileNotFoundError):
+                    kept[path.name] = stack.enter_context(path.open("rb"))
+        files.video(sha256)  # still there, so nothing is missing for a deletion that has begun
+    except (NotFound, FileNotFoundError):
+        return None
+    return kept
+
+
+def _settle_journal(path: Path) -> None:
+    with _sqlite(path) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+class _Hashed:
+    """A file that is hashed while it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._hash.update(data)
+        return data
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+# --- in
+
+
+def restore(settings: Settings, source: Path | None, step: Step = lambda *_: None) -> Summary:
+    """Put a backup in place of nothing: into a data folder that is empty or not there. From stdin where `source` is
+    None. The index is built at the next start.
+
+    Raises ConfigurationError where there is something already, InvalidInput where the file is not a whole backup,
+    StorageFull; the folder is then as it was."""
+    data = settings.data_dir
+    if settings.storage != data / "media" or settings.database != f"sqlite:///{data / _DATABASE}":
+        raise ConfigurationError(
+            "a backup is restored into the data folder alone: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
+        )
+    made = not data.exists()
+    with faults.named("the backup cannot be restored"):
+        if not made and (not data.is_dir() or any(data.iterdir())):
+            raise ConfigurationError(f"{data} is not empty: a backup is restored into an empty folder only")
+        data.mkdir(parents=True, exist_ok=True)
+        # Inside, for the data folder may be a file system of its own.
+        aside = data / ".restoring"
+        try:
+            aside.mkdir()
+            with ExitStack() as stack:
+                if source is None:
+                    import sys
+
+                    file: IO[bytes] = sys.stdin.buffer
+                else:
+                    file = stack.enter_context(source.open("rb"))
+                summary = _read(file, aside, step)
+            _check(aside)
+            for folder, _, names in os.walk(aside, topdown=False):
+                for name in names:
+                    _sync(Path(folder) / name)
+                _sync(Path(folder))
+            if (aside / "media").exists():
+                (aside / "media").rename(data / "media")
+            # The database comes last: with it the library is there, and not before.
+            (aside / _DATABASE).rename(data / _DATABASE)
+            _sync(data)
+        except BaseException:
+            for name in (".restoring", "media"):
+                shutil.rmtree(data / name, ignore_errors=True)
+            if made:
+                with suppress(OSError):
+                    data.rmdir()
+            raise
+        shutil.rmtree(aside)
+    return summary
+
+
+def _read(file: IO[bytes], aside: Path, step: Step) -> Summary:
+    """Unpack, and hold everything against the manifest."""
+    found: dict[str, list[Any]] = {}
+    words: dict[str, bytes] = {}
+    videos = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r|", errorlevel=2) as tar:
+            for member in tar:
+                _take(tar, member, aside, found, words)
+                if member.name.endswith("/video"):
+                    videos += 1
+                    step(videos, 0)
+        if _SEAL not in words or _MANIFEST not in words:
+            raise _not_one("it is cut off")
+        if hashlib.sha256(words[_MANIFEST]).hexdigest().encode() != words[_SEAL]:
+            raise _not_one("its manifest is damaged")
+        listed = json.loads(words[_MANIFEST])["files"]
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise _not_one(str(error) or type(error).__name__) from error
+    del found[_MANIFEST], found[_SEAL]
+    if _DATABASE not in found or found.keys() != listed.keys():
+        raise _not_one("it does not hold what its manifest lists")
+    for name, is_found in found.items():
+        if is_found != listed[name]:
+            raise _not_one(f"{name} is damaged")
+    return Summary(videos, sum(size for size, _ in found.values()))
+
+
+def _take(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, aside: Path, found: dict[str, list[Any]], words: dict[str, bytes]
+) -> None:
+    """One member of a file from anywhere."""
+    name = member.name
+    kept = name == _DATABASE or _MEDIA.fullmatch(name) is not None
+    if not kept and name not in (_HEADER, _MANIFEST, _SEAL):
+        raise _not_one(f"it has a member {name[:100]!r}")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        raise _not_one(f"{name!r} is not a plain file")
+    if name in found:
+        raise _not_one(f"it has {name!r} twice")
+    if not found and name != _HEADER:
+        raise _not_one(f"it does not begin with {_HEADER}")
+    content = tar.extractfile(member)
+    assert content is not None
+    reader = _Hashed(content)
+    if kept:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        with (aside / name).open("xb") as out:
+            while data := reader.read(_CHUNK_BYTES):
+                out.write(data)
+            size = out.tell()
+    elif member.size > _WORDS_BYTES:
+        raise _not_one(f"{name} is too large")
+    else:
+        words[name] = reader.read()
+        size = len(words[name])
+    if size != member.size:
+        raise _not_one("it is cut off")
+    found[name] = [size, reader.sha256]
+    if name == _HEADER:
+        _check_header(words[name])
+
+
+def _check_header(data: bytes) -> None:
+    said = json.loads(data)["format"]
+    if said != _FORMAT:
+        raise _not_one(f"its format is {said!r}, and this version reads {_FORMAT}")
+
+
+def _check(aside: Path) -> None:
+    """Bring the schema up to date, and see that every row has its bytes."""
+    url = f"sqlite:///{aside / _DATABASE}"
+    db.upgrade(url)
+    database = Database(url)
+    try:
+        with database.read() as connection:
+            if (said := connection.execute(sa.text("PRAGMA quick_check")).scalar()) != "ok":
+                raise _not_one(f"its database is broken: {said}")
+            for sha256 in connection.execute(sa.select(db.videos.c.sha256)).scalars():
+                if not _MEDIA.fullmatch(name := f"media/{sha256[:2]}/{sha256}/video") or not (aside / name).is_file():
+                    raise _not_one(f"the bytes of clip {sha256[:12]} are not in it")
+    finally:
+        database.close()
+    _settle_journal(aside / _DATABASE)
+
+
+def _not_one(reason: str) -> InvalidInput:
+    return InvalidInput("FILE", f"this is not a whole backup of ReelsRS: {reason}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path, timeout=db.PATIENT_SECONDS, isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()

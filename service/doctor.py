@@ -1,0 +1,349 @@
+"""What is the matter with a library, and with the machine that it is on. Looks, says, and changes nothing.
+
+Every check gives findings: what was looked at and how it is, and where something is wrong, what to do. All of them work
+beside a running service. `verify` holds the index and the store against the database; `examine` asks about everything
+else as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from service import __version__, catalog, db, embedder, generations
+from service.config import Settings
+from service.db import Database
+from service.domain import Generation, Kind, Picture, Sampling
+from service.drawing import distinct_scenes, write_clip
+from service.errors import NotFound, ReelsError
+from service.files import Files
+from service.follower import Follower
+from service.video import Decoder, Limits
+
+_SHOWN = 20  # of the same problem; the rest is counted
+_LOW_BYTES = 1 << 30
+_OPEN_FILES = 1024
+_TRIES = 3
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the answer. `do` is empty where nothing is to be done."""
+
+    check: str
+    state: Literal["ok", "warning", "problem"]
+    said: str
+    do: str = ""
+
+
+def verify(settings: Settings, *, deep: bool = False, step: Step = lambda _: None) -> list[Finding]:
+    """The database, the index and the store, each against the database; with `deep` every stored byte."""
+    step("database")
+    found = _database(settings)
+    if any(one.state == "problem" for one in found):
+        return found
+    with _opened(settings) as database:
+        step("index")
+        found += _index(settings, database)
+        step("store")
+        found += _store(settings, database, deep=deep)
+    return found
+
+
+def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
+    """Everything, so that a person who runs this service knows what to do next."""
+    found = [_settings(settings), _versions(), _open_files()]
+    step("data folder")
+    found += _folder(settings)
+    if Path(make_url(settings.database).database or "").is_file():
+        found += verify(settings, step=step)
+        if not any(one.check == "database" and one.state == "problem" for one in found):
+            with _opened(settings) as database:
+                found += _queue(database)
+    else:
+        found.append(Finding("database", "ok", "there is none yet; the first start makes it"))
+    step("decoder")
+    found.append(_decoder())
+    step("model")
+    found.append(_model(settings))
+    return found
+
+
+def rebuild(settings: Settings) -> int:
+    """Make the index anew from the database, and its snapshot, in place of the ones that are there; of how many
+    videos. A service that runs goes on with what it has in memory."""
+    with _opened(settings) as database:
+        generation = _active(database)
+        if generation is None:
+            return 0
+        count = 0
+        for kind in _kinds(settings, generation):
+            follower = Follower(database, settings.data_dir / "index", generation, kind, fresh=True)
+            try:
+                follower.replace_snapshot()
+                if kind != "frame":
+                    with follower.current() as (index, _):
+                        count = len(index)
+            finally:
+                follower.close(save=False)
+    return count
+
+
+# --- the library
+
+
+def _database(settings: Settings) -> list[Finding]:
+    path = make_url(settings.database).database or ""
+    if not Path(path).is_file():
+        return [
+            Finding("database", "problem", f"there is none at {path}", "start `reelsrs serve`, or restore a backup")
+        ]
+    broken = "restore the last backup into an empty folder: `reelsrs restore FILE`"
+    try:
+        revision, head = db.revision(settings.database), db.newest_revision()
+        with _opened(settings) as database, database.read() as connection:
+            said = list(connection.execute(sa.text("PRAGMA quick_check")).scalars())
+            orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
+    except ReelsError as error:
+        return [Finding("database", "problem", str(error), broken)]
+    found = [Finding("database", "problem", line, broken) for line in said[:_SHOWN] if line != "ok"]
+    found += [
+        Finding("database", "problem", f"row {row[1]} of {row[0]} refers to nothing in {row[2]}", broken)
+        for row in orphans[:_SHOWN]
+    ]
+    if revision != head:
+        upgrade = "`reelsrs db upgrade`, or start the service"
+        found.append(Finding("database", "problem", f"its schema is {revision}, this version's is {head}", upgrade))
+    return found or [Finding("database", "ok", f"sound, schema {revision}")]
+
+
+def _index(settings: Settings, database: Database) -> list[Finding]:
+    generation = _active(database)
+    if generation is None:
+        return [Finding("index", "ok", "nothing was embedded yet")]
+    found = []
+    for kind in _kinds(settings, generation):
+        name = "index of frames" if kind == "frame" else "index"
+        follower = _followed(settings, database, generation, kind)
+        try:
+            if follower.refused:
+                again = "`reelsrs index rebuild`, or start the service again"
+                found.append(Finding(name, "problem", f"its snapshot cannot be used: {follower.refused}", again))
+            wrong = follower.differences()
+            with follower.current() as (index, _):
+                words = f"{len(index)} rows, {index.kind}, equal to the database in vectors, captions and categories"
+        finally:
+            follower.close(save=False)
+        found += _some(name, wrong, "`reelsrs index rebuild`") or (
+            [] if follower.refused else [Finding(name, "ok", words)]
+        )
+    with database.read() as connection:
+        pictures, texts = generations.missing(connection, generation.id)
+    if pictures or texts:
+        said = f"{len(pictures) + len(texts)} ready videos lack vectors of the model that answers"
+        found.append(Finding("index", "warning", said, "they are embedded once the service is started again"))
+    return found
+
+
+def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follower:
+    """The index as a start would find it. A running service may replace the snapshot while it is read."""
+    for _ in range(_TRIES - 1):
+        follower = Follower(database, settings.data_dir / "index", generation, kind)
+        if not follower.refused:
+            return follower
+        follower.close(save=False)
+        time.sleep(0.2)
+    return Follower(database, settings.data_dir / "index", generation, kind)
+
+
+def _store(settings: Settings, database: Database, *, deep: bool) -> list[Finding]:
+    files = Files(settings.storage)
+    with database.read() as connection:
+        rows = connection.execute(sa.select(db.videos.c.id, db.videos.c.sha256, db.videos.c.size_bytes)).all()
+    wrong, size = [], 0
+    for name, sha256, size_bytes in rows:
+        size += size_bytes
+        problem = _stored(files, sha256, size_bytes, deep=deep)
+        if problem:
+            with database.read() as connection:  # deleted since?
+                if catalog.video_by_sha256(connection, sha256) is not None:
+                    wrong.append(f"video {name}: {problem}")
+    marks = set(files.doubtful())
+    if marks:  # those of uploads under way are gone in a moment
+        time.sleep(2)
+        marks &= set(files.doubtful())
+    found = _some("store", wrong, "upload the clips again, or restore the last backup")
+    said = [f"clip {sha256[:12]} carries a mark: an upload or a deletion was broken off" for sha256 in sorted(marks)]
+    found += _some("store", said, "start the service again, which settles it")
+    checked = "every byte read" if deep else "sizes compared"
+    return found or [Finding("store", "ok", f"{len(rows)} clips, {size / 1e6:,.1f} MB, {checked}")]
+
+
+def _stored(files: Files, sha256: str, size_bytes: int, *, deep: bool) -> str:
+    try:
+        path = files.video(sha256)
+        size = path.stat().st_size
+        if size != size_bytes:
+            return f"{size} bytes are stored, {size_bytes} came"
+        if deep:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    return "other bytes are stored than came"
+    except NotFound:
+        return "its bytes are not in the store"
+    except OSError as error:
+        return f"its bytes cannot be read: {error.strerror}"
+    return ""
+
+
+def _queue(database: Database) -> list[Finding]:
+    now = time.time()
+    with database.read() as connection:
+        waiting = connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
+        stuck = connection.execute(
+            sa.select(sa.func.count()).select_from(db.jobs).where(db.jobs.c.lease_expires_at < now)
+        ).scalar_one()
+        failed = connection.execute(
+            sa.select(db.videos.c.error, sa.func.count())
+            .where(db.videos.c.status == "failed")
+            .group_by(db.videos.c.error)
+            .order_by(sa.func.count().desc())
+        ).all()
+    found = [Finding("queue", "ok", f"{waiting} jobs waiting")]
+    if stuck:
+        run = "a worker takes them up again: see that `reelsrs serve` or `reelsrs worker` runs"
+        found.append(Finding("queue", "warning", f"{stuck} jobs are past their lease", run))
+    again = "`POST /v1/videos/{id}/retry` tries one again"
+    found += [
+        Finding("queue", "warning", f"{count} videos failed: {reason}", again) for reason, count in failed[:_SHOWN]
+    ]
+    return found
+
+
+# --- the machine
+
+
+def _settings(settings: Settings) -> Finding:
+    return Finding("settings", "ok", f"model {settings.model}, device {settings.device}, data in {settings.data_dir}")
+
+
+def _versions() -> Finding:
+    names = ("torch", "open_clip_torch", "faiss-cpu", "av", "fastapi", "sqlalchemy")
+    libraries = ", ".join(f"{name} {version(name)}" for name in names)
+    return Finding("versions", "ok", f"ReelsRS {__version__}, Python {platform.python_version()}, {libraries}")
+
+
+def _open_files() -> Finding:
+    try:
+        import resource
+    except ImportError:
+        return Finding("open files", "ok", "this system has no such limit")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
+        return Finding("open files", "warning", f"at most {soft}", f"raise the limit: `ulimit -n {_OPEN_FILES}`")
+    return Finding("open files", "ok", f"at most {soft}")
+
+
+def _folder(settings: Settings) -> list[Finding]:
+    found = []
+    for name, path in {"data folder": settings.data_dir, "store": settings.storage}.items():
+        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        free = shutil.disk_usage(there).free
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            said = f"{path} cannot be written: {error.strerror}"
+            found.append(Finding(name, "problem", said, "make room, or give the service's user the right to write"))
+            continue
+        if free < _LOW_BYTES:
+            said = f"{path} has {free / 1e6:,.0f} MB left"
+            found.append(Finding(name, "warning", said, "make room: a full disk refuses uploads"))
+        else:
+            found.append(Finding(name, "ok", f"{path} can be written, {free / 1e9:,.1f} GB left"))
+    return found
+
+
+def _decoder() -> Finding:
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        decoder = Decoder(Limits(60, 1 << 20))
+        try:
+            write_clip(distinct_scenes(1, seed=1)[0], clip, seconds=0.5, fps=8, width=64, height=64)
+            sample = decoder.sample(clip, Sampling(2), Picture(32, 32))
+        except (ReelsError, OSError) as error:
+            return Finding("decoder", "problem", f"it does not decode: {error}", "install ReelsRS and PyAV anew")
+        finally:
+            decoder.close()
+    if len(sample.times) != 2:
+        return Finding("decoder", "problem", f"{len(sample.times)} frames of 2 were found", "install PyAV anew")
+    if decoder.unconfined:
+        said = f"decodes, without a filter of system calls: {decoder.unconfined}"
+        return Finding("decoder", "warning", said, "let only people upload whom you trust")
+    return Finding("decoder", "ok", "decodes a clip, in its jail")
+
+
+def _model(settings: Settings) -> Finding:
+    """The library's own; of a library that is empty, the settings'."""
+    active = None
+    if Path(make_url(settings.database).database or "").is_file():
+        with suppress(ReelsError), _opened(settings) as database:  # what is wrong with it is said of it already
+            active = _active(database)
+    name, precision = (active.model, active.precision) if active else (settings.model, settings.precision)
+    try:
+        model = embedder.load(name, device=settings.device, precision=precision, keep=settings.data_dir / "models")
+        model.embed_texts(["a word"])
+    except ReelsError as error:
+        return Finding("model", "problem", str(error), "see `reelsrs config`, or wait for the network")
+    words = f"{name} embeds on {model.device} in {model.generation.precision}"
+    if active is not None and active.id != model.generation.id:
+        said = f"{words}, but its weights are not those that the library was embedded with"
+        return Finding("model", "warning", said, "bring those back, or start the service, which embeds anew")
+    return Finding("model", "ok", words)
+
+
+# --- inside
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _active(database: Database) -> Generation | None:
+    with database.read() as connection:
+        return catalog.active_generation(connection)
+
+
+def _kinds(settings: Settings, generation: Generation) -> list[Kind]:
+    """The index of videos, and that of frames where it was ever asked for."""
+    frames = settings.data_dir / "index" / f"{generation.id}-frame.json"
+    return [settings.aggregation, "frame"] if frames.exists() else [settings.aggregation]
+
+
+def _some(check: str, problems: list[str], do: str) -> list[Finding]:
+    found = [Finding(check, "problem", said, do) for said in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        found.append(Finding(check, "problem", f"and {len(problems) - _SHOWN} more of the kind", do))
+    return found
