@@ -80,7 +80,7 @@ def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
     step("decoder")
     found.append(_decoder())
     step("model")
-    found.append(_model(settings))
+    found += _models(settings)
     return found
 
 
@@ -300,20 +300,29 @@ def _decoder() -> Finding:
     return Finding("decoder", "ok", "decodes a clip, in its jail")
 
 
-def _model(settings: Settings) -> Finding:
-    """The library's own; of a library that is empty, the settings'."""
+def _models(settings: Settings) -> list[Finding]:
+    """The one that the library was embedded with, and the one that the settings ask for, where that is another."""
     active = None
     if Path(make_url(settings.database).database or "").is_file():
         with suppress(ReelsError), _opened(settings) as database:  # what is wrong with it is said of it already
             active = _active(database)
-    name, precision = (active.model, active.precision) if active else (settings.model, settings.precision)
+    if active is None:
+        return [_model(settings, settings.model, settings.precision, None)]
+    found = [_model(settings, active.model, active.precision, active)]
+    model, precision = settings.wish
+    if model not in (None, active.model) or precision not in (None, active.precision):
+        found.append(_model(settings, model or active.model, precision or settings.precision, None))
+    return found
+
+
+def _model(settings: Settings, name: str, precision: str, known: Generation | None) -> Finding:
     try:
         model = embedder.load(name, device=settings.device, precision=precision, keep=settings.data_dir / "models")
         model.embed_texts(["a word"])
     except ReelsError as error:
         return Finding("model", "problem", str(error), "see `reelsrs config`, or wait for the network")
     words = f"{name} embeds on {model.device} in {model.generation.precision}"
-    if active is not None and active.id != model.generation.id:
+    if known is not None and known.id != model.generation.id:
         said = f"{words}, but its weights are not those that the library was embedded with"
         return Finding("model", "warning", said, "bring those back, or start the service, which embeds anew")
     return Finding("model", "ok", words)

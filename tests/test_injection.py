@@ -21,9 +21,7 @@ def _form(name: str, caption: str, clip: bytes) -> bytes:
     quoted = name.replace('"', '\\"').encode()
     parts = (
         b'--reelsrs-boundary\r\nContent-Disposition: form-data; name="caption"\r\n\r\n' + caption.encode() + b"\r\n",
-        b'--reelsrs-boundary\r\nContent-Disposition: form-data; name="file"; filename="'
-        + quoted.encode()
-        + b'"\r\n\r\n',
+        b'--reelsrs-boundary\r\nContent-Disposition: form-data; name="file"; filename="' + quoted + b'"\r\n\r\n',
         clip + b"\r\n--reelsrs-boundary--\r\n",
     )
     return b"".join(parts)

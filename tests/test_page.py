@@ -609,34 +609,6 @@ def _written_map(page: Page, server: Server, path: Path) -> Page:
     return page
 
 
-def test_names_break_out_of_no_header_and_no_log_line(own_library: Server, shared_clips: Path) -> None:
-    name = 'a"b\r\nX-Injected: 1\r\n\u2028 \u00e9.mp4'
-    boundary = "of-my-own"
-    parts = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="caption"\r\n\r\n'
-        'line\n{{"event": "forged", "level": "error"}}\r\n'
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{{}}"\r\n\r\n'
-    )
-    with own_library.client() as client:
-        # As a browser writes it, and as somebody might who wants a line of his own.
-        for written in ("a%22b%0D%0AX-Injected: 1 \u00e9.mp4", name.replace('"', '\\"').replace("\r\n", " ")):
-            body = parts.format(written).encode() + (shared_clips / CLIPS[5]).read_bytes() + written.encode()
-            answer = client.post(
-                "/v1/videos?wait=60",
-                content=body + f"\r\n--{boundary}--\r\n".encode(),
-                headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
-            )
-            assert answer.status_code == 201, answer.text
-            video = answer.json()
-            content = client.get(video["content_url"])
-            assert "x-injected" not in content.headers
-            assert content.headers["content-disposition"].startswith("inline; filename")
-            assert client.get(f"/v1/videos/{video['id']}%0AX-Injected:%201").status_code == 404
-    for line in own_library.log.read_text(encoding="utf-8").splitlines():
-        if line.startswith("{"):
-            assert json.loads(line).get("event") != "forged"
-
-
 def test_what_is_chosen_while_a_closed_clip_leaves_the_address_holds(own_library: Server, visit: Open) -> None:
     page = visit(own_library, "/explore?view=clips")
     # A browser that has much to do steps back when it gets to it.
