@@ -586,7 +586,7 @@ def worker(
                 other = catalog.generation(connection, generation)
             try:
                 runtime.reembedding(other).run(stop)
-            except ReelsError as error:
+            except Exception as error:
                 with runtime.db.write() as connection:
                     generations.report(connection, generation, str(error))
                 raise

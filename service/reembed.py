@@ -152,10 +152,8 @@ class Reembedding(Ingest):
             catalog.record_change(connection, video.key, self._generation.id)
 
     def _settle(self, video: Video, _owner: str, error: Exception, *, passing: bool | None = None) -> None:
-        if isinstance(error, StorageFull | Unavailable):
+        if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
             raise error  # the machine's fault, no clip's, and tried again from where it stands
-        if passing:
-            raise Unavailable(f"the model fails: {error}") from error
         self._tries[video.key] += 1
         reason = str(error) or type(error).__name__
         log.warning("a video could not be embedded beside", video=video.id, reason=reason)

@@ -243,6 +243,37 @@ def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
     assert len(_like(moved, videos[0])) == 4
 
 
+def test_a_clip_that_the_other_model_fails_at_is_given_up_and_a_model_that_fails_is_not(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.adopt()
+    generation = _states(moved)["bfloat16"].generation
+    model = moved.load(generation, pictures=True)
+    poison = moved.decoder.sample(runtime.files.video(videos[2].sha256), SAMPLING, model.picture).pixels
+    real = model.embed_pictures
+
+    def never(_: np.ndarray) -> np.ndarray:
+        raise Unavailable("the model failed: no memory")
+
+    def picky(pixels: np.ndarray) -> np.ndarray:
+        inside = any(np.array_equal(pixels[start : start + len(poison)], poison) for start in range(len(pixels)))
+        return never(pixels) if inside else real(pixels)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "embed_pictures", never)
+        with pytest.raises(Unavailable, match="no memory"):
+            moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    assert _states(moved)["bfloat16"].embedded == 0
+    monkeypatch.setattr(model, "embed_pictures", picky)
+    moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    states = _states(moved)
+    assert (states["bfloat16"].embedded, states["float32"].status) == (5, "ready")
+    assert _status(moved, videos[2]) == "queued"
+    assert [_status(moved, video) for video in videos if video is not videos[2]] == ["ready"] * 5
+
+
 def test_other_weights_under_the_same_name_are_another_generation(
     tmp_path: Path, make_clip: ClipMaker, tiny: Embedder
 ) -> None:
