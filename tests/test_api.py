@@ -94,7 +94,7 @@ def test_welcome_for_programs_and_for_browsers(client: httpx.Client) -> None:
 def test_health_info_categories_metrics(client: httpx.Client) -> None:
     assert client.get("/livez").json()["status"] == "ok"
     assert client.get("/readyz").json()["checks"] == dict.fromkeys(
-        ("database", "index", "load", "model", "worker"), "ok"
+        ("database", "index", "load", "model", "storage", "worker", "writing"), "ok"
     )
     info = client.get("/v1/info").json()
     assert (info["model"], info["index"]["exact"], info["limits"]["max_k"]) == ("tiny", True, 1000)

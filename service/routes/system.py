@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -11,8 +14,11 @@ from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 from service.errors import ReelsError
 from service.guard import Gates
 from service.routes.common import Service, require_key
+from service.runtime import Runtime
 from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 
+_TRYING = threading.Lock()
+_TRIAL_SECONDS = 1.0
 _PATIENCE_SECONDS = 0.5  # whoever asks whether it is ready does not wait long for the answer
 
 open_router = APIRouter(tags=["service"])
@@ -53,25 +59,15 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
 
     Where clips and rows cannot be written, `status` is `degraded` and `checks` says why: searches are answered all the
     same, so the service stays where it gets requests."""
-    checks = {"model": "ok", "worker": "ok", "load": "ok"}
-    degraded = False
+    checks = {"worker": "ok", "load": "ok"}
     try:
         with service.follower.current():
             checks["database"] = checks["index"] = "ok"
     except ReelsError as error:
         checks["database"] = str(error)
-    for name, check in (
-        ("model", lambda: service.embedder().embed_texts(["ready"])),
-        ("storage", service.files.check_writable),
-        ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
-    ):
-        checks[name] = "ok"
-        try:
-            check()
-        except ReelsError as error:
-            checks[name], degraded = str(error), True
+    checks |= _tried(request, service)
     if service.trouble is not None:
-        checks["model"], degraded = service.trouble, True
+        checks["model"] = service.trouble
     worker = request.app.state.worker
     if worker is None:
         checks["worker"] = "not started here"
@@ -84,7 +80,30 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
+    degraded = any(checks[name] != "ok" for name in ("model", "storage", "writing"))
     return Health(status="unavailable" if not ready else "degraded" if degraded else "ok", checks=checks)
+
+
+def _tried(request: Request, service: Runtime) -> dict[str, str]:
+    """What embedding, storing and writing come to now. Tried once a second at most, by one at a time: anybody may ask,
+    and each try syncs a file and holds the database's lock."""
+    state = request.app.state
+    with _TRYING:
+        if time.monotonic() - getattr(state, "tried_at", -_TRIAL_SECONDS) >= _TRIAL_SECONDS:
+            state.tried = {}
+            for name, check in (
+                ("model", lambda: service.embedder().embed_texts(["ready"])),
+                ("storage", service.files.check_writable),
+                ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
+            ):
+                try:
+                    check()
+                    state.tried[name] = "ok"
+                except ReelsError as error:
+                    state.tried[name] = str(error)
+            state.tried_at = time.monotonic()
+        found: dict[str, str] = dict(state.tried)
+    return found
 
 
 @open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
