@@ -104,7 +104,7 @@ def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     # Without VNNI a CPU adds products in 16 bits, which full 8-bit weights overflow.
                     overflow_fix=nncf.OverflowFix.ENABLE,
-                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
+                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH),
                 ),
             )
     return model
