@@ -155,6 +155,11 @@ def switch(connection: sa.Connection, generation_id: str) -> int:
     connection.execute(sa.update(db.generations).values(activate=False))
     _set(connection, generation_id, wanted=False, error=None)
     catalog.activate_generation(connection, now.generation)
+    return queue_missing(connection, generation_id)
+
+
+def queue_missing(connection: sa.Connection, generation_id: str) -> int:
+    """Queue what lacks vectors of the active generation, as if it had just been uploaded; how many videos."""
     pictures, texts = missing(connection, generation_id)
     for key in (*pictures, *texts):
         jobs.enqueue(connection, key)

@@ -3,7 +3,6 @@ asked for, so that a command which needs no model loads none."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -12,7 +11,7 @@ from functools import cached_property
 
 import structlog
 
-from service import catalog, db, embedder, generations, jobs
+from service import catalog, db, embedder, generations
 from service.atlas import Atlas
 from service.config import Settings
 from service.db import Database
@@ -230,8 +229,7 @@ class Runtime:
             lacking = sum(map(len, generations.missing(connection, generation.id)))
         if lacking:
             with self.db.write() as connection:
-                for key in itertools.chain(*generations.missing(connection, generation.id)):
-                    jobs.enqueue(connection, key)
+                lacking = generations.queue_missing(connection, generation.id)
             log.warning("videos that lack vectors are embedded again", videos=lacking)
 
     def propose(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
