@@ -118,9 +118,7 @@ class Files:
         _existing(folder / "video")  # a clip that was deleted meanwhile must not come back as a folder
         with _room():
             for number, jpeg in enumerate(jpegs):
-                aside = folder / f"{number:04d}.tmp"
-                aside.write_bytes(jpeg)
-                aside.replace(folder / f"{number:04d}.jpg")
+                _put(folder / f"{number:04d}.jpg", jpeg)
             for stale in folder.glob("*.jpg"):
                 if int(stale.stem) >= len(jpegs):
                     stale.unlink()
@@ -138,9 +136,7 @@ class Files:
         folder = self._folder(sha256)
         _existing(folder / "video")
         with _room():
-            aside = folder / "fingerprint.tmp"
-            aside.write_bytes(data)
-            aside.replace(folder / "fingerprint")
+            _put(folder / "fingerprint", data)
 
     def delete(self, sha256: str) -> None:
         """Remove a clip and all that was made of it; nothing happens where there is none."""
@@ -205,6 +201,17 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise NotFound(f"there is no stored file {path.parent.name[:12]}/{path.name}")
     return path
+
+
+def _put(path: Path, data: bytes) -> None:
+    aside = path.with_suffix(".tmp")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):  # what a full disk took of it is room for others
+            aside.unlink()
+        raise
 
 
 def _lock(file: IO[bytes]) -> None:

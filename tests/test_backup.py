@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import shlex
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -117,7 +119,8 @@ def _refused(file: Path, data: Path, words: str, *, code: int = 2) -> None:
 
 def test_through_pipes_into_a_folder_that_is_there(library: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    line = f"cd {library} && python -m service backup - | (cd {tmp_path} && python -m service restore -)"
+    command = f"{shlex.quote(sys.executable)} -m service"
+    line = f"cd {library} && {command} backup - | (cd {tmp_path} && {command} restore -)"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     _verified(tmp_path / "data")
