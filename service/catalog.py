@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service import db
 from service.domain import (
@@ -32,7 +31,7 @@ from service.vectors import pack, unpack
 
 _Any = TypeVar("_Any")
 
-# SQLite allows 32,766 parameters in one statement.
+# SQLite allows 32,766 parameters in one statement, PostgreSQL 65,535.
 _CHUNK = 10_000
 
 # The statements that every answer takes, built once: to build one costs more than to run it.
@@ -191,8 +190,9 @@ def delete_video(connection: sa.Connection, key: int) -> None:
 def categories(connection: sa.Connection) -> list[tuple[str | None, int]]:
     """Every category with its number of videos, by name; None for those without one."""
     column = db.videos.c.category
-    rows = connection.execute(sa.select(column, sa.func.count()).group_by(column).order_by(column))
-    return [(name, count) for name, count in rows]
+    rows = connection.execute(sa.select(column, sa.func.count()).group_by(column))
+    # Sorted here: databases differ in what comes first.
+    return sorted(((name, count) for name, count in rows), key=lambda row: (row[0] is not None, row[0]))
 
 
 def status_counts(connection: sa.Connection) -> dict[str, int]:
@@ -239,7 +239,7 @@ def generation(connection: sa.Connection, generation_id: str) -> Generation:
 def add_generation(connection: sa.Connection, generation: Generation) -> None:
     """Make it known; nothing happens where it is."""
     connection.execute(
-        insert(db.generations)
+        db.insert(connection, db.generations)
         .values(
             id=generation.id,
             model=generation.model,
@@ -375,14 +375,15 @@ def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modifie
     """Remember which video a file became."""
     values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": key}
     connection.execute(
-        insert(db.sources).values(path=path, **values).on_conflict_do_update(index_elements=["path"], set_=values)
+        db.insert(connection, db.sources)
+        .values(path=path, **values)
+        .on_conflict_do_update(index_elements=["path"], set_=values)
     )
 
 
 def source_paths(connection: sa.Connection, key: int) -> list[str]:
     """Every imported file that became this video, by name."""
-    query = sa.select(db.sources.c.path).where(db.sources.c.video_key == key).order_by(db.sources.c.path)
-    return list(connection.execute(query).scalars())
+    return sorted(connection.execute(sa.select(db.sources.c.path).where(db.sources.c.video_key == key)).scalars())
 
 
 # --- inside
@@ -401,7 +402,7 @@ def _put(connection: sa.Connection, key: int, generation: Generation, kind: Kind
     take_off_maps(connection, key, same)
     values = {"vectors": pack(vectors)}
     connection.execute(
-        insert(db.embeddings)
+        db.insert(connection, db.embeddings)
         .values(video_key=key, generation=generation.id, kind=kind, **values)
         .on_conflict_do_update(index_elements=["video_key", "generation", "kind"], set_=values)
     )

@@ -1,8 +1,6 @@
 """The database: its tables, its transactions, its schema. Knows no video; `catalog.py` gives rows meaning.
 
-SQLite has one writer at a time. Every write transaction says so at its start (`BEGIN IMMEDIATE`), because a
-transaction that reads first and writes later fails with "database is locked" when another got in between,
-however long the time-out. Readers see the last commit and never wait (WAL).
+SQLite in the data folder, or PostgreSQL; `dialects.py` has what they do differently.
 """
 
 from __future__ import annotations
@@ -12,17 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
-from service import faults
+from service import dialects, faults
 from service.errors import ConfigurationError, Unavailable
-
-BUSY_TIMEOUT_SECONDS = 5
-"""How long a write waits for its turn where somebody waits for the answer."""
 
 PATIENT_SECONDS = 60
 """The same where nobody does, and work would be done again."""
@@ -35,6 +28,9 @@ metadata = sa.MetaData(
         "fk": "fk_%(table_name)s_%(column_0_name)s",
     }
 )
+
+# Of a video, a map or a change: 64 bits. SQLite gives numbers by itself under the name INTEGER only, and means 64 bits.
+Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 library = sa.Table(
     "library",
@@ -49,7 +45,7 @@ library = sa.Table(
 videos = sa.Table(
     "videos",
     metadata,
-    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("key", Number, primary_key=True),
     sa.Column("id", sa.String, nullable=False, unique=True),
     sa.Column("sha256", sa.String, nullable=False, unique=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
@@ -97,7 +93,7 @@ def _of_a_video() -> sa.ForeignKey:
 embeddings = sa.Table(
     "embeddings",
     metadata,
-    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True),
+    sa.Column("video_key", Number, _of_a_video(), primary_key=True),
     sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
     sa.Column("kind", sa.String, primary_key=True),  # frame (N, D); mean, max, text (1, D)
     sa.Column("vectors", sa.LargeBinary, nullable=False),
@@ -109,8 +105,8 @@ changes = sa.Table(
     # The last change of every video that ever was, in order. An index that has seen number S asks for what
     # came after it; a video that is gone by then is taken out. What changed in one generation alone says so, and
     # the indexes of the others need not look; empty stands for all.
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("video_key", sa.Integer, nullable=False),
+    sa.Column("number", Number, primary_key=True),
+    sa.Column("video_key", Number, nullable=False),
     sa.Column("generation", sa.String, nullable=False, server_default="", index=True),
     sa.UniqueConstraint("video_key", "generation"),
     sqlite_autoincrement=True,
@@ -119,7 +115,7 @@ changes = sa.Table(
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True),
+    sa.Column("video_key", Number, _of_a_video(), primary_key=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("available_at", sa.Float, nullable=False),  # seconds since the epoch
     sa.Column("owner", sa.String, nullable=True),
@@ -144,13 +140,13 @@ sources = sa.Table(
     sa.Column("path", sa.String, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("modified_ns", sa.BigInteger, nullable=False),
-    sa.Column("video_key", sa.Integer, _of_a_video(), nullable=False, index=True),
+    sa.Column("video_key", Number, _of_a_video(), nullable=False, index=True),
 )
 
 projections = sa.Table(
     "projections",
     metadata,
-    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("key", Number, primary_key=True),
     sa.Column("id", sa.String, nullable=False, unique=True),
     # Of everything that decides where points come to lie: the same question is the same map.
     sa.Column("digest", sa.String, nullable=False, unique=True),
@@ -168,7 +164,7 @@ projections = sa.Table(
     sa.Column("owner", sa.String, nullable=True),
     sa.Column("lease_expires_at", sa.Float, nullable=True),  # seconds since the epoch
     sa.Column("version", sa.Integer, nullable=False),  # counts the changes of its points
-    sa.Column("seen", sa.Integer, nullable=False),  # number of the last change that the points know of
+    sa.Column("seen", Number, nullable=False),  # number of the last change that the points know of
     sa.Column("basis", sa.String, nullable=True),  # of the vectors that were laid out
     sa.Column("model", sa.LargeBinary, nullable=True),  # what placing needs besides points, as .npz
     sa.Column("quality", sa.JSON, nullable=True),
@@ -180,8 +176,8 @@ projections = sa.Table(
 coordinates = sa.Table(
     "coordinates",
     metadata,
-    sa.Column("projection_key", sa.Integer, sa.ForeignKey("projections.key", ondelete="CASCADE"), primary_key=True),
-    sa.Column("video_key", sa.Integer, _of_a_video(), primary_key=True, index=True),
+    sa.Column("projection_key", Number, sa.ForeignKey("projections.key", ondelete="CASCADE"), primary_key=True),
+    sa.Column("video_key", Number, _of_a_video(), primary_key=True, index=True),
     sa.Column("points", sa.LargeBinary, nullable=False),  # (N, 2 or 3) float32, a row a frame or one
     sa.Column("placed", sa.Boolean, nullable=False),  # into a map that was fitted without it
     # Read map by map, so rows stand in the order of their key.
@@ -199,11 +195,12 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
-        self._reader = _engine(self.url, "BEGIN")
-        self._writer = _engine(self.url, "BEGIN IMMEDIATE")
-        # Threads of this process queue here in turn; SQLite's own lock only keeps processes apart, by polling.
+        self._dialect = dialects.of(self.url)
+        self._reader = self._dialect.engine(self.url, writes=False)
+        self._writer = self._dialect.engine(self.url, writes=True)
+        # Threads of this process queue here in turn; the database's own lock only keeps processes apart.
         self._turn = threading.Lock()
-        self.patience_seconds: float = BUSY_TIMEOUT_SECONDS
+        self.patience_seconds: float = dialects.BUSY_TIMEOUT_SECONDS
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -214,29 +211,27 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """The one writer; nothing else writes until the block ends."""
-        # In the queue, too: were each to wait for those before it, the last of many would wait for minutes.
-        if not self._turn.acquire(timeout=self.patience_seconds):
-            raise Unavailable("the database is busy; try again")
-        try:
-            with _wrapped(), self._writer.connect() as connection:
-                patience = f"PRAGMA busy_timeout = {int(self.patience_seconds * 1000)}"
-                connection.connection.cursor().execute(patience)  # past SQLAlchemy, which would begin
-                with connection.begin():
-                    yield connection
-        finally:
-            self._turn.release()
+        with self._writing(self.patience_seconds) as connection:
+            yield connection
 
     def check_writable(self, patience_seconds: float) -> None:
         """Raises what a write would raise that waits so long for its turn; changes nothing."""
+        with self._writing(patience_seconds) as connection:
+            row = connection.execute(sa.select(library.c.id)).scalar()
+            connection.execute(sa.update(library).values(id=row))  # the same: what a full disk refuses
+            transaction = connection.get_transaction()
+            assert transaction is not None, "`_writing` begins one"
+            transaction.rollback()
+
+    @contextmanager
+    def _writing(self, patience_seconds: float) -> Iterator[sa.Connection]:
+        # In the queue, too: were each to wait for those before it, the last of many would wait for minutes.
         if not self._turn.acquire(timeout=patience_seconds):
             raise Unavailable("the database is busy; try again")
         try:
-            with _wrapped(), self._writer.connect() as connection:
-                connection.connection.cursor().execute(f"PRAGMA busy_timeout = {int(patience_seconds * 1000)}")
-                with connection.begin() as transaction:
-                    row = connection.execute(sa.select(library.c.id)).scalar()
-                    connection.execute(sa.update(library).values(id=row))  # the same: what a full disk refuses
-                    transaction.rollback()
+            with _wrapped(), self._writer.connect() as connection, connection.begin():
+                self._dialect.await_turn(connection, patience_seconds)
+                yield connection
         finally:
             self._turn.release()
 
@@ -244,6 +239,16 @@ class Database:
         """Close every connection."""
         self._reader.dispose()
         self._writer.dispose()
+
+
+def insert(connection: sa.Connection, table: sa.Table) -> dialects.Insert:
+    """An INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    return dialects.of(connection).insert(table)
+
+
+def now(connection: sa.Connection) -> float:
+    """Seconds since the epoch, by a clock that all who use the database share: leases are counted by it."""
+    return dialects.of(connection).now(connection)
 
 
 def upgrade(url: str) -> None:
@@ -256,7 +261,7 @@ def upgrade(url: str) -> None:
     from alembic.util.exc import CommandError
 
     parsed = make_url(url)
-    if parsed.database:
+    if parsed.database and parsed.get_backend_name() == "sqlite":
         with faults.named("the database cannot be used"):
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
@@ -288,7 +293,7 @@ def newest_revision() -> str | None:
 
 def revision(url: str) -> str | None:
     """The revision of a database's schema, None where it has none yet."""
-    engine = _engine(make_url(url), "BEGIN")
+    engine = dialects.of(make_url(url)).engine(make_url(url), writes=False)
     try:
         with _wrapped(), engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
@@ -296,25 +301,6 @@ def revision(url: str) -> str | None:
             return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
     finally:
         engine.dispose()
-
-
-def _engine(url: sa.URL, begin: str) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, pool_timeout=BUSY_TIMEOUT_SECONDS)
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged upload survives a power cut
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
 
 
 @contextmanager

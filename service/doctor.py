@@ -212,8 +212,8 @@ def _stored(files: Files, sha256: str, size_bytes: int, *, deep: bool) -> str:
 
 
 def _queue(database: Database) -> list[Finding]:
-    now = time.time()
     with database.read() as connection:
+        now = db.now(connection)
         waiting = connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
         stuck = connection.execute(
             sa.select(sa.func.count()).select_from(db.jobs).where(db.jobs.c.lease_expires_at < now)

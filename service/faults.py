@@ -34,6 +34,22 @@ _SQLITE: dict[str, tuple[type[ReelsError], str]] = {
     "SQLITE_NOTADB": (Unavailable, _BROKEN),
 }
 
+# Of PostgreSQL, the class of SQLSTATE or all of it; https://www.postgresql.org/docs/current/errcodes-appendix.html
+_POSTGRESQL: dict[str, tuple[type[ReelsError], str]] = {
+    "53100": (StorageFull, _FAILED),  # disk full
+    "25006": (Unavailable, _FAILED),  # read-only: a standby, or a primary that was demoted
+    "55P03": (Unavailable, "the database is busy; try again"),
+    "40": (Unavailable, "the database is busy; try again"),  # rolled back for the sake of another transaction
+    "53": (Unavailable, _SAID),  # out of memory, of connections
+    "57": (Unavailable, _SAID),  # shut down, starting
+    "58": (StorageFull, _FAILED),  # an error of its system
+    "08": (Unavailable, _SAID),
+    "25P": (Unavailable, _SAID),  # it was idle for too long
+    "XX": (Unavailable, _SAID),
+    "28": (Unavailable, _SAID),  # who are you
+    "3D": (Unavailable, _SAID),  # there is no such database
+}
+
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
@@ -48,11 +64,18 @@ def named(what: str) -> Iterator[None]:
 
 
 def of(error: BaseException | None, what: str = "") -> ReelsError | None:
-    """What an error of the system or of SQLite stands for; None where it is not the machine's."""
+    """What an error of the system or of the database stands for; None where it is not the machine's."""
     if isinstance(error, OSError):
         if error.errno in _FULL:
             return StorageFull(f"{what}: {error.strerror}")
         return Unavailable(f"{what}: {error.strerror}") if error.errno in _FOR_NOW else None
-    name = getattr(error, "sqlite_errorname", "") if isinstance(error, sqlite3.Error) else ""
-    kind, words = next((found for start, found in _SQLITE.items() if name.startswith(start)), (None, ""))
-    return None if kind is None else kind(words.format(error=error))
+    if isinstance(error, sqlite3.Error):
+        table, name = _SQLITE, getattr(error, "sqlite_errorname", "")
+    elif type(error).__module__.startswith("psycopg"):  # it is not installed everywhere
+        table, name = _POSTGRESQL, getattr(error, "sqlstate", None) or ""
+        if not name and type(error).__name__ == "OperationalError":
+            name = "08"  # it went away, or was never there
+    else:
+        return None
+    kind, words = next((found for start, found in table.items() if name.startswith(start)), (None, ""))
+    return None if kind is None else kind(words.format(error=" ".join(str(error).split())))

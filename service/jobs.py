@@ -6,10 +6,7 @@ the job. A job that outlives MAX_ATTEMPTS claims is given up, with the reason in
 
 from __future__ import annotations
 
-import time
-
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service import catalog, db
 
@@ -20,9 +17,11 @@ _BACKOFF_SECONDS = 2.0
 
 def enqueue(connection: sa.Connection, key: int) -> None:
     """Queue a video, in the transaction that makes or changes it. One that is queued already starts afresh."""
-    fresh = {"attempts": 0, "available_at": time.time(), "owner": None, "lease_expires_at": None}
+    fresh = {"attempts": 0, "available_at": db.now(connection), "owner": None, "lease_expires_at": None}
     connection.execute(
-        insert(db.jobs).values(video_key=key, **fresh).on_conflict_do_update(index_elements=["video_key"], set_=fresh)
+        db.insert(connection, db.jobs)
+        .values(video_key=key, **fresh)
+        .on_conflict_do_update(index_elements=["video_key"], set_=fresh)
     )
     catalog.set_status(connection, key, "queued", 0.0)
     catalog.record_change(connection, key)  # not searchable until it is ready (again)
@@ -30,13 +29,15 @@ def enqueue(connection: sa.Connection, key: int) -> None:
 
 def waiting(connection: sa.Connection) -> bool:
     """Whether a claim would find something; cheap, for a worker's idle loop."""
-    return connection.execute(sa.select(db.jobs.c.video_key).where(_claimable()).limit(1)).first() is not None
+    query = sa.select(db.jobs.c.video_key).where(_claimable(db.now(connection))).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
     """Keys of at most `limit` videos, oldest first, that are now `owner`'s for LEASE_SECONDS."""
+    now = db.now(connection)
     rows = connection.execute(
-        sa.select(db.jobs).where(_claimable()).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
+        sa.select(db.jobs).where(_claimable(now)).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
     ).all()
     claimed = []
     for row in rows:
@@ -46,7 +47,7 @@ def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
         connection.execute(
             sa.update(db.jobs)
             .where(db.jobs.c.video_key == row.video_key)
-            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=time.time() + LEASE_SECONDS)
+            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=now + LEASE_SECONDS)
         )
         catalog.set_status(connection, row.video_key, "processing", 0.05)
         claimed.append(row.video_key)
@@ -55,9 +56,8 @@ def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
 
 def renew(connection: sa.Connection, owner: str) -> None:
     """Hold on to everything that `owner` has claimed for another LEASE_SECONDS."""
-    connection.execute(
-        sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=time.time() + LEASE_SECONDS)
-    )
+    until = db.now(connection) + LEASE_SECONDS
+    connection.execute(sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=until))
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
@@ -83,7 +83,7 @@ def retry(connection: sa.Connection, key: int, reason: str) -> None:
     if attempts >= MAX_ATTEMPTS:
         fail(connection, key, f"gave up after {attempts} attempts: {reason}")
         return
-    later = time.time() + _BACKOFF_SECONDS * 2 ** (attempts - 1)
+    later = db.now(connection) + _BACKOFF_SECONDS * 2 ** (attempts - 1)
     connection.execute(
         sa.update(db.jobs)
         .where(db.jobs.c.video_key == key)
@@ -98,7 +98,7 @@ def postpone(connection: sa.Connection, key: int, reason: str, seconds: float) -
     connection.execute(
         sa.update(db.jobs)
         .where(db.jobs.c.video_key == key)
-        .values(owner=None, lease_expires_at=None, available_at=time.time() + seconds)
+        .values(owner=None, lease_expires_at=None, available_at=db.now(connection) + seconds)
     )
     catalog.set_status(connection, key, "queued", 0.0, reason)
 
@@ -121,12 +121,11 @@ def depth(connection: sa.Connection) -> int:
 
 
 def _take_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
-    attempts = sa.func.max(db.jobs.c.attempts - 1, 0)
+    attempts = sa.case((db.jobs.c.attempts > 0, db.jobs.c.attempts - 1), else_=0)
     connection.execute(sa.update(db.jobs).where(which).values(attempts=attempts))
 
 
-def _claimable() -> sa.ColumnElement[bool]:
-    now = time.time()
+def _claimable(now: float) -> sa.ColumnElement[bool]:
     return sa.and_(
         db.jobs.c.available_at <= now,
         sa.or_(db.jobs.c.lease_expires_at.is_(None), db.jobs.c.lease_expires_at < now),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from service import catalog, db
 from service.domain import Keys, Kind, Vectors
@@ -184,7 +182,7 @@ def delete(connection: sa.Connection, key: int) -> None:
 def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
     """The key of the oldest map that waits to be laid out by one of these methods, or this one if it does; None where
     there is none."""
-    query = sa.select(db.projections.c.key).where(_claimable(), db.projections.c.method.in_(methods))
+    query = sa.select(db.projections.c.key).where(_claimable(connection), db.projections.c.method.in_(methods))
     if key is not None:
         query = query.where(db.projections.c.key == key)
     found: int | None = connection.execute(query.order_by(db.projections.c.key).limit(1)).scalar()
@@ -197,14 +195,22 @@ def claim(
     """What `waiting` found, now `owner`'s for LEASE_SECONDS."""
     found = waiting(connection, methods, key)
     if found is not None:
-        _set(connection, found, status="running", progress=0.0, error=None, owner=owner, lease_expires_at=_until())
+        _set(
+            connection,
+            found,
+            status="running",
+            progress=0.0,
+            error=None,
+            owner=owner,
+            lease_expires_at=_until(connection),
+        )
     return found
 
 
 def renew(connection: sa.Connection, key: int, owner: str, progress: float | None = None) -> bool:
     """Hold on to a claim, and say how far it is. False once it is not `owner`'s any more: cancelled, deleted, queued
     afresh, or claimed by another after the lease ran out."""
-    values: dict[str, Any] = {"lease_expires_at": _until()}
+    values: dict[str, Any] = {"lease_expires_at": _until(connection)}
     if progress is not None:
         values["progress"] = progress
     mine = sa.and_(db.projections.c.key == key, db.projections.c.owner == owner)
@@ -382,11 +388,11 @@ def points(connection: sa.Connection, state: Map) -> Points:
 # --- inside
 
 
-def _claimable() -> sa.ColumnElement[bool]:
+def _claimable(connection: sa.Connection) -> sa.ColumnElement[bool]:
     rows = db.projections.c
     return sa.or_(
         rows.status == "queued",
-        sa.and_(rows.status == "running", sa.or_(rows.owner.is_(None), rows.lease_expires_at < time.time())),
+        sa.and_(rows.status == "running", sa.or_(rows.owner.is_(None), rows.lease_expires_at < db.now(connection))),
     )
 
 
@@ -417,7 +423,7 @@ def _insert(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vec
     ]
     if values:
         connection.execute(
-            insert(db.coordinates).on_conflict_do_nothing(),
+            db.insert(connection, db.coordinates).on_conflict_do_nothing(),
             values,
         )
 
@@ -437,7 +443,7 @@ def _counted(connection: sa.Connection, found: Map) -> Map:
     own = db.coordinates.c.projection_key == found.key
     points, placed = connection.execute(sa.select(*totals).where(own)).one()
     missing = connection.execute(_without_points(found.spec, found.key, sa.func.count())).scalar_one()
-    return replace(found, points=points, placed=placed, missing=missing)
+    return replace(found, points=int(points), placed=int(placed), missing=missing)
 
 
 def _map(row: sa.Row[Any]) -> Map:
@@ -473,8 +479,8 @@ def _set(connection: sa.Connection, key: int, **values: Any) -> None:
     connection.execute(sa.update(db.projections).where(db.projections.c.key == key).values(values))
 
 
-def _until() -> float:
-    return time.time() + LEASE_SECONDS
+def _until(connection: sa.Connection) -> float:
+    return db.now(connection) + LEASE_SECONDS
 
 
 def _now() -> datetime:

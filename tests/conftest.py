@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import secrets
 import subprocess
 import sys
 import time
@@ -23,15 +23,30 @@ from service.drawing import distinct_scenes, write_clip
 from service.embedder import Embedder, load
 from service.runtime import Runtime
 from service.video import Decoder, Limits
+from tests import backends
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "clips"
 CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The long forms of tests/test_mutations.py and tests/test_kill.py."""
+    """The long forms of tests/test_mutations.py and tests/test_kill.py, and where the tests' libraries are."""
     parser.addoption("--mutations", type=int, default=100, help="how many damaged clips are uploaded")
     parser.addoption("--kills", type=int, default=5, help="how often the service is killed at work")
+    parser.addoption(
+        "--distributed", action="store_true", help="libraries keep what they keep on servers, not in files"
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """The servers are the same for all tests."""
+    if session.config.getoption("--distributed"):
+        backends.start()
+
+
+def pytest_sessionfinish() -> None:
+    """Nothing is left running."""
+    backends.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +69,23 @@ def shared_clips() -> Path:
 def tiny() -> Embedder:
     """The small model, loaded once."""
     return load("tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[backends.PostgreSQL]:
+    """A server that some tests start by themselves, whatever the others use."""
+    started = backends.PostgreSQL()
+    yield started
+    started.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database that has no schema yet, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"
+    server: backends.PostgreSQL = request.getfixturevalue("postgresql")
+    return server.url(secrets.token_hex(8))
 
 
 ClipMaker = Callable[..., Path]
@@ -133,7 +165,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_for(folder: Path, **changes: object) -> Settings:
     """Settings of a test library."""
-    return Settings(data_dir=folder, model="tiny", device="cpu", **changes)  # type: ignore[arg-type]
+    servers = {name.removeprefix("REELSRS_").lower(): value for name, value in backends.environment(folder).items()}
+    return Settings(**{"data_dir": folder, "model": "tiny", "device": "cpu", **servers, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -172,14 +205,19 @@ class Server:
 @contextmanager
 def serving(data_dir: Path, **environment: str) -> Iterator[Server]:
     """`reelsrs serve` over a data folder, until the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = backends.free_port()
+    servers = backends.environment(data_dir)
     log = data_dir.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "serve", "--port", str(port)],
-            env={**CHILD_ENVIRONMENT, "REELSRS_MODEL": "tiny", "REELSRS_DATA_DIR": str(data_dir), **environment},
+            env={
+                **CHILD_ENVIRONMENT,
+                "REELSRS_MODEL": "tiny",
+                "REELSRS_DATA_DIR": str(data_dir),
+                **servers,
+                **environment,
+            },
             cwd=data_dir.parent,
             stdout=output,
             stderr=output,

@@ -1,5 +1,8 @@
 """The schema and the two doors of the database."""
 
+import secrets
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,14 +13,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service import catalog, db, maps
+from service import catalog, db, dialects, maps
 from service.domain import Generation
 from service.errors import ConfigurationError, StorageFull, Unavailable
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"
+from tests import backends
 
 
 def test_upgrading_makes_the_schema_that_the_code_describes(url: str) -> None:
@@ -33,7 +32,8 @@ def test_a_database_of_the_first_release_is_upgraded_and_keeps_what_it_holds(url
     config = Config()
     config.set_main_option("script_location", str(db.migrations_folder()))
     config.attributes["url"] = url
-    Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
     command.upgrade(config, "0001")
     generation = Generation("g", "model", 4, "float32")
     first = db.Database(url)
@@ -74,7 +74,7 @@ def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
 
 def test_many_writers_take_turns_and_lose_nothing(url: str) -> None:
     db.upgrade(url)
-    # Two objects stand for two processes: they share no lock but SQLite's.
+    # Two objects stand for two processes: they share no lock but the database's.
     databases = [db.Database(url), db.Database(url)]
 
     def read_then_write(number: int) -> None:
@@ -117,7 +117,7 @@ def test_a_block_that_fails_leaves_nothing_behind(url: str) -> None:
 
 def test_a_lock_that_cannot_be_had_says_try_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     db.upgrade(url)
-    monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(dialects, "BUSY_TIMEOUT_SECONDS", 0.1)
     holder, waiter = db.Database(url), db.Database(url)
     entered = threading.Event()
     leave = threading.Event()
@@ -139,7 +139,7 @@ def test_a_lock_that_cannot_be_had_says_try_again(url: str, monkeypatch: pytest.
 
 
 def test_more_readers_than_connections_are_told_to_come_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(dialects, "BUSY_TIMEOUT_SECONDS", 0.1)
     db.upgrade(url)
     database = db.Database(url)
     with ExitStack() as stack, pytest.raises(Unavailable, match="try again"):
@@ -150,7 +150,8 @@ def test_more_readers_than_connections_are_told_to_come_again(url: str, monkeypa
     database.close()
 
 
-def test_a_full_disk_is_said(url: str) -> None:
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/reelsrs.db"
     db.upgrade(url)
     database = db.Database(url)
     with pytest.raises(StorageFull, match="cannot be written"), database.write() as connection:
@@ -159,3 +160,38 @@ def test_a_full_disk_is_said(url: str) -> None:
         for key in range(10_000):
             catalog.record_change(connection, key)
     database.close()
+
+
+def test_processes_that_start_at_once_upgrade_in_turn(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    upgrade = "import sys; from service import db; db.upgrade(sys.argv[1])"
+    started = [subprocess.Popen([sys.executable, "-c", upgrade, url]) for _ in range(4)]
+    assert [process.wait(60) for process in started] == [0] * 4
+    assert db.revision(url) == db.newest_revision()
+
+
+def test_a_server_that_stops_is_said_and_met_again(postgresql: backends.PostgreSQL) -> None:
+    url = postgresql.url(secrets.token_hex(8))
+    db.upgrade(url)
+    database = db.Database(url)
+    try:
+        with pytest.raises(Unavailable, match="cannot be used"), database.write() as connection:
+            catalog.record_change(connection, 1)
+            postgresql.stop("immediate")
+            catalog.record_change(connection, 2)
+        with pytest.raises(Unavailable, match="cannot be used"), database.read():
+            pass
+    finally:
+        postgresql.start()
+    with database.write() as connection:
+        assert catalog.last_change(connection, "g") == 0
+        catalog.record_change(connection, 3)
+    with database.read() as connection:
+        assert catalog.changed_since(connection, 0, "g") == [3]
+    database.close()
+
+
+def test_a_database_that_nobody_serves_is_named() -> None:
+    with pytest.raises(Unavailable, match=r"cannot be used.*refused"):
+        db.upgrade(f"postgresql+psycopg://reelsrs@127.0.0.1:{backends.free_port()}/reelsrs")

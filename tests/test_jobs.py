@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from service import catalog, db, jobs
+from service import catalog, db, dialects, jobs
 from service.db import Database
 from service.domain import Probe, Sampling, Video
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """An empty one."""
-    url = f"sqlite:///{tmp_path}/reelsrs.db"
+def database(url: str) -> Iterator[Database]:
+    """An empty one, of either kind."""
     db.upgrade(url)
     opened = Database(url)
     yield opened
@@ -52,10 +50,7 @@ def _claim(database: Database, owner: str, limit: int = 8) -> list[int]:
 
 def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Move the clock that the queue looks at."""
-    import time
-
-    real = time.time
-    monkeypatch.setattr(jobs, "time", type("Clock", (), {"time": staticmethod(lambda: real() + seconds)}))
+    monkeypatch.setattr(db, "now", lambda connection: dialects.of(connection).now(connection) + seconds)
 
 
 def test_each_job_is_claimed_once_oldest_first(database: Database) -> None:

@@ -19,7 +19,7 @@ from service.app import create_app, start
 from service.config import Settings
 from service.errors import Overloaded
 from service.guard import MAX_BODY_BYTES, Gate, Patience, Protocol
-from tests.conftest import ClipMaker, Server, numbered, serving
+from tests.conftest import ClipMaker, Server, numbered, serving, settings_for
 
 SHORT = Patience(headers_seconds=1, silence_seconds=1, start_seconds=1.5, bytes_per_second=1024, taking_seconds=1)
 UPLOAD = (
@@ -54,7 +54,7 @@ def impatient(settings: Settings, patience: Patience = SHORT) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """An impatient server with an empty library."""
-    with impatient(Settings(data_dir=tmp_path_factory.mktemp("overload") / "data", model="tiny", device="cpu")) as port:
+    with impatient(settings_for(tmp_path_factory.mktemp("overload") / "data")) as port:
         yield port
 
 
@@ -321,7 +321,7 @@ def test_more_requests_than_there_is_room_for(small: Server) -> None:
 def test_ready_ends_before_the_room_does(tmp_path: Path) -> None:
     """Three of four places taken, by requests that are being answered: the gate itself is asked, for how long a
     request takes is nobody's to choose."""
-    settings = Settings(data_dir=tmp_path / "data", model="tiny", device="cpu", max_requests=4)
+    settings = settings_for(tmp_path / "data", max_requests=4)
     app = create_app(settings, worker=False, started=start(settings))
     from fastapi.testclient import TestClient
 
@@ -339,7 +339,7 @@ def test_ready_ends_before_the_room_does(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker) -> None:
-    settings = Settings(data_dir=tmp_path / "data", model="tiny", device="cpu", max_queue=1)
+    settings = settings_for(tmp_path / "data", max_queue=1)
     with impatient(settings) as port, httpx.Client(trust_env=False, base_url=f"http://127.0.0.1:{port}") as client:
         statuses = []
         for number in range(3):
@@ -352,13 +352,7 @@ def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker) -> None:
 
 
 def test_a_rate(tmp_path: Path) -> None:
-    settings = Settings(
-        data_dir=tmp_path / "data",
-        model="tiny",
-        device="cpu",
-        requests_per_minute=3,
-        api_keys="one",  # type: ignore[arg-type]
-    )
+    settings = settings_for(tmp_path / "data", requests_per_minute=3, api_keys="one")
     with impatient(settings) as port, httpx.Client(trust_env=False, base_url=f"http://127.0.0.1:{port}") as client:
         mine = {"X-API-Key": "one"}
         assert [client.get("/v1/videos", headers=mine).status_code for _ in range(4)] == [200, 200, 200, 429]
@@ -369,7 +363,7 @@ def test_a_rate(tmp_path: Path) -> None:
         guesses = [client.get("/v1/videos", headers={"X-API-Key": f"guess {n}"}).status_code for n in range(4)]
         assert guesses == [403, 403, 403, 429]
         assert client.get("/livez").status_code == 200
-    with impatient(Settings(data_dir=tmp_path / "b", model="tiny", device="cpu", requests_per_minute=2)) as port:
+    with impatient(settings_for(tmp_path / "b", requests_per_minute=2)) as port:
         statuses = [httpx.get(f"http://127.0.0.1:{port}/v1/videos", trust_env=False).status_code for _ in range(3)]
         assert statuses == [200, 200, 429]
 

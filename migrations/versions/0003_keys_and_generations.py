@@ -6,6 +6,9 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
+# 64 bits: SQLite gives numbers by itself under the name INTEGER only.
+Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
     """API keys, and generations that are embedded beside the active one."""
@@ -28,13 +31,23 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=True),
     ):
         op.add_column("generations", column)
+    if op.get_bind().dialect.name == "sqlite":
+        _changes_of_sqlite()
+    else:
+        op.add_column("changes", sa.Column("generation", sa.String(), server_default="", nullable=False))
+        op.drop_constraint(op.f("uq_changes_video_key"), "changes", type_="unique")
+        op.create_unique_constraint(op.f("uq_changes_video_key"), "changes", ["video_key", "generation"])
+    op.create_index(op.f("ix_changes_generation"), "changes", ["generation"])
+
+
+def _changes_of_sqlite() -> None:
     # Made by its statements: SQLite cannot change a constraint in place, and the numbers must stay as they are, for an
     # index snapshot names the last that it has seen.
     op.rename_table("changes", "changes_before")
     op.create_table(
         "changes",
-        sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("video_key", sa.Integer(), nullable=False),
+        sa.Column("number", Number, nullable=False),
+        sa.Column("video_key", Number, nullable=False),
         sa.Column("generation", sa.String(), server_default="", nullable=False),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_changes")),
         sa.UniqueConstraint("video_key", "generation", name=op.f("uq_changes_video_key")),
@@ -47,4 +60,3 @@ def upgrade() -> None:
         "WHERE name = 'changes' AND EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes_before')"
     )
     op.drop_table("changes_before")
-    op.create_index(op.f("ix_changes_generation"), "changes", ["generation"])
