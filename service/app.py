@@ -20,6 +20,7 @@ from http import HTTPStatus
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import Depends, FastAPI, Header, Request
@@ -216,7 +217,7 @@ async def _following(runtime: Runtime) -> None:
             runtime.trouble = None
         except ReelsError as error:
             if runtime.trouble is None:
-                log.exception("the model that took over cannot be loaded", reason=str(error))
+                log.warning("whether another model took over, or what that is, cannot be had", reason=str(error))
             runtime.trouble = str(error)
 
 
@@ -266,10 +267,16 @@ def _add_pages(app: FastAPI) -> None:
         return page
 
     @app.get("/explore", include_in_schema=False)
-    def explore() -> FileResponse:
+    def explore(request: Request) -> Response:
         # The rest of its policy stands in the page; this part counts only in a header.
         headers = {"Content-Security-Policy": "frame-ancestors 'none'"}
-        return FileResponse(_PAGE / "index.html", media_type="text/html", headers=headers)
+        link = request.app.state.runtime.files.link("0" * 64)
+        if link is None:
+            return FileResponse(_PAGE / "index.html", media_type="text/html", headers=headers)
+        # Clips come from the store: the page's policy lets them in from there.
+        scheme, host, *_ = urlsplit(link)
+        page = (_PAGE / "index.html").read_text().replace("media-src 'self'", f"media-src 'self' {scheme}://{host}")
+        return HTMLResponse(page, headers=headers)
 
 
 @cache

@@ -40,7 +40,7 @@ from service import __version__, catalog, db, faults
 from service.config import Settings
 from service.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
-from service.files import Files
+from service.files import FolderStore
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
@@ -69,7 +69,13 @@ def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: Non
     """Write the library to a file, which is there once it is whole; to stdout where `target` is None.
 
     Raises StorageFull, ConfigurationError where there is no library."""
-    source = Path(make_url(settings.database).database or "")
+    url = make_url(settings.database)
+    if url.get_backend_name() != "sqlite" or "://" in settings.storage:
+        raise ConfigurationError(
+            "a backup is of a library in files: bring this one into files first, by `reelsrs copy`, or have the "
+            "servers that keep it backed up"
+        )
+    source = Path(url.database or "")
     if not source.is_file():
         raise ConfigurationError(f"there is no library in {settings.data_dir}")
     with (
@@ -106,7 +112,7 @@ def _copy(source: Path, copy: Path) -> None:
 
 
 def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summary:
-    files = Files(settings.storage)
+    files = FolderStore(Path(settings.storage))
     revision = db.revision(f"sqlite:///{copy}")
     summary, listed = Summary(), {}
     copied, live = Database(f"sqlite:///{copy}"), Database(settings.database)
@@ -162,10 +168,10 @@ def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summa
     return summary
 
 
-def _open(files: Files, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
+def _open(files: FolderStore, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
     """What the store keeps of a clip, None where its bytes are not there (any more)."""
     try:
-        folder = files.video(sha256).parent
+        folder = files.folder(sha256)
         kept: dict[str, IO[bytes]] = {"video": stack.enter_context((folder / "video").open("rb"))}
         for path in sorted(folder.iterdir()):
             if path.suffix == ".jpg" or path.name == "fingerprint":
@@ -210,7 +216,7 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
     Raises ConfigurationError where there is something already, InvalidInput where the file is not a whole backup,
     StorageFull; the folder is then as it was."""
     data = settings.data_dir
-    if settings.storage != data / "media" or settings.database != f"sqlite:///{data / _DATABASE}":
+    if settings.storage != str(data / "media") or settings.database != f"sqlite:///{data / _DATABASE}":
         raise ConfigurationError(
             "a backup is restored into the data folder alone: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
         )

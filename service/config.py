@@ -32,9 +32,16 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path("data"), description="folder of everything that ReelsRS keeps")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
+    database_url: str | None = Field(
+        None, description="sqlite:/// and a file, or postgresql+psycopg://; unset: SQLite in the data folder"
+    )
     vector_store: Literal["faiss"] = Field("faiss", description="engine of the vector index")
-    storage_url: str | None = Field(None, description="folder of the stored clips; unset: in the data folder")
+    storage_url: str | None = Field(
+        None, description="folder of the stored clips, or s3://BUCKET/PREFIX; unset: in the data folder"
+    )
+    link_seconds: int | None = Field(
+        None, ge=1, le=604_800, description="lend links to clips in S3 for so long; unset: clips come from the service"
+    )
     model: str = Field(DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps, or openvino (the CPU, by OpenVINO)")
     precision: Precision = Field(
@@ -94,8 +101,8 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _known_storage(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and not value.startswith("file://"):
-            raise ValueError("must be a folder or start with file:// (object stores are not supported yet)")
+        if value is not None and "://" in value and not value.startswith(("file://", "s3://")):
+            raise ValueError("must be a folder or start with file:// or s3://")
         return value
 
     @property
@@ -109,11 +116,9 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'reelsrs.db'}"
 
     @property
-    def storage(self) -> Path:
-        """The folder of the stored clips, the default filled in."""
-        if self.storage_url is None:
-            return self.data_dir / "media"
-        return Path(self.storage_url.removeprefix("file://"))
+    def storage(self) -> str:
+        """Where the clips are stored, the default filled in: a folder, or a URL of an object store."""
+        return (self.storage_url or str(self.data_dir / "media")).removeprefix("file://")
 
     @property
     def wish(self) -> tuple[str | None, str | None]:

@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 
+from service.errors import ConfigurationError
+
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for its turn where somebody waits for the answer."""
 
@@ -93,6 +95,13 @@ class PostgreSQL:
 
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
         seconds = f"{_GONE_SECONDS}s"
+        try:
+            import psycopg
+        except ImportError as error:
+            raise ConfigurationError(
+                f"REELSRS_DATABASE_URL: PostgreSQL needs a package more: pip install 'reelsrs[postgres]' ({error})"
+            ) from error
+        assert psycopg
         return sa.create_engine(
             url,
             # A reader's statements all see what its first one saw, as on SQLite.

@@ -29,10 +29,11 @@ from service.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.drawing import distinct_scenes, write_clip
 from service.errors import NotFound, ReelsError
-from service.files import Files
+from service.files import Store, open_store
 from service.follower import Follower
 from service.video import Decoder, Limits
 
+_READ_BYTES = 8 << 20
 _SHOWN = 20  # of the same problem; the rest is counted
 _LOW_BYTES = 1 << 30
 _OPEN_FILES = 1024
@@ -70,7 +71,10 @@ def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
     found = [_settings(settings), _versions(), _open_files()]
     step("data folder")
     found += _folder(settings)
-    if Path(make_url(settings.database).database or "").is_file():
+    there = True
+    with suppress(ReelsError):  # `verify` says it
+        there = _is_there(settings)
+    if there:
         found += verify(settings, step=step)
         if not any(one.check == "database" and one.state == "problem" for one in found):
             with _opened(settings) as database:
@@ -108,20 +112,22 @@ def rebuild(settings: Settings) -> int:
 
 
 def _database(settings: Settings) -> list[Finding]:
-    path = make_url(settings.database).database or ""
-    if not Path(path).is_file():
-        return [
-            Finding("database", "problem", f"there is none at {path}", "start `reelsrs serve`, or restore a backup")
-        ]
+    try:
+        if not _is_there(settings):
+            said = f"there is none at {make_url(settings.database).render_as_string()}"
+            return [Finding("database", "problem", said, "start `reelsrs serve`, or restore a backup")]
+    except ReelsError as error:
+        return [Finding("database", "problem", str(error), "see that its server runs and lets this machine in")]
     broken = "restore the last backup into an empty folder: `reelsrs restore FILE`"
     try:
         revision, head = db.revision(settings.database), db.newest_revision()
         with _opened(settings) as database, database.read() as connection:
-            said = list(connection.execute(sa.text("PRAGMA quick_check")).scalars())
-            orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
+            sqlite = connection.dialect.name == "sqlite"  # PostgreSQL sees to both by itself
+            lines = list(connection.execute(sa.text("PRAGMA quick_check")).scalars()) if sqlite else []
+            orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all() if sqlite else []
     except ReelsError as error:
         return [Finding("database", "problem", str(error), broken)]
-    found = [Finding("database", "problem", line, broken) for line in said[:_SHOWN] if line != "ok"]
+    found = [Finding("database", "problem", line, broken) for line in lines[:_SHOWN] if line != "ok"]
     found += [
         Finding("database", "problem", f"row {row[1]} of {row[0]} refers to nothing in {row[2]}", broken)
         for row in orphans[:_SHOWN]
@@ -172,7 +178,7 @@ def _followed(settings: Settings, database: Database, generation: Generation, ki
 
 
 def _store(settings: Settings, database: Database, *, deep: bool) -> list[Finding]:
-    files = Files(settings.storage)
+    files = open_store(settings.storage, settings.data_dir)
     with database.read() as connection:
         rows = connection.execute(sa.select(db.videos.c.id, db.videos.c.sha256, db.videos.c.size_bytes)).all()
     wrong, size = [], 0
@@ -194,16 +200,17 @@ def _store(settings: Settings, database: Database, *, deep: bool) -> list[Findin
     return found or [Finding("store", "ok", f"{len(rows)} clips, {size / 1e6:,.1f} MB, {checked}")]
 
 
-def _stored(files: Files, sha256: str, size_bytes: int, *, deep: bool) -> str:
+def _stored(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> str:
     try:
-        path = files.video(sha256)
-        size = path.stat().st_size
-        if size != size_bytes:
-            return f"{size} bytes are stored, {size_bytes} came"
+        blob = files.video(sha256)
+        if blob.size_bytes != size_bytes:
+            return f"{blob.size_bytes} bytes are stored, {size_bytes} came"
         if deep:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return "other bytes are stored than came"
+            digest = hashlib.sha256()
+            for start in range(0, size_bytes, _READ_BYTES):
+                digest.update(blob.read(start, _READ_BYTES))
+            if digest.hexdigest() != sha256:
+                return "other bytes are stored than came"
     except NotFound:
         return "its bytes are not in the store"
     except OSError as error:
@@ -261,7 +268,10 @@ def _open_files() -> Finding:
 
 def _folder(settings: Settings) -> list[Finding]:
     found = []
-    for name, path in {"data folder": settings.data_dir, "store": settings.storage}.items():
+    folders = {"data folder": settings.data_dir}
+    if "://" not in settings.storage:
+        folders["store"] = Path(settings.storage)
+    for name, path in folders.items():
         there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
         free = shutil.disk_usage(there).free
         try:
@@ -303,9 +313,10 @@ def _decoder() -> Finding:
 def _models(settings: Settings) -> list[Finding]:
     """The one that the library was embedded with, and the one that the settings ask for, where that is another."""
     active = None
-    if Path(make_url(settings.database).database or "").is_file():
-        with suppress(ReelsError), _opened(settings) as database:  # what is wrong with it is said of it already
-            active = _active(database)
+    with suppress(ReelsError):  # what is wrong with it is said of it already
+        if _is_there(settings):
+            with _opened(settings) as database:
+                active = _active(database)
     if active is None:
         return [_model(settings, settings.model, settings.precision, None)]
     found = [_model(settings, active.model, active.precision, active)]
@@ -329,6 +340,14 @@ def _model(settings: Settings, name: str, precision: str, known: Generation | No
 
 
 # --- inside
+
+
+def _is_there(settings: Settings) -> bool:
+    """Whether there is a library. Asking for it makes none, as opening a file of SQLite's would."""
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        return False
+    return db.revision(settings.database) is not None
 
 
 @contextmanager

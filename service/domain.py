@@ -6,8 +6,10 @@ Units are in the names: `duration_seconds`, `size_bytes`. Times of frames are se
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -35,6 +37,16 @@ MAX_FRAMES = 256
 MAX_FRAME_INTERVAL = 1_000_000
 MAX_K = 1_000
 MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are kept somewhere. `read(start, length)` gives some of them, fewer at the end; `path` is where they
+    lie on this machine, None where they do not."""
+
+    size_bytes: int
+    read: Callable[[int, int], bytes]
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

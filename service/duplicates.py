@@ -25,7 +25,7 @@ from service import catalog
 from service.db import Database
 from service.domain import Video
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
-from service.files import Files
+from service.files import Store
 from service.video import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class Duplicates:
     not propose is not found."""
 
     def __init__(
-        self, db: Database, files: Files, decoder: Decoder, candidates: Callable[[Video], Sequence[Video]]
+        self, db: Database, files: Store, decoder: Decoder, candidates: Callable[[Video], Sequence[Video]]
     ) -> None:
         self._db = db
         self._files = files

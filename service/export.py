@@ -23,7 +23,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from service import catalog
-from service.domain import Generation, Kind, Vectors, Video
+from service.domain import Blob, Generation, Kind, Vectors, Video
 from service.maps import Map
 from service.runtime import Runtime
 from service.tables import write_parquet
@@ -104,6 +104,10 @@ def _vectors(
     return {name: catalog.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()}
 
 
+def _path(blob: Blob) -> str | None:
+    return None if blob.path is None else str(blob.path.absolute())
+
+
 def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation) -> dict[str, Any]:
     vectors = _vectors(runtime, connection, video, generation)
     frames, aggregated, text = vectors["frame"], vectors["aggregated"], vectors["text"]
@@ -115,7 +119,7 @@ def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: 
         "caption": video.caption,
         "filename": video.filename,
         # The file that it was imported from, where that is still there: its name has an ending, which tools go by.
-        "path": sources[0] if sources else str(runtime.files.video(video.sha256).absolute()),
+        "path": sources[0] if sources else _path(runtime.files.video(video.sha256)),
         "sha256": video.sha256,
         "duration": video.duration_seconds,
         "width": video.width,

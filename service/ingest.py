@@ -32,7 +32,7 @@ from service.domain import (
 )
 from service.embedder import Embedder
 from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
-from service.files import Files, Incoming
+from service.files import Incoming, Store
 from service.vectors import aggregate
 from service.video import Decoder, Sample
 
@@ -92,7 +92,7 @@ class Ingest:
     def __init__(
         self,
         db: Database,
-        files: Files,
+        files: Store,
         decoder: Decoder,
         embedder: Callable[[], Embedder],
         *,
@@ -133,29 +133,32 @@ class Ingest:
             raise
 
     def _take_in(self, incoming: Incoming, description: Description, probe: Probe | None) -> tuple[Video, Outcome]:
-        with self._files.unsettled(incoming.sha256), self._db.write() as connection:
-            existing = catalog.video_by_sha256(connection, incoming.sha256)
-            if existing is None:
-                if probe is None:  # deleted since the first look
-                    raise Undecodable("the video was deleted while its bytes were sent again; send them once more")
-                self._files.place(incoming)
-                video = catalog.add_video(
-                    connection,
-                    sha256=incoming.sha256,
-                    size_bytes=incoming.size_bytes,
-                    filename=description.filename,
-                    title=description.title,
-                    caption=description.caption,
-                    category=description.category,
-                    sampling=description.sampling,
-                    probe=probe,
-                )
-                jobs.enqueue(connection, video.key)
-                return video, "created"
-            if existing.status != "failed":
-                return existing, "existing"
-            jobs.enqueue(connection, existing.key)
-            return catalog.video_by_key(connection, existing.key), "requeued"
+        with self._files.unsettled(incoming.sha256):
+            if probe is not None:
+                self._files.send(incoming, probe.media_type)
+            with self._db.write() as connection:
+                existing = catalog.video_by_sha256(connection, incoming.sha256)
+                if existing is None:
+                    if probe is None:  # deleted since the first look
+                        raise Undecodable("the video was deleted while its bytes were sent again; send them once more")
+                    self._files.place(incoming, probe.media_type)
+                    video = catalog.add_video(
+                        connection,
+                        sha256=incoming.sha256,
+                        size_bytes=incoming.size_bytes,
+                        filename=description.filename,
+                        title=description.title,
+                        caption=description.caption,
+                        category=description.category,
+                        sampling=description.sampling,
+                        probe=probe,
+                    )
+                    jobs.enqueue(connection, video.key)
+                    return video, "created"
+                if existing.status != "failed":
+                    return existing, "existing"
+                jobs.enqueue(connection, existing.key)
+                return catalog.video_by_key(connection, existing.key), "requeued"
 
     def edit(self, video_id: str, changes: dict[str, str | None]) -> Video:
         """Change `caption`, `category` or `title`, whichever are given. A new caption embeds text, nothing else.
@@ -321,9 +324,12 @@ class Ingest:
 
     def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], owner: str) -> None:
         embedder = self._embedder()
+        self._files.send_pictures(video.sha256, sample.times.tolist(), sample.jpegs)
         with self._db.write() as connection:
-            if not jobs.owns(connection, video.key, owner):
-                return  # deleted, or queued afresh, or another worker has it
+            if not jobs.owns(connection, video.key, owner):  # deleted, or queued afresh, or another worker has it
+                if catalog.video_by_sha256(connection, video.sha256) is None:
+                    self._files.delete(video.sha256)  # its pictures may have been sent since
+                return
             _still_active(connection, embedder)
             caption = catalog.video_by_key(connection, video.key).caption
             if caption and caption not in texts:  # edited while the frames were embedded

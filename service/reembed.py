@@ -23,7 +23,7 @@ from service.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
-from service.files import Files
+from service.files import Store
 from service.ingest import Ingest
 from service.vectors import aggregate
 from service.video import Decoder, Sample
@@ -42,7 +42,7 @@ class Reembedding(Ingest):
     def __init__(
         self,
         db: Database,
-        files: Files,
+        files: Store,
         decoder: Decoder,
         embedder: Callable[[], Embedder],
         *,

@@ -20,7 +20,7 @@ from service.duplicates import Duplicates
 from service.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples
-from service.files import Files
+from service.files import open_store
 from service.follower import Follower
 from service.generations import State
 from service.ingest import Ingest
@@ -64,7 +64,7 @@ class Runtime:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
         self.db = Database(settings.database)
-        self.files = Files(settings.storage)
+        self.files = open_store(settings.storage, settings.data_dir, link_seconds=settings.link_seconds)
 
     @cached_property
     def decoder(self) -> Decoder:

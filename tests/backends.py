@@ -8,11 +8,15 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
+from obstore.store import S3Store
 
 
 def free_port() -> int:
@@ -83,20 +87,73 @@ class PostgreSQL:
             raise RuntimeError(f"{' '.join(command)}\n{(self._folder / 'out').read_text()}")
 
 
+class ObjectStore:
+    """An S3 of its own on a port of the loopback, whose objects are gone with it."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # It takes whoever comes for whom he says he is, but wants to be told.
+        told = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, Signature=0"}
+        for _ in range(300):
+            try:
+                httpx.put(f"http://127.0.0.1:{self.port}/reelsrs", headers=told, trust_env=False).raise_for_status()
+            except httpx.TransportError:
+                time.sleep(0.1)
+            else:
+                return
+        raise RuntimeError("the object store did not start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where it is, in AWS's words."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def url(self, name: str) -> str:
+        """Of a store that has nothing in it."""
+        return f"s3://reelsrs/{name}"
+
+    def names(self, name: str) -> set[str]:
+        """Of all objects in it."""
+        bucket = S3Store("reelsrs", prefix=name, client_options={"allow_http": True})
+        return {item["path"] for page in bucket.list() for item in page}
+
+    def remove(self) -> None:
+        """Stop it."""
+        self.process.kill()
+        self.process.wait()
+
+
 class Servers:
     """Everything that a distributed library needs."""
 
     def __init__(self) -> None:
         self.postgresql = PostgreSQL()
+        self.objects = ObjectStore()
+        os.environ.update(self.objects.environment)
 
     def environment(self, data_dir: Path) -> dict[str, str]:
         """The settings of the library whose data folder this is."""
-        name = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:20]
-        return {"REELSRS_DATABASE_URL": self.postgresql.url(name)}
+        name = _name(data_dir)
+        return {"REELSRS_DATABASE_URL": self.postgresql.url(name), "REELSRS_STORAGE_URL": self.objects.url(name)}
 
     def remove(self) -> None:
         """Stop them."""
         self.postgresql.remove()
+        self.objects.remove()
+
+
+def _name(data_dir: Path) -> str:
+    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:20]
 
 
 _started: list[Servers] = []
@@ -116,6 +173,25 @@ def stop() -> None:
 def environment(data_dir: Path) -> dict[str, str]:
     """What a library needs beside its data folder; nothing where that holds everything."""
     return _started[0].environment(data_dir) if _started else {}
+
+
+def stored(data_dir: Path) -> set[str]:
+    """The names of all that its store holds, uploads on their way among them: `ab/abcdef.../video` and so on."""
+    if _started:
+        on_their_way = incoming(data_dir).iterdir() if incoming(data_dir).exists() else ()
+        return _started[0].objects.names(_name(data_dir)) | {f"incoming/{path.name}" for path in on_their_way}
+    media = data_dir / "media"
+    return {str(path.relative_to(media)) for path in media.rglob("*") if path.is_file()}
+
+
+def incoming(data_dir: Path) -> Path:
+    """The folder of uploads on their way."""
+    return data_dir / "incoming" if _started else data_dir / "media" / "incoming"
+
+
+def clips(data_dir: Path) -> set[str]:
+    """The SHA-256 of every clip that its store holds anything of."""
+    return {path.split("/")[1] for path in stored(data_dir) if path[2] == "/"}
 
 
 def database_url(data_dir: Path) -> str:

@@ -42,6 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """The servers are the same for all tests."""
     if session.config.getoption("--distributed"):
         backends.start()
+        CHILD_ENVIRONMENT.update({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
 
 
 def pytest_sessionfinish() -> None:
@@ -75,6 +76,14 @@ def tiny() -> Embedder:
 def postgresql() -> Iterator[backends.PostgreSQL]:
     """A server that some tests start by themselves, whatever the others use."""
     started = backends.PostgreSQL()
+    yield started
+    started.remove()
+
+
+@pytest.fixture(scope="session")
+def objects() -> Iterator[backends.ObjectStore]:
+    """An object store that some tests start by themselves."""
+    started = backends.ObjectStore()
     yield started
     started.remove()
 
@@ -203,14 +212,14 @@ class Server:
 
 
 @contextmanager
-def serving(data_dir: Path, **environment: str) -> Iterator[Server]:
+def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
     """`reelsrs serve` over a data folder, until the block ends."""
     port = backends.free_port()
     servers = backends.environment(data_dir)
     log = data_dir.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--port", str(port)],
+            [sys.executable, "-m", "service", "serve", "--port", str(port), *arguments],
             env={
                 **CHILD_ENVIRONMENT,
                 "REELSRS_MODEL": "tiny",

@@ -13,15 +13,17 @@ import pytest
 
 from service import __version__
 from service.drawing import distinct_scenes, draw_frame
+from tests import backends
 from tests.conftest import CHILD_ENVIRONMENT
 
 
 def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
+    servers = backends.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
     return subprocess.run(
         [sys.executable, "-m", "service", *arguments],
         cwd=cwd,
-        env={**CHILD_ENVIRONMENT, **environment},
+        env={**CHILD_ENVIRONMENT, **servers, **environment},
         capture_output=True,
         text=True,
         timeout=120,

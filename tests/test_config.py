@@ -51,7 +51,7 @@ def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("DEVICE", "gpu", "auto, cpu, cuda"),
         ("AGGREGATION", "median", "REELSRS_AGGREGATION"),
         ("DATABASE_URL", "mysql://x", "sqlite:///"),
-        ("STORAGE_URL", "s3://bucket", "folder"),
+        ("STORAGE_URL", "ftp://bucket", "folder"),
         ("VECTOR_STORE", "milvus", "REELSRS_VECTOR_STORE"),
     ],
 )

@@ -19,7 +19,7 @@ from service.domain import Sampling, Video
 from service.duplicates import THRESHOLD, Duplicates, similarity
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
-from service.files import Files
+from service.files import FolderStore
 from service.ingest import Ingest
 from service.video import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from tests.conftest import ClipMaker
@@ -199,7 +199,7 @@ class Library:
         url = f"sqlite:///{folder}/reelsrs.db"
         db.upgrade(url)
         self.db = Database(url)
-        self.files = Files(folder / "media")
+        self.files = FolderStore(folder / "media")
         self.decoder = decoder
         self.videos: dict[str, Video] = {}
         self.forget()
@@ -218,7 +218,7 @@ class Library:
         with self.files.receive(1 << 30) as incoming, self.db.write() as connection:
             incoming.write(clip.read_bytes())
             incoming.finish()
-            self.files.place(incoming)
+            self.files.place(incoming, "video/mp4")
             video = catalog.add_video(
                 connection,
                 sha256=incoming.sha256,
@@ -236,7 +236,7 @@ class Library:
 
     def fingerprint_file(self, video_id: str) -> Path:
         """Where it is kept."""
-        return self.files.video(self.videos[video_id].sha256).with_name("fingerprint")
+        return self.files.folder(self.videos[video_id].sha256) / "fingerprint"
 
     def copies(self, video_id: str) -> list[str]:
         """The titles of its copies."""
@@ -290,7 +290,7 @@ def test_a_clip_that_cannot_be_decoded_any_more_is_skipped(library: Library, mak
     broken = library.add(make_clip("b.mp4", scene(1), options=GOOD))
     gone = library.add(make_clip("c.mp4", scene(1), options=BAD))
     library.add(make_clip("d.mp4", resized(scene(1), 0.5)))
-    library.files.video(library.videos[broken].sha256).write_bytes(b"rust")
+    (library.files.folder(library.videos[broken].sha256) / "video").write_bytes(b"rust")
     library.files.delete(library.videos[gone].sha256)
     with capture_logs() as logs:
         assert library.copies(original) == ["d"]

@@ -26,8 +26,9 @@ from service import catalog, db, jobs
 from service.db import Database
 from service.domain import Embeddings, Generation, Probe, Sampling
 from service.errors import Unavailable
-from service.files import Files
+from service.files import FolderStore
 from service.follower import Follower
+from tests import backends
 from tests.conftest import ClipMaker, Server, numbered, serving
 from tests.test_kill import _ask, _items
 
@@ -137,7 +138,7 @@ class Library:
         assert not set(self.known) - videos.keys(), "acknowledged, and lost"
         self.reads()
         assert self.checks()[0] == "ok"
-        database = Database(f"sqlite:///{self.server.data_dir}/reelsrs.db")
+        database = Database(backends.database_url(self.server.data_dir))
         with database.read() as connection:
             assert jobs.depth(connection) == 0
             _ask(self.client, _items(connection, videos))
@@ -495,7 +496,7 @@ def test_a_broken_database_is_said_and_not_a_500(tmp_path: Path, clip: bytes) ->
 
 
 def test_too_many_open_files_are_said(tmp_path: Path) -> None:
-    files = Files(tmp_path)
+    files = FolderStore(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -228,7 +228,8 @@ def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
     filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]
 ) -> None:
     runtime, videos = filled
-    path = runtime.files.video(videos[2].sha256)
+    path = runtime.files.video(videos[2].sha256).path
+    assert path is not None
     path.write_bytes(b"the disk has a bad block")
     with pytest.raises(Undecodable):
         runtime.decoder.probe(path)

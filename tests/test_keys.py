@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from service import db, keys
 from service.config import Settings
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.guard import check_address, only_here
+from tests import backends
 from tests.conftest import ClipMaker, Server, numbered, serving
 from tests.test_cli import reelsrs
 from tests.test_openapi import document
@@ -136,6 +138,10 @@ def test_the_log_has_no_key(guarded: tuple[Server, dict[str, str]]) -> None:
     for key in given.values():
         assert key not in text
     stored = b"".join(path.read_bytes() for path in server.data_dir.glob("reelsrs.db*"))
+    database = db.Database(backends.database_url(server.data_dir))
+    with database.read() as connection:
+        stored += repr(connection.execute(sa.select(db.keys)).all()).encode()
+    database.close()
     for right in keys.RIGHTS:
         assert given[right].encode() not in stored
 

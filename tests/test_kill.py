@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from service import catalog, db, jobs
 from service.db import Database
+from tests import backends
 from tests.conftest import ClipMaker, Server, family, numbered, serving
 from tests.oracle import Item, best, same, score
 
@@ -181,16 +182,15 @@ def _check(server: Server, known: Known) -> int:
             known.captions.pop(name, None)
             known.deleted.add(name)
         known.doubtful.clear()
-        database = Database(f"sqlite:///{server.data_dir}/reelsrs.db")
+        database = Database(backends.database_url(server.data_dir))
         with database.read() as connection:
             rows = set(connection.execute(sa.select(db.videos.c.sha256)).scalars())
             assert jobs.depth(connection) == 0
             items = _items(connection, videos)
         database.close()
         _ask(client, items)
-    stored = {folder.name for folder in (server.data_dir / "media").glob("[0-9a-f][0-9a-f]/*")}
-    assert stored == rows, "files without rows, or rows without files"
-    assert not list((server.data_dir / "media").rglob("*.unsettled"))
+    assert backends.clips(server.data_dir) == rows, "files without rows, or rows without files"
+    assert not [name for name in backends.stored(server.data_dir) if "unsettled" in name]
     return len(videos)
 
 
@@ -239,7 +239,7 @@ def test_nothing_that_was_acknowledged_is_lost(
         assert known.wrong == []
         with serving(tmp_path / "data") as server:
             count = _check(server, known)
-    incoming = list((tmp_path / "data" / "media" / "incoming").iterdir())
+    incoming = list(backends.incoming(tmp_path / "data").iterdir())
     print(f"{known.answers} answers, {known.uploads} uploads, {count} videos, {len(incoming)} strays")
     print(f"slowest start {slowest:.1f} s")
     assert known.uploads > 0
@@ -248,4 +248,4 @@ def test_nothing_that_was_acknowledged_is_lost(
         os.utime(stray, (time.time() - 90,) * 2)
     with serving(tmp_path / "data") as server:
         assert _check(server, known) == count
-    assert not list((tmp_path / "data" / "media" / "incoming").iterdir())
+    assert not list(backends.incoming(tmp_path / "data").iterdir())

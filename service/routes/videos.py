@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -22,6 +22,7 @@ from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
 from service.guard import Gates
 from service.ingest import describe
+from service.routes.blobs import served
 from service.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.routes.upload import received
 from service.runtime import Runtime
@@ -176,16 +177,22 @@ def delete_video(service: Service, video_id: VideoId) -> Response:
         200: {"description": "the whole file", "content": {"video/mp4": {}}},
         206: {"description": "the range that was asked for", "content": {"video/mp4": {}}},
         **problems(404),
+        307: {"description": "where the store lends the clip, for a while"},
         416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
     },
 )
-def content(service: Service, video: ExistingVideo) -> FileResponse:
-    """As they were uploaded, with `Range` for players that jump."""
-    return FileResponse(
+def content(request: Request, service: Service, video: ExistingVideo) -> Response:
+    """As they were uploaded, with `Range` for players that jump. Where the operator has clips lent by their store,
+    a redirection there."""
+    link = service.files.link(video.sha256)
+    if link is not None:
+        return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
+    return served(
+        request,
         service.files.video(video.sha256),
         media_type=video.media_type,
+        etag=video.sha256,
         filename=video.filename,
-        content_disposition_type="inline",
         headers={"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"},
     )
 
@@ -196,11 +203,11 @@ def content(service: Service, video: ExistingVideo) -> FileResponse:
     response_class=FileResponse,
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
-def thumbnail(service: Service, video: ExistingVideo) -> FileResponse:
+def thumbnail(request: Request, service: Service, video: ExistingVideo) -> Response:
     """Its middle frame: first frames are often black."""
     if video.thumbnail_frame is None:
         raise NotReady(video.id, video.status)
-    return _picture(service, video, video.thumbnail_frame)
+    return _picture(request, service, video, video.thumbnail_frame)
 
 
 @router.get("/{video_id}/frames", summary="The sampled frames", responses=problems(404, 409))
@@ -221,13 +228,13 @@ def frames(video: ExistingVideo) -> FrameList:
     response_class=FileResponse,
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
-def frame(service: Service, video: ExistingVideo, n: int) -> FileResponse:
+def frame(request: Request, service: Service, video: ExistingVideo, n: int) -> Response:
     """As a JPEG, upright and in its true proportions."""
     if not video.frame_times:
         raise NotReady(video.id, video.status)
     if not 0 <= n < len(video.frame_times):
         raise NotFound(f"video {video.id} has frames 0 to {len(video.frame_times) - 1}, not {n}")
-    return _picture(service, video, n)
+    return _picture(request, service, video, n)
 
 
 @router.get(
@@ -299,9 +306,10 @@ def _check_queue(service: Runtime) -> None:
         raise Overloaded(f"{waiting:,} videos wait to be embedded; try again in some minutes", _QUEUE_SECONDS)
 
 
-def _picture(service: Runtime, video: DomainVideo, n: int) -> FileResponse:
-    path = service.files.picture(video.sha256, n)
-    return FileResponse(path, media_type="image/jpeg", headers=_FRAMES_CACHE)
+def _picture(request: Request, service: Runtime, video: DomainVideo, n: int) -> Response:
+    seconds = video.frame_times[n]
+    blob = service.files.picture(video.sha256, n, seconds)
+    return served(request, blob, media_type="image/jpeg", etag=f"{video.sha256[:32]}-{seconds}", headers=_FRAMES_CACHE)
 
 
 async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) -> DomainVideo:

@@ -2,18 +2,23 @@
 
 A decoder that crashes, hangs or eats memory must cost one video and nothing else, so `Decoder` talks to child processes
 over a pipe, with a time limit, and replaces one that dies. Only JSON, raw bytes and open files cross the pipe: the
-child is handed the one file it is to read, and `jail` keeps it from any other.
+child is handed the one file it is to read, or asks for ranges of its bytes where they lie elsewhere, and `jail` keeps
+it from any other.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import io
 import json
 import multiprocessing
 import os
 import queue
 import sys
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -24,8 +29,8 @@ import numpy as np
 import structlog
 
 from service import faults
-from service.domain import Picture, Probe, Sampling
-from service.errors import InvalidInput, ReelsError, Undecodable
+from service.domain import Blob, Picture, Probe, Sampling
+from service.errors import InvalidInput, Overloaded, ReelsError, Undecodable
 from service.video.container import Limits, probe
 from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
 from service.video.jail import confine
@@ -35,6 +40,9 @@ from service.video.sampling import Sample, sample, still
 log = structlog.get_logger(__name__)
 
 _COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
+_RANGE_BYTES = 1 << 20  # fetched at a time where a clip lies elsewhere
+_START_SECONDS = 60
+_BUSY_SECONDS = 10  # after which whoever sent a clip may try again
 _PROBE_SECONDS = 8.0  # hundreds of times what it takes, and somebody waits for the answer to an upload
 
 
@@ -43,7 +51,8 @@ class Decoder:
 
     `keyframes` takes the keyframes next to the frames that a sampling names: quicker in long clips, and not exact.
 
-    Raises Undecodable where the clip is at fault, InvalidInput where it is longer or larger than the limits.
+    Raises Undecodable where the clip is at fault, InvalidInput where it is longer or larger than the limits, Overloaded
+    where its time was up before a decoder had done much, because others kept the machine busy.
     """
 
     def __init__(self, limits: Limits, processes: int = 1, *, keyframes: bool = False) -> None:
@@ -62,7 +71,7 @@ class Decoder:
         header, _ = self._ask(path, {"do": "probe"}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         return Probe(**header["probe"])
 
-    def sample(self, path: Path, sampling: Sampling, picture: Picture) -> Sample:
+    def sample(self, clip: Path | Blob, sampling: Sampling, picture: Picture) -> Sample:
         """The frames that `sampling` names, as `picture` asks; fewer where the clip has fewer."""
         request = {
             "do": "sample",
@@ -70,7 +79,7 @@ class Decoder:
             "picture": asdict(picture),
             "keyframes": self._keyframes,
         }
-        header, blobs = self._ask(path, request, self._limits.timeout_seconds)
+        header, blobs = self._ask(clip, request, self._limits.timeout_seconds)
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # writable, as torch wants it
         return Sample(
             probe=Probe(**header["probe"]),
@@ -86,9 +95,9 @@ class Decoder:
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)
         return pixels.reshape(picture.height, picture.width, 3)
 
-    def fingerprint(self, path: Path) -> Fingerprint:
+    def fingerprint(self, clip: Path | Blob) -> Fingerprint:
         """What the clip looks like, for a comparison with others."""
-        _, blobs = self._ask(path, {"do": "fingerprint"}, self._limits.timeout_seconds)
+        _, blobs = self._ask(clip, {"do": "fingerprint"}, self._limits.timeout_seconds)
         pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
         return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
@@ -97,13 +106,20 @@ class Decoder:
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
-    def _ask(self, path: Path, request: dict[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], list[bytes]]:
+    def _ask(
+        self, clip: Path | Blob, request: dict[str, Any], timeout_seconds: float
+    ) -> tuple[dict[str, Any], list[bytes]]:
         whole = {**request, "limits": asdict(self._limits), "threads": self._threads}
         child = self._idle.get()
         try:
             # Too many open files, or no room for a process, is not the clip's fault.
-            with faults.named("the clip cannot be decoded now"), path.open("rb") as file:
-                return child.ask(whole, file, timeout_seconds)
+            with faults.named("the clip cannot be decoded now"):
+                if isinstance(clip, Blob) and clip.path is None:
+                    return child.ask(whole, clip, timeout_seconds)
+                path = clip if isinstance(clip, Path) else clip.path
+                assert path is not None
+                with path.open("rb") as file:
+                    return child.ask(whole, file, timeout_seconds)
         finally:
             self.unconfined = child.unconfined
             self._idle.put(child)
@@ -120,16 +136,32 @@ class _Child:
         self._pipe: Connection | None = None
 
     def ask(
-        self, request: dict[str, Any], file: BinaryIO, timeout_seconds: float
+        self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float
     ) -> tuple[dict[str, Any], list[bytes]]:
         pipe, pid = self._started()
         try:
-            pipe.send_bytes(json.dumps(request).encode())
-            _hand_over(pipe, file, pid)
-            if not pipe.poll(timeout_seconds):
-                self.close()
-                raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
-            header = json.loads(pipe.recv_bytes())
+            size_bytes = source.size_bytes if isinstance(source, Blob) else None
+            pipe.send_bytes(json.dumps({**request, "size_bytes": size_bytes}).encode())
+            if not isinstance(source, Blob):
+                _hand_over(pipe, source, pid)
+            deadline, worked = time.monotonic() + timeout_seconds, _cpu_seconds(pid)
+            while True:
+                if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                    worked = _cpu_seconds(pid) - worked
+                    self.close()
+                    if worked < timeout_seconds / 4:  # it hardly had its turn: of the clip that says nothing
+                        raise Overloaded("the machine is too busy to decode a clip in time; try again", _BUSY_SECONDS)
+                    raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
+                header = json.loads(pipe.recv_bytes())
+                if "read" not in header or not isinstance(source, Blob):
+                    break
+                began = time.monotonic()
+                try:
+                    pipe.send_bytes(source.read(header["read"], _RANGE_BYTES))
+                except ReelsError:
+                    self.close()  # it waits for bytes that do not come
+                    raise
+                deadline += time.monotonic() - began  # a slow store is not the clip's fault
             blobs = [pipe.recv_bytes() for _ in range(header.get("blobs", 0))]
         except (EOFError, OSError) as error:
             self.close()
@@ -159,6 +191,12 @@ class _Child:
             self._process = context.Process(target=_serve, args=(theirs,), name="reelsrs-decoder", daemon=True)
             self._process.start()
             theirs.close()
+            # To start takes its time, which is not to be taken from a clip's.
+            if not self._pipe.poll(_START_SECONDS):
+                self.close()
+                raise Overloaded("the machine is too busy to start a decoder; try again", _BUSY_SECONDS)
+            with suppress(EOFError, OSError):  # it died: so the first request finds
+                self._pipe.recv_bytes()
         assert self._process.pid is not None
         return self._pipe, self._process.pid
 
@@ -176,10 +214,12 @@ def _serve(pipe: Connection) -> None:
     gc.collect()
     gc.freeze()  # what stays need not be looked through after every clip
     unconfined = confine()
+    pipe.send_bytes(b"ready")
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
-            file = _handed_over(pipe)
+            size_bytes = request["size_bytes"]
+            file = _handed_over(pipe) if size_bytes is None else _elsewhere(pipe, size_bytes)
         except (EOFError, OSError):
             return
         limits, threads = Limits(**request["limits"]), request["threads"]
@@ -257,6 +297,50 @@ def _handed_over(pipe: Connection) -> BinaryIO:
 
         handle = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)
     return os.fdopen(handle, "rb")
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What a process has computed so far; where the system does not tell, as if it did nothing else."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _elsewhere(pipe: Connection, size_bytes: int) -> BinaryIO:
+    return io.BufferedReader(_Elsewhere(pipe, size_bytes), _RANGE_BYTES)
+
+
+class _Elsewhere(io.RawIOBase):
+    """Bytes that the parent fetches, range by range."""
+
+    def __init__(self, pipe: Connection, size_bytes: int) -> None:
+        self._pipe = pipe
+        self._size_bytes = size_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size_bytes}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "before the beginning")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at >= self._size_bytes:
+            return 0
+        self._pipe.send_bytes(json.dumps({"read": self._at}).encode())
+        data = self._pipe.recv_bytes()[: len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _give_back_memory() -> None:
