@@ -553,6 +553,26 @@ def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; 
     typer.echo(f"{summary.videos} videos, {summary.size_bytes / 1e6:,.1f} MB in {settings.data_dir}")
 
 
+@app.command("copy")
+def copy_library(
+    to_database: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_DATABASE_URL; must be empty.")],
+    to_storage: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_STORAGE_URL.")],
+) -> None:
+    """Copy the library to another database and store, from files to servers or back, while it is served. What is
+    uploaded or changed after the end stays here."""
+    from service import config
+    from service.copying import copy
+
+    target = config.load(database_url=to_database, storage_url=to_storage)
+    with _clips("copying") as step:
+        copied = copy(config.load(), target.database, target.storage, step)
+    typer.echo(f"{copied.videos} videos, {copied.size_bytes / 1e6:,.1f} MB")
+    for name in copied.damaged:
+        err.print(f"damaged in the library, and left out: video {name}", style="red", markup=False)
+    if copied.damaged:
+        raise typer.Exit(3)
+
+
 @app.command()
 def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,

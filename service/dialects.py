@@ -44,6 +44,9 @@ class Dialect(Protocol):
     def now(self, connection: sa.Connection, /) -> float:
         """Seconds since the epoch, by a clock that all who use the database share."""
 
+    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+        """Have the numbers that this column gives by itself be greater than that from now on."""
+
     def upgrade_alone(self, connection: sa.Connection) -> None:
         """Begin to change the schema, once nobody else does."""
 
@@ -83,6 +86,11 @@ class SQLite:
 
     def now(self, _connection: sa.Connection) -> float:
         return time.time()  # one file, one machine
+
+    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+        values = {"name": column.table.name, "number": number}
+        connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
+        connection.execute(sa.text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :number)"), values)
 
     def upgrade_alone(self, connection: sa.Connection) -> None:
         # A table that is made anew is dropped on the way: its rows' relations are not to go with it.
@@ -127,6 +135,10 @@ class PostgreSQL:
 
     def now(self, connection: sa.Connection) -> float:
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
+    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+        sequence = sa.func.pg_get_serial_sequence(column.table.name, column.name)
+        connection.execute(sa.select(sa.func.setval(sequence, max(1, number), number > 0)))
 
     def upgrade_alone(self, connection: sa.Connection) -> None:
         self.await_turn(connection, _UPGRADE_SECONDS)
