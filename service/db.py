@@ -214,6 +214,13 @@ class Database:
         with self._writing(self.patience_seconds) as connection:
             yield connection
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[bool]:
+        """Whether nobody else is in a block of that name, in whatever process of whatever machine that uses this
+        database; until this block ends nobody will be."""
+        with _wrapped(), self._dialect.alone(self._reader, name) as taken:
+            yield taken
+
     def check_writable(self, patience_seconds: float) -> None:
         """Raises what a write would raise that waits so long for its turn; changes nothing."""
         with self._writing(patience_seconds) as connection:

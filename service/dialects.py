@@ -9,9 +9,12 @@ begins by taking one advisory lock, which its end gives back. Readers see the la
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -43,6 +46,9 @@ class Dialect(Protocol):
 
     def now(self, connection: sa.Connection, /) -> float:
         """Seconds since the epoch, by a clock that all who use the database share."""
+
+    def alone(self, engine: sa.Engine, name: str) -> AbstractContextManager[bool]:
+        """Whether nobody else is in a block of that name, on any machine; until the block ends nobody will be."""
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         """Have the numbers that this column gives by itself be greater than that from now on."""
@@ -86,6 +92,19 @@ class SQLite:
 
     def now(self, _connection: sa.Connection) -> float:
         return time.time()  # one file, one machine
+
+    @contextmanager
+    def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
+        lock = FileLock(f"{engine.url.database}-{name}.lock", is_singleton=False, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         values = {"name": column.table.name, "number": number}
@@ -135,6 +154,20 @@ class PostgreSQL:
 
     def now(self, connection: sa.Connection) -> float:
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
+    @contextmanager
+    def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
+        # Of the connection, outside of any transaction: it is given back with it, however its process ends. Should the
+        # connection break meanwhile, two may be in the block, which must be no worse than a waste.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            lock = sa.func.hashtextextended(name, _LOCK)
+            taken: bool = connection.execute(sa.select(sa.func.pg_try_advisory_lock(lock))).scalar_one()
+            try:
+                yield taken
+            finally:
+                if taken:
+                    with suppress(sa.exc.DBAPIError):  # it went with its connection
+                        connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         sequence = sa.func.pg_get_serial_sequence(column.table.name, column.name)

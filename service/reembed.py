@@ -10,13 +10,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import structlog
-from filelock import FileLock, Timeout
 
 from service import catalog, generations, jobs
 from service.db import Database
@@ -36,8 +33,8 @@ _LOOK_SECONDS = 0.5
 
 
 class Reembedding(Ingest):
-    """One generation's. `embedder` gives its model; `lock` is a file that whoever does this holds, for one at a time is
-    as quick as several and does nothing twice."""
+    """One generation's. `embedder` gives its model. One process does this at a time, on whatever machine: what is left
+    is read off the vectors that are there, so two would do the same twice."""
 
     def __init__(
         self,
@@ -47,12 +44,10 @@ class Reembedding(Ingest):
         embedder: Callable[[], Embedder],
         *,
         generation: Generation,
-        lock: Path,
         threads: int,
     ) -> None:
         super().__init__(db, files, decoder, embedder, max_upload_bytes=0, threads=threads)
         self._generation = generation
-        self._lock = FileLock(lock, is_singleton=False, thread_local=False)
         self._left: list[int] = []
         self._tries: Counter[int] = Counter()
         self._failed: dict[int, str] = {}  # not tried any more; once it is switched to, they are, as uploads are
@@ -67,10 +62,11 @@ class Reembedding(Ingest):
         Raises ConfigurationError, ModelUnavailable, OtherWeights.
         """
         while True:
-            with suppress(Timeout), self._lock.acquire(timeout=_LOOK_SECONDS):
-                self._run(stop, keep_up, on_progress)
-                return
-            if stop.is_set() or not self._wanted():
+            with self._db.alone("generations") as mine:
+                if mine:
+                    self._run(stop, keep_up, on_progress)
+                    return
+            if stop.wait(_LOOK_SECONDS) or not self._wanted():
                 return
 
     def _run(self, stop: threading.Event, keep_up: bool, on_progress: Callable[[int, int], None]) -> None:

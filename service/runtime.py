@@ -117,7 +117,6 @@ class Runtime:
             self.decoder,
             lambda: self.load(generation, pictures=True),
             generation=generation,
-            lock=self.settings.data_dir / "generations.lock",
             threads=self._decoders,
         )
 

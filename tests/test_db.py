@@ -4,6 +4,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -169,6 +170,35 @@ def test_processes_that_start_at_once_upgrade_in_turn(url: str) -> None:
     started = [subprocess.Popen([sys.executable, "-c", upgrade, url]) for _ in range(4)]
     assert [process.wait(60) for process in started] == [0] * 4
     assert db.revision(url) == db.newest_revision()
+
+
+def test_one_at_a_time_is_alone_in_whatever_process(url: str) -> None:
+    db.upgrade(url)
+    one, other = db.Database(url), db.Database(url)
+    with one.alone("work") as mine, other.alone("work") as theirs, other.alone("something else") as another:
+        assert (mine, theirs, another) == (True, False, True)
+        with one.write() as connection:  # nobody waits for it
+            catalog.record_change(connection, 1)
+    with other.alone("work") as theirs, one.alone("work") as mine:
+        assert (mine, theirs) == (False, True)
+    hold = (
+        "import sys, time\nfrom service import db\n"
+        "with db.Database(sys.argv[1]).alone('work') as mine:\n    print(mine, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, url], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with one.alone("work") as mine:
+            assert not mine
+        process.kill()
+    for _ in range(100):
+        with one.alone("work") as mine:
+            if mine:
+                break
+        time.sleep(0.1)
+    assert mine, "it went with its process"
+    for database in (one, other):
+        database.close()
 
 
 def test_a_server_that_stops_is_said_and_met_again(postgresql: backends.PostgreSQL) -> None:
