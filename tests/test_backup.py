@@ -36,6 +36,7 @@ def _traffic(server: Server, clip: bytes, stop: threading.Event, seed: int) -> N
             answer = client.post("/v1/videos", files={"file": ("a.mp4", data)}, data=form)
             assert answer.status_code == 202, answer.text
             mine.append(answer.json()["id"])
+            stop.wait(0.1)  # what comes in is embedded before the end
             if rng.random() < 0.6:
                 client.patch(f"/v1/videos/{rng.choice(mine)}", json={"caption": f"edited {rng.randrange(1000)}"})
             if rng.random() < 0.6:
