@@ -41,6 +41,7 @@ from service.config import Settings
 from service.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.files import FolderStore
+from service.files.folder import sync
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
@@ -96,7 +97,7 @@ def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: Non
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
-        _sync(target.absolute().parent)
+        sync(target.absolute().parent)
     return summary
 
 
@@ -240,13 +241,13 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
             _check(aside)
             for folder, _, names in os.walk(aside, topdown=False):
                 for name in names:
-                    _sync(Path(folder) / name)
-                _sync(Path(folder))
+                    sync(Path(folder) / name)
+                sync(Path(folder))
             if (aside / "media").exists():
                 (aside / "media").rename(data / "media")
             # The database comes last: with it the library is there, and not before.
             (aside / _DATABASE).rename(data / _DATABASE)
-            _sync(data)
+            sync(data)
         except BaseException:
             for name in (".restoring", "media"):
                 shutil.rmtree(data / name, ignore_errors=True)
@@ -346,14 +347,6 @@ def _check(aside: Path) -> None:
 
 def _not_one(reason: str) -> InvalidInput:
     return InvalidInput("FILE", f"this is not a whole backup of ReelsRS: {reason}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ the library is there whole or not at all. Who uploads meanwhile is taken along u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ from service.files import Store, open_store
 Step = Callable[[int, int], None]
 
 _ROWS = 500  # at a time
-_BYTES = 8 << 20
 _NUMBERED = (db.videos.c.key, db.changes.c.number, db.projections.c.key)
 
 
@@ -45,7 +44,8 @@ def copy(settings: Settings, database_url: str, storage_url: str, step: Step = l
     for url in (settings.database, database_url):
         db.upgrade(url)
     source, target = open_store(settings.storage, settings.data_dir), open_store(storage_url, settings.data_dir)
-    with _opened(settings.database) as old, _opened(database_url) as new:
+    with closing(Database(settings.database)) as old, closing(Database(database_url)) as new:
+        new.patience_seconds = db.PATIENT_SECONDS
         with new.read() as connection:
             for table in (db.library, db.videos):
                 if connection.execute(sa.select(table).limit(1)).first() is not None:
@@ -79,8 +79,8 @@ def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
     try:
         blob = source.video(row.sha256)
         with target.receive(blob.size_bytes) as incoming:
-            for start in range(0, blob.size_bytes, _BYTES):
-                incoming.write(blob.read(start, _BYTES))
+            for piece in blob.pieces():
+                incoming.write(piece)
             incoming.finish()
             if incoming.sha256 != row.sha256:
                 return None
@@ -120,13 +120,3 @@ def _free(table: sa.Table, row: dict[str, Any]) -> dict[str, Any]:
     ):
         row |= {"status": "queued", "progress": 0.0}
     return row
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.patience_seconds = db.PATIENT_SECONDS
-    try:
-        yield database
-    finally:
-        database.close()

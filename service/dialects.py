@@ -27,6 +27,8 @@ _LOCK = 7_330_275_291_847_351  # any number that other applications of one datab
 _UPGRADE_SECONDS = 600
 _POOL = 20  # connections of one process that are kept, reading and writing alike; as many again where it must
 _GONE_SECONDS = 60  # a writer whose machine is gone gives its turn back after that
+# A server or a network that went away without a word is noticed within a minute.
+_NOTICED = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 Insert = sqlite.Insert | postgresql.Insert
 
@@ -121,29 +123,26 @@ class PostgreSQL:
     """A server, shared by many machines."""
 
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
-        seconds = f"{_GONE_SECONDS}s"
         try:
-            import psycopg
+            return sa.create_engine(
+                url,
+                # A reader's statements all see what its first one saw, as on SQLite.
+                isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
+                pool_size=_POOL,
+                max_overflow=_POOL,
+                pool_timeout=BUSY_TIMEOUT_SECONDS,
+                pool_pre_ping=True,  # a server that was started again is met with new connections
+                connect_args={
+                    "connect_timeout": BUSY_TIMEOUT_SECONDS,
+                    "application_name": "reelsrs",
+                    "options": f"-c idle_in_transaction_session_timeout={_GONE_SECONDS}s -c timezone=UTC",
+                    **_NOTICED,
+                },
+            )
         except ImportError as error:
             raise ConfigurationError(
                 f"REELSRS_DATABASE_URL: PostgreSQL needs a package more: pip install 'reelsrs[postgres]' ({error})"
             ) from error
-        assert psycopg
-        return sa.create_engine(
-            url,
-            # A reader's statements all see what its first one saw, as on SQLite.
-            isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
-            pool_size=_POOL,
-            max_overflow=_POOL,
-            pool_timeout=BUSY_TIMEOUT_SECONDS,
-            pool_pre_ping=True,  # a server that was started again is met with new connections
-            connect_args={
-                "connect_timeout": BUSY_TIMEOUT_SECONDS,
-                "application_name": "reelsrs",
-                "options": f"-c idle_in_transaction_session_timeout={seconds} -c timezone=UTC",
-                **_NOTICED,
-            },
-        )
 
     def await_turn(self, connection: sa.Connection, seconds: float) -> None:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, int(seconds * 1000))}")
@@ -176,9 +175,6 @@ class PostgreSQL:
     def upgrade_alone(self, connection: sa.Connection) -> None:
         self.await_turn(connection, _UPGRADE_SECONDS)
 
-
-# A server or a network that went away without a word is noticed within a minute.
-_NOTICED = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 

@@ -13,8 +13,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,6 @@ from service.files import Store, open_store
 from service.follower import Follower
 from service.video import Decoder, Limits
 
-_READ_BYTES = 8 << 20
 _SHOWN = 20  # of the same problem; the rest is counted
 _LOW_BYTES = 1 << 30
 _OPEN_FILES = 1024
@@ -207,8 +206,8 @@ def _stored(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> str:
             return f"{blob.size_bytes} bytes are stored, {size_bytes} came"
         if deep:
             digest = hashlib.sha256()
-            for start in range(0, size_bytes, _READ_BYTES):
-                digest.update(blob.read(start, _READ_BYTES))
+            for piece in blob.pieces():
+                digest.update(piece)
             if digest.hexdigest() != sha256:
                 return "other bytes are stored than came"
     except NotFound:
@@ -345,18 +344,13 @@ def _model(settings: Settings, name: str, precision: str, known: Generation | No
 def _is_there(settings: Settings) -> bool:
     """Whether there is a library. Asking for it makes none, as opening a file of SQLite's would."""
     url = make_url(settings.database)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        return False
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or "").is_file()
     return db.revision(settings.database) is not None
 
 
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database)
-    try:
-        yield database
-    finally:
-        database.close()
+def _opened(settings: Settings) -> closing[Database]:
+    return closing(Database(settings.database))
 
 
 def _active(database: Database) -> Generation | None:

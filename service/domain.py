@@ -6,7 +6,7 @@ Units are in the names: `duration_seconds`, `size_bytes`. Times of frames are se
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +47,13 @@ class Blob:
     size_bytes: int
     read: Callable[[int, int], bytes]
     path: Path | None = None
+
+    def pieces(self, start: int = 0, stop: int | None = None, *, piece_bytes: int = 8 << 20) -> Iterator[bytes]:
+        """All of them, or those from `start` to before `stop`, some at a time; fewer where they are not there."""
+        stop = self.size_bytes if stop is None else stop
+        while start < stop and (piece := self.read(start, min(piece_bytes, stop - start))):
+            start += len(piece)
+            yield piece
 
 
 @dataclass(frozen=True, slots=True)

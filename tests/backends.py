@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import pytest
@@ -27,15 +28,15 @@ def free_port() -> int:
         return port
 
 
-def missing(what: str) -> None:
-    """A part of the machine is not there: where the project is checked, it must be."""
+def missing(what: str) -> NoReturn:
+    """Skip, for a part of the machine is not there; but never where the tests are run for good."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)
 
 
 class PostgreSQL:
-    """A cluster of its own, on a port of the loopback, without a password, gone with `stop`."""
+    """A cluster of its own, on a port of the loopback, without a password, gone with `remove`."""
 
     def __init__(self, *, durable: bool = False) -> None:
         binaries = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]

@@ -10,7 +10,6 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,18 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from tests import backends
 from tests.conftest import CHILD_ENVIRONMENT, Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Download, Page, Route
 
-CI = os.environ.get("CI") == "true"
 SOFTWARE_GRAPHICS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 360, "height": 740}
@@ -45,13 +44,6 @@ CLIPS = (
 )
 
 
-def _missing(what: str) -> NoReturn:
-    """Skip, but never where the tests are run for good."""
-    if CI:
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 # --- the browser
 
 
@@ -60,11 +52,11 @@ def browser() -> Iterator[Browser]:
     """Chromium without a window, its graphics drawn in software."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        _missing("there is no chromium on the path")
+        backends.missing("there is no chromium on the path")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _missing("playwright is not installed")
+        backends.missing("playwright is not installed")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_GRAPHICS])
         yield started
@@ -76,7 +68,7 @@ def axe() -> str:
     """The script of axe-core, out of the package that brings it to Playwright."""
     found = importlib.util.find_spec("axe_playwright_python")
     if found is None or found.origin is None:
-        _missing("axe-playwright-python is not installed")
+        backends.missing("axe-playwright-python is not installed")
         raise AssertionError  # not reached
     return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 

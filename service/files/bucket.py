@@ -103,8 +103,13 @@ class BucketStore:
             return obstore.sign(self._store, "GET", self._key(sha256), timedelta(seconds=self._link_seconds))
 
     def picture(self, sha256: str, _number: int, seconds: float) -> Blob:
-        """A frame's JPEG. Raises NotFound."""
-        return self._blob(self._key(sha256, _picture(seconds)))
+        """A frame's JPEG, fetched whole: it is small, and to ask for its size would be a request more. Raises
+        NotFound."""
+        name = _picture(seconds)
+        data = self._small(sha256, name)
+        if data is None:
+            raise NotFound(f"there is no stored object {sha256[:12]}/{name}")
+        return Blob(len(data), lambda start, length: data[start : start + length])
 
     def send_pictures(self, sha256: str, times: Sequence[float], jpegs: Sequence[bytes]) -> None:
         """Bring the pictures of a clip's frames there."""
@@ -120,11 +125,7 @@ class BucketStore:
 
     def fingerprint(self, sha256: str) -> bytes | None:
         """A clip's fingerprint as it was put; None where there is none."""
-        with self._reached():
-            try:
-                return bytes(obstore.get(self._store, self._key(sha256, "fingerprint")).bytes())
-            except FileNotFoundError:
-                return None
+        return self._small(sha256, "fingerprint")
 
     def put_fingerprint(self, sha256: str, data: bytes) -> None:
         """Replace a clip's fingerprint."""
@@ -173,6 +174,13 @@ class BucketStore:
 
     def _mark(self, sha256: str) -> str:
         return f"{self._prefix}unsettled/{sha256}"
+
+    def _small(self, sha256: str, name: str) -> bytes | None:
+        with self._reached():
+            try:
+                return bytes(obstore.get(self._store, self._key(sha256, name)).bytes())
+            except FileNotFoundError:
+                return None
 
     def _blob(self, key: str) -> Blob:
         with self._reached():

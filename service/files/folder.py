@@ -50,7 +50,7 @@ class FolderStore:
                 # The file was synced under its temporary name: from here on the name stands for all of it.
                 incoming.path.rename(target)
             for changed in (folder, folder.parent, self._root):
-                _sync(changed)
+                sync(changed)
 
     def folder(self, sha256: str) -> Path:
         """Where all that is kept of a clip lies. Raises NotFound."""
@@ -175,7 +175,8 @@ def _put(path: Path, data: bytes) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Have what was made, renamed or removed in a folder outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,7 +4,7 @@ from the store that keeps them."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
@@ -49,13 +49,4 @@ def served(
         given["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     given["Content-Length"] = str(stop - start)
     status = 206 if "Content-Range" in given else 200
-    return StreamingResponse(_chunks(blob, start, stop), status, given, media_type)
-
-
-def _chunks(blob: Blob, start: int, stop: int) -> Iterator[bytes]:
-    while start < stop:
-        data = blob.read(start, min(_CHUNK_BYTES, stop - start))
-        if not data:
-            return  # what is missing shows in the length
-        start += len(data)
-        yield data
+    return StreamingResponse(blob.pieces(start, stop, piece_bytes=_CHUNK_BYTES), status, given, media_type)

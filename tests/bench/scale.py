@@ -31,9 +31,10 @@ from service.drawing import distinct_scenes, write_clip
 from service.ingest import describe
 from service.runtime import Runtime
 from tests.backends import ObjectStore, PostgreSQL
+from tests.stand_in import stand_in
 
 STAND_IN = """
-import os, sys, time
+import os, time
 
 def install(module):
     import numpy as np
@@ -46,22 +47,6 @@ def install(module):
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     module.Embedder.embed_pictures = embed_pictures
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "service.embedder":
-            return None
-        sys.meta_path.remove(self)
-        import importlib.util
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            install(module)
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
 """
 
 
@@ -124,7 +109,6 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            (folder / "sitecustomize.py").write_text(STAND_IN)
             write_clip(distinct_scenes(1, seed=1)[0], folder / "clip.mp4", seconds=2, fps=10, width=160, height=120)
             clip = (folder / "clip.mp4").read_bytes()
             url, store = postgresql.url("library"), objects.url("library")
@@ -133,7 +117,7 @@ def main() -> None:
             )
             environment = {
                 **os.environ,
-                "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+                **stand_in(folder / "stand-in", STAND_IN),
                 "STAND_IN_SECONDS": str(1 / arguments.frames_per_second),
                 "OMP_NUM_THREADS": "1",
                 "REELSRS_MODEL": "tiny",
