@@ -156,6 +156,7 @@ def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summa
             with copied.write() as connection:
                 for key in gone:
                     catalog.delete_video(connection, key)
+                connection.execute(sa.delete(db.collections))  # those of the place that this comes from
             copied.close()
             _settle_journal(copy)
             with copy.open("rb") as content:

@@ -35,7 +35,10 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="sqlite:/// and a file, or postgresql+psycopg://; unset: SQLite in the data folder"
     )
-    vector_store: Literal["faiss"] = Field("faiss", description="engine of the vector index")
+    vector_store: str = Field(
+        "faiss",
+        description="engine of the vector index: faiss, milvus+http://HOST:PORT, or milvus+PATH.db (Milvus Lite)",
+    )
     storage_url: str | None = Field(
         None, description="folder of the stored clips, or s3://BUCKET/PREFIX; unset: in the data folder"
     )
@@ -89,6 +92,15 @@ class Settings(BaseSettings):
             number and not (base == "cuda" and number.isdigit())
         ):
             raise ValueError("must be auto, cpu, cuda, cuda:N, mps or openvino")
+        return value
+
+    @field_validator("vector_store")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        engine, _, rest = value.partition("+")
+        there = rest.startswith(("http://", "https://")) or ("://" not in rest and rest.endswith(".db"))
+        if value != "faiss" and not (engine == "milvus" and there):
+            raise ValueError("must be faiss, milvus+http://HOST:PORT or milvus+PATH.db")
         return value
 
     @field_validator("database_url")

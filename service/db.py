@@ -112,6 +112,24 @@ changes = sa.Table(
     sqlite_autoincrement=True,
 )
 
+collections = sa.Table(
+    "collections",
+    metadata,
+    # What a collection of vectors holds that is kept outside (milvus.py). Derived, and of one place: no backup and no
+    # copy takes it along.
+    sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),  # empty until the first is filled
+    sa.Column("next", sa.String, nullable=False, server_default=""),  # one that is being filled
+    sa.Column("index_type", sa.String, nullable=False),  # as Milvus names it
+    sa.Column("number", Number, nullable=False),  # of the last change that is in it
+    sa.Column("coming", Number, nullable=False),  # the same once `batch` has arrived
+    sa.Column("size", sa.BigInteger, nullable=False),  # rows, with `batch`
+    sa.Column("largest", Number, nullable=False),  # key of a video that was ever in it, with `batch`
+    sa.Column("moments", sa.LargeBinary, nullable=False),  # with `batch`
+    sa.Column("batch", sa.LargeBinary, nullable=True),  # what is on its way
+)
+
 jobs = sa.Table(
     "jobs",
     metadata,

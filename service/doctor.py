@@ -28,9 +28,9 @@ from service.config import Settings
 from service.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.drawing import distinct_scenes, write_clip
+from service.engines import Follows, follow, kinds, rebuilt
 from service.errors import NotFound, ReelsError
 from service.files import Store, open_store
-from service.follower import Follower
 from service.video import Decoder, Limits
 
 _SHOWN = 20  # of the same problem; the rest is counted
@@ -95,10 +95,9 @@ def rebuild(settings: Settings) -> int:
         if generation is None:
             return 0
         count = 0
-        for kind in _kinds(settings, generation):
-            follower = Follower(database, settings.data_dir / "index", generation, kind, fresh=True)
+        for kind in kinds(settings, database, generation):
+            follower = rebuilt(settings, database, generation, kind)
             try:
-                follower.replace_snapshot()
                 if kind != "frame":
                     with follower.current() as (index, _):
                         count = len(index)
@@ -142,7 +141,7 @@ def _index(settings: Settings, database: Database) -> list[Finding]:
     if generation is None:
         return [Finding("index", "ok", "nothing was embedded yet")]
     found = []
-    for kind in _kinds(settings, generation):
+    for kind in kinds(settings, database, generation):
         name = "index of frames" if kind == "frame" else "index"
         follower = _followed(settings, database, generation, kind)
         try:
@@ -165,15 +164,15 @@ def _index(settings: Settings, database: Database) -> list[Finding]:
     return found
 
 
-def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follower:
+def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follows:
     """The index as a start would find it. A running service may replace the snapshot while it is read."""
     for _ in range(_TRIES - 1):
-        follower = Follower(database, settings.data_dir / "index", generation, kind)
+        follower = follow(settings, database, generation, kind)
         if not follower.refused:
             return follower
         follower.close(save=False)
         time.sleep(0.2)
-    return Follower(database, settings.data_dir / "index", generation, kind)
+    return follow(settings, database, generation, kind)
 
 
 def _store(settings: Settings, database: Database, *, deep: bool) -> list[Finding]:
@@ -356,12 +355,6 @@ def _opened(settings: Settings) -> closing[Database]:
 def _active(database: Database) -> Generation | None:
     with database.read() as connection:
         return catalog.active_generation(connection)
-
-
-def _kinds(settings: Settings, generation: Generation) -> list[Kind]:
-    """The index of videos, and that of frames where it was ever asked for."""
-    frames = settings.data_dir / "index" / f"{generation.id}-frame.json"
-    return [settings.aggregation, "frame"] if frames.exists() else [settings.aggregation]
 
 
 def _some(check: str, problems: list[str], do: str) -> list[Finding]:

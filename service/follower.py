@@ -149,7 +149,7 @@ class Follower:
                 mine = index.entries_at(alive[low:high])
                 theirs = catalog.searchable(connection, some, self._generation, self._kind)
                 order = np.argsort(theirs.keys, kind="stable")
-                found += _differences(mine, theirs, order)
+                found += differences(mine, theirs, order)
             strangers = np.setdiff1d(keys, np.array(expected, dtype=np.int64))
             found += [f"the index holds video {key}, which is not ready or not there" for key in strangers]
         return found
@@ -348,7 +348,7 @@ def _named() -> AbstractContextManager[None]:
     return faults.named("the index cannot be brought up to date")
 
 
-def _differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
+def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
     """Of rows of an index and those of the database, in this order by key."""
     keys = theirs.keys[order]
     if not np.array_equal(mine.keys, keys):

@@ -26,9 +26,9 @@ import sqlalchemy as sa
 
 from service import catalog
 from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Vectors, Video, Weights
+from service.engines import Follows
 from service.errors import InvalidInput, NotReady
-from service.follower import Follower
-from service.index.rows import Index, Rows
+from service.index.rows import Rows, Searchable
 from service.question import MAX_DEPTH, Cursor, Question, Scope
 from service.ranking import Line, Numbers, diverse, interval, lines, order, rounded, spans
 
@@ -88,7 +88,7 @@ class Answer:
 class Recommender:
     """Answers questions about one library. `frames` gives the index of all frames when a moment is first asked for."""
 
-    def __init__(self, videos: Follower, frames: Callable[[], Follower], aggregation: Aggregation) -> None:
+    def __init__(self, videos: Follows, frames: Callable[[], Follows], aggregation: Aggregation) -> None:
         self._videos = videos
         self._frames = frames
         self._aggregation = aggregation
@@ -163,7 +163,7 @@ class Recommender:
             nearest.pop(video.key, None)
             likeliest = sorted(nearest, key=lambda key: (-round(nearest[key], 6), key))[:_LOOKALIKES]
             videos = catalog.videos_by_key(connection, likeliest)
-        return [videos[key] for key in likeliest]
+        return [videos[key] for key in likeliest if key in videos]
 
     def _moments(self, question: Question) -> Answer:
         with self._frames().current() as (index, connection):
@@ -288,7 +288,7 @@ class _Search:
     """One search over videos, in one state of index and database."""
 
     def __init__(
-        self, index: Index, connection: sa.Connection, target: _Target, both: tuple[Line, Line], question: Question
+        self, index: Searchable, connection: sa.Connection, target: _Target, both: tuple[Line, Line], question: Question
     ) -> None:
         self._index = index
         self._connection = connection

@@ -18,10 +18,10 @@ from service.db import Database
 from service.domain import Generation, Kind
 from service.duplicates import Duplicates
 from service.embedder import Embedder
+from service.engines import Follows, follow
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples
 from service.files import open_store
-from service.follower import Follower
 from service.generations import State
 from service.ingest import Ingest
 from service.recommend import Recommender
@@ -154,11 +154,11 @@ class Runtime:
         return self.serving.embedder(pictures=pictures)
 
     @property
-    def follower(self) -> Follower:
+    def follower(self) -> Follows:
         """Its index of videos."""
         return self.serving.follower
 
-    def frames(self) -> Follower:
+    def frames(self) -> Follows:
         """Its index of frames."""
         return self.serving.frames()
 
@@ -271,6 +271,7 @@ class Runtime:
                     queued = generations.switch(connection, generation_id)
                 log.warning("another model answers", model=wanted.generation.model, queued=queued)
                 self._put(serving)
+                serving.follower.save()
             with self.db.read() as connection:
                 return generations.state(connection, generation_id)
 
@@ -353,22 +354,22 @@ class Serving:
             assert part is not None
 
     @cached_property
-    def follower(self) -> Follower:
+    def follower(self) -> Follows:
         """The index of the generation's videos."""
         return self._follow(self._runtime.settings.aggregation)
 
-    def frames(self) -> Follower:
+    def frames(self) -> Follows:
         """The index of its frames, built when first asked for."""
         with self._building:
             return self._frames
 
     @cached_property
-    def _frames(self) -> Follower:
+    def _frames(self) -> Follows:
         return self._follow("frame")
 
-    def _follow(self, kind: Kind) -> Follower:
+    def _follow(self, kind: Kind) -> Follows:
         runtime = self._runtime
-        return Follower(runtime.db, runtime.settings.data_dir / "index", self.generation, kind)
+        return follow(runtime.settings, runtime.db, self.generation, kind)
 
     @cached_property
     def recommender(self) -> Recommender:

@@ -689,7 +689,10 @@ class GenerationList(BaseModel):
 class IndexInfo(BaseModel):
     """The vector index."""
 
-    kind: str = Field(description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly")
+    kind: str = Field(
+        description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly; "
+        "`milvus flat`, `milvus hnsw`: in Milvus, every vector or by a graph"
+    )
     size: int = Field(description="videos in it")
     exact: bool
     approximate_from: int = Field(description="number of videos from which it is approximate")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,39 @@ class SavedFile:
 
 
 Writer = Callable[[Path], tuple[dict[str, Any], list[SavedFile]]]
+
+
+class Searchable(Protocol):
+    """What a search asks of vectors, whoever keeps them. A row is one of them; its number means nothing elsewhere."""
+
+    layout: Layout
+    kind: str
+    exact: bool
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def search(self, query: Vectors, count: int, where: Categories = EVERY_CATEGORY) -> tuple[Rows, Vectors]:
+        """Rows and inner products with `query` (width,) of the best `count`, best first; fewer where there are
+        fewer."""
+
+    def keys(self, rows: Rows) -> Keys:
+        """Whose these rows are."""
+
+    def get(self, rows: Rows) -> Vectors:
+        """(N, width) the rows as they were put in, bit by bit."""
+
+    def rows_of(self, keys: Keys) -> Rows:
+        """The rows of these videos."""
+
+    def similarity(
+        self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating], *, deviations: bool = True
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Mean and standard deviation, over all rows, of <picture, v> and of <caption, t>."""
+
+    @property
+    def mean_caption(self) -> npt.NDArray[np.float64]:
+        """(D,) the mean of all captions."""
 
 
 class Index(ABC):
