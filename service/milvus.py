@@ -88,7 +88,7 @@ class MilvusFollower:
         self._tally: tuple[tuple[str, int], Tally] | None = None
         self._renewing: threading.Thread | None = None
         self._not_before = 0.0
-        self._closed = False
+        self._closing = threading.Event()
         _import()
 
     @property
@@ -162,9 +162,9 @@ class MilvusFollower:
 
     def close(self, *, save: bool = True) -> None:  # noqa: ARG002  (there is nothing to save)
         """Let go of the connection."""
-        self._closed = True
-        if self._renewing is not None:
-            self._renewing.join()
+        self._closing.set()
+        if (renewing := self._renewing) is not None:
+            renewing.join()
         if self._connection is not None:
             self._connection.close()
 
@@ -296,7 +296,7 @@ class MilvusFollower:
                 for start in range(0, len(changed), _BATCH):
                     batch = self._plan(connection, name, tally, changed[start : start + _BATCH], empty=True)
                     self._send(name, batch)
-                    if self._closed:
+                    if self._closing.is_set():
                         raise Unavailable("the service stops")
                 number = last
         if alone:
@@ -315,7 +315,7 @@ class MilvusFollower:
         log.info("a collection was made", collection=name, index=index, rows=tally.count, seconds=seconds)
         if old is not None and old.name and old.name != name:
             if not alone:
-                time.sleep(_LINGER_SECONDS)
+                self._closing.wait(_LINGER_SECONDS)
             with _reached():
                 self._client.drop_collection(old.name, timeout=_SECONDS)
         return row
@@ -339,7 +339,7 @@ class MilvusFollower:
         return row
 
     def _renew(self) -> None:
-        if self._renewing is not None or self._closed or time.monotonic() < self._not_before:
+        if self._renewing is not None or self._closing.is_set() or time.monotonic() < self._not_before:
             return
 
         def run() -> None:

@@ -4,6 +4,7 @@ started here, from the packages that the README names. A test asks for `environm
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import socket
@@ -134,23 +135,94 @@ class ObjectStore:
         self.process.wait()
 
 
+class Milvus:
+    """A Milvus of its own, from the wheel `milvus`, which opens its ports everywhere: in a network of its own, and on a
+    port of the loopback here."""
+
+    def __init__(self) -> None:
+        command = shutil.which("milvus-server")
+        if command is None:
+            missing("milvus-server is not on the PATH (pip install milvus==2.3.5 'setuptools<80', apart from ReelsRS)")
+        self._command = command
+        self._folder = Path(tempfile.mkdtemp(prefix="reelsrs-milvus-"))
+        self.port = free_port()
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, again after a `stop`; its data is the same."""
+        with socket.socket() as listener, (self._folder / "log").open("ab") as log:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.port))
+            listener.listen(128)
+            apart = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--net", "--map-root-user"]
+            relay = [sys.executable, str(Path(__file__).parent / "alone.py"), str(listener.fileno()), "19530"]
+            server = [self._command, "--data", str(self._folder / "data")]
+            self.process = subprocess.Popen(
+                [*apart, *relay, *server],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        from pymilvus import MilvusClient, MilvusException
+
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                client = MilvusClient(self.uri, timeout=3)
+                client.list_collections(timeout=3)
+                client.close()
+            except MilvusException:
+                time.sleep(0.5)
+            else:
+                return
+        raise RuntimeError(f"Milvus did not start:\n{(self._folder / 'log').read_text()[-5000:]}")
+
+    def stop(self) -> None:
+        """Kill it; its data stays."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def remove(self) -> None:
+        """Stop it and remove its data."""
+        self.stop()
+        shutil.rmtree(self._folder)
+
+
 class Servers:
     """Everything that a distributed library needs."""
 
     def __init__(self) -> None:
         self.postgresql = PostgreSQL()
         self.objects = ObjectStore()
+        self.milvus = Milvus()
         os.environ.update(self.objects.environment)
 
     def environment(self, data_dir: Path) -> dict[str, str]:
         """The settings of the library whose data folder this is."""
         name = _name(data_dir)
-        return {"REELSRS_DATABASE_URL": self.postgresql.url(name), "REELSRS_STORAGE_URL": self.objects.url(name)}
+        return {
+            "REELSRS_DATABASE_URL": self.postgresql.url(name),
+            "REELSRS_STORAGE_URL": self.objects.url(name),
+            "REELSRS_VECTOR_STORE": f"milvus+{self.milvus.uri}",
+        }
 
     def remove(self) -> None:
         """Stop them."""
         self.postgresql.remove()
         self.objects.remove()
+        self.milvus.remove()
 
 
 def _name(data_dir: Path) -> str:

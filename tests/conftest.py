@@ -88,6 +88,14 @@ def objects() -> Iterator[backends.ObjectStore]:
     started.remove()
 
 
+@pytest.fixture(scope="session")
+def milvus() -> Iterator[backends.Milvus]:
+    """A Milvus that some tests start by themselves."""
+    started = backends.Milvus()
+    yield started
+    started.remove()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a database that has no schema yet, of either kind."""

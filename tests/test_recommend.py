@@ -6,7 +6,7 @@ import atexit
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from service import catalog, db, jobs
 from service.db import Database
 from service.domain import Generation, Probe, Sampling, Weights
+from service.engines import Follows
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.follower import EXACT_UP_TO, Follower
+from service.milvus import MilvusFollower
 from service.question import Cursor, Example, Like, Question, Scope
 from service.recommend import Answer, Recommender
 from service.vectors import aggregate, normalise
@@ -30,6 +32,9 @@ from tests.oracle import Item, best, diverse, moments, rank, same, score
 D = 12
 GENERATION = Generation("g-test", "test", D, "float32")
 PROBE = Probe("video/mp4", "h264", 64, 48, 1.0, 10.0)
+
+
+ENGINES = ("faiss", "milvus lite", "milvus server")
 
 
 @functools.cache
@@ -43,13 +48,19 @@ def _empty_database() -> Path:
 class Library:
     """A catalogue of made-up vectors, and the oracle's copy of it."""
 
-    def __init__(self, folder: Path, exact_up_to: int = EXACT_UP_TO) -> None:
+    def __init__(self, folder: Path, exact_up_to: int = EXACT_UP_TO, milvus: str = "") -> None:
         shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis wants hundreds of libraries
         self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
             catalog.activate_generation(connection, GENERATION)
-        self.follower = Follower(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
-        self.frames = Follower(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
+        self.follower: Follows
+        self.frames: Follows
+        if milvus:
+            self.follower = MilvusFollower(self.db, milvus, GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = MilvusFollower(self.db, milvus, GENERATION, "frame", exact_up_to=exact_up_to)
+        else:
+            self.follower = Follower(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = Follower(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
         self.recommender = Recommender(self.follower, lambda: self.frames, "mean")
         self.items: dict[str, Item] = {}
         self.keys: dict[str, int] = {}
@@ -134,10 +145,40 @@ class Library:
         self.db.close()
 
 
-@pytest.fixture
-def library(tmp_path: Path) -> Library:
+@pytest.fixture(params=ENGINES)
+def library(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Library]:
     """An empty one."""
-    return Library(tmp_path)
+    made = Library(tmp_path, milvus=_uri(request.param, tmp_path, request))
+    yield made
+    made.close()
+
+
+def _uri(engine: str, folder: Path, request: pytest.FixtureRequest) -> str:
+    if engine == "milvus server":
+        return str(request.getfixturevalue("milvus").uri)
+    return str(folder / "vectors.db") if engine == "milvus lite" else ""
+
+
+def over_engines(max_examples: int, **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A property that holds whichever engine keeps the vectors. Few examples where each begins by making collections,
+    which takes the server three seconds."""
+
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        @pytest.mark.parametrize("engine", ENGINES)
+        def test(engine: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+            def one(size: int, **drawn: Any) -> None:
+                folder = tmp_path_factory.mktemp("library")
+                library = Library(folder, size if engine == "faiss" else EXACT_UP_TO, _uri(engine, folder, request))
+                body(library, **drawn)
+                library.close()
+
+            count = {"faiss": max_examples, "milvus lite": max_examples // 5, "milvus server": 3}[engine]
+            settings(deadline=None, max_examples=count)(given(size=SIZES, **strategies)(one))()
+
+        test.__name__, test.__doc__ = body.__name__, body.__doc__
+        return test
+
+    return decorate
 
 
 def _unit(rng: np.random.Generator) -> np.ndarray:
@@ -174,10 +215,9 @@ FUSIONS = st.sampled_from(["cosine", "zscore"])
 SIZES = st.sampled_from([EXACT_UP_TO, 18])
 
 
-@settings(deadline=None, max_examples=60)
-@given(
+@over_engines(
+    60,
     seed=st.integers(0, 2**32 - 1),
-    size=SIZES,
     weights=WEIGHTS,
     fusion=FUSIONS,
     k=st.integers(1, 30),
@@ -187,9 +227,8 @@ SIZES = st.sampled_from([EXACT_UP_TO, 18])
     cut=st.booleans(),
 )
 def test_answers_equal_the_oracle_through_changes(
-    tmp_path_factory: pytest.TempPathFactory,
+    library: Library,
     seed: int,
-    size: int,
     weights: tuple[float, float],
     fusion: str,
     k: int,
@@ -199,7 +238,6 @@ def test_answers_equal_the_oracle_through_changes(
     cut: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
-    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
     _fill(library, rng, int(rng.integers(2, 40)))
     w_v, w_t = weights
     for _ in range(4):
@@ -259,16 +297,11 @@ def test_answers_equal_the_oracle_through_changes(
                 assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
                 assert hit.text_part.imputed == (library.items[hit.video.id].t is None)
         _change(library, rng)
-    library.close()
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), size=SIZES, fusion=FUSIONS, k=st.integers(1, 25))
-def test_moments_equal_the_oracle_through_changes(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, fusion: str, k: int
-) -> None:
+@over_engines(30, seed=st.integers(0, 2**32 - 1), fusion=FUSIONS, k=st.integers(1, 25))
+def test_moments_equal_the_oracle_through_changes(library: Library, seed: int, fusion: str, k: int) -> None:
     rng = np.random.default_rng(seed)
-    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
     for _ in range(int(rng.integers(2, 12))):
         # Frames that stay alike for a while, as those of a clip do.
         scenes = [_unit(rng) for _ in range(3)]
@@ -290,22 +323,19 @@ def test_moments_equal_the_oracle_through_changes(
         assert shown == [(one[0], *one[2:]) for one in expected]
         assert answer.weights == Weights(0.7, 0.0)
         _change(library, rng)
-    library.close()
 
 
-@settings(deadline=None, max_examples=30)
-@given(
+@over_engines(
+    30,
     seed=st.integers(0, 2**32 - 1),
-    size=SIZES,
     fusion=FUSIONS,
     k=st.integers(1, 7),
     way=st.sampled_from(["best", "diverse", "moment"]),
 )
 def test_pages_stay_consistent_while_videos_come_and_go(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, fusion: str, k: int, way: str
+    library: Library, seed: int, fusion: str, k: int, way: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    library = Library(tmp_path_factory.mktemp("library"), exact_up_to=size)
     _fill(library, rng, 20)
     vector = _unit(rng)
     before = set(library.items)
@@ -340,7 +370,6 @@ def test_pages_stay_consistent_while_videos_come_and_go(
     assert before - gone <= {name for name, _ in shown}, "a video that was there all the time was left out"
     if way != "diverse":
         assert orders == sorted(orders), "a page goes back before the one ahead of it"
-    library.close()
 
 
 def test_a_page_of_another_question_or_of_what_has_changed_is_refused(library: Library) -> None:
