@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import secrets
 import threading
@@ -669,6 +670,7 @@ def _chunks(items: Any, size: int = _BATCH) -> Iterator[Any]:
 
 
 def _import() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part prints how connections come and go
     try:
         import pymilvus  # noqa: F401
     except ImportError as error:
@@ -676,7 +678,8 @@ def _import() -> None:
             f"REELSRS_VECTOR_STORE: Milvus needs a package more: pip install 'reelsrs[milvus]' ({error})"
         ) from error
     # It prints what it raises, with a traceback; whoever catches it says it once.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    for name in ("pymilvus", "grpc._server"):  # the second is that of Lite, in this process
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _connect(uri: str) -> MilvusClient:
