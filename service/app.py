@@ -14,7 +14,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files as package_files
@@ -382,14 +382,18 @@ class _Metrics(Collector):
         """Gauges, from the database and the index."""
         if self._runtime is None:
             return
-        with self._runtime.follower.current() as (index, connection):
-            size, counts, depth = len(index), catalog.status_counts(connection), jobs.depth(connection)
+        with self._runtime.db.read() as connection:
+            counts, depth, age = catalog.status_counts(connection), jobs.depth(connection), jobs.age(connection)
         videos_by_status = GaugeMetricFamily("reelsrs_videos", "videos by status", labels=["status"])
         for status in ("queued", "processing", "ready", "failed"):
             videos_by_status.add_metric([status], counts.get(status, 0))
         yield videos_by_status
         yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
-        yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
+        yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
+        with suppress(ReelsError):  # vectors that are away take no other figure along
+            with self._runtime.follower.current() as (index, _):
+                size = len(index)
+            yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
 
 
 class _Observed:

@@ -579,14 +579,16 @@ def worker(
     lay_out: Annotated[int | None, typer.Option("--lay-out", hidden=True)] = None,
     owner: Annotated[str, typer.Option("--owner", hidden=True)] = "",
     generation: Annotated[str, typer.Option("--generation", hidden=True)] = "",
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="answer Prometheus there, under /metrics")] = "",
 ) -> None:
     """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
     own."""
     import signal
     import threading
 
-    from service import catalog, config, generations, log
+    from service import catalog, config, figures, generations, log
     from service.atlas import Cancelled
+    from service.errors import ConfigurationError
     from service.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()
@@ -611,6 +613,14 @@ def worker(
                     generations.report(connection, generation, str(error))
                 raise
         return
+    if metrics:
+        host, _, port = metrics.rpartition(":")
+        if not (host and port.isdigit() and int(port) < 65536):
+            raise typer.BadParameter("must be HOST:PORT", param_hint="--metrics")
+        try:
+            figures.show(host.strip("[]"), int(port))
+        except OSError as error:
+            raise ConfigurationError(f"--metrics: {metrics} cannot be listened on: {error.strerror}") from error
     with _runtime(config.load()) as runtime:
         runtime.adopt(wishes=False)
         # From here on a signal ends the work in order; while the model was loading it simply ended the process.
@@ -693,6 +703,7 @@ def _serve(settings: Settings, *, worker: bool) -> None:
         port=settings.port,
         http=Protocol,
         log_config=None,
+        access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
     )

@@ -18,7 +18,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import catalog, jobs, maps
+from service import catalog, figures, jobs, maps
 from service.db import Database
 from service.domain import (
     Probe,
@@ -275,7 +275,8 @@ class Ingest:
         return len(running) <= self._threads or frames < max(2 * batch, _AHEAD_FRAMES)
 
     def _decode(self, video: Video, owner: str) -> Sample:
-        sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
+        with figures.SECONDS.labels("decode").time():
+            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
         with self._db.write() as connection:
             if jobs.owns(connection, video.key, owner):
                 catalog.set_status(connection, video.key, "processing", 0.5)
@@ -291,7 +292,11 @@ class Ingest:
     def _embed(self, batch: list[tuple[Video, Sample]], owner: str) -> list[_Embedded]:
         embedder = self._embedder()
         try:
-            frames = embedder.embed_pictures(np.concatenate([sample.pixels for _, sample in batch]))
+            pixels = np.concatenate([sample.pixels for _, sample in batch])
+            with figures.SECONDS.labels("embed").time():
+                frames = embedder.embed_pictures(pixels)
+            figures.FRAMES.inc(len(frames))
+            figures.BATCH_FILL.observe(len(frames) / embedder.batch)
             captions = list({video.caption: None for video, _ in batch if video.caption})
             texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
         except Exception as error:
@@ -317,7 +322,8 @@ class Ingest:
     def _store(self, batch: list[_Embedded], owner: str) -> None:
         for one in batch:
             try:
-                self._persist(one.video, one.sample, one.frames, one.texts, owner)
+                with figures.SECONDS.labels("store").time():
+                    self._persist(one.video, one.sample, one.frames, one.texts, owner)
                 self._faults = 0
             except Exception as error:
                 self._settle(one.video, owner, error)
@@ -350,8 +356,11 @@ class Ingest:
                 height=sample.probe.height,
                 duration_seconds=sample.probe.duration_seconds,
             )
+            lag = jobs.age(connection, video.key)
             jobs.finish(connection, video.key)
             catalog.record_change(connection, video.key)
+        figures.CLIPS.labels("ready").inc()
+        figures.LAG.observe(lag)
 
     def _settle(self, video: Video, owner: str, error: Exception, *, passing: bool | None = None) -> None:
         """What becomes of a job that could not be done. A fault that is `passing` is the machine's, not the video's."""
@@ -370,6 +379,7 @@ class Ingest:
                 jobs.fail(connection, video.key, reason)
             else:
                 jobs.retry(connection, video.key, reason)
+        figures.CLIPS.labels("put off" if pause else "failed").inc()
 
 
 def _still_active(connection: sa.Connection, embedder: Embedder) -> None:

@@ -120,6 +120,13 @@ def depth(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
 
 
+def age(connection: sa.Connection, key: int | None = None) -> float:
+    """Seconds since this job, or the oldest of all, could have been begun; 0 where there is none."""
+    since = sa.select(sa.func.min(db.jobs.c.available_at))
+    found = connection.execute(since if key is None else since.where(db.jobs.c.video_key == key)).scalar()
+    return 0.0 if found is None else max(0.0, db.now(connection) - found)
+
+
 def _take_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
     attempts = sa.case((db.jobs.c.attempts > 0, db.jobs.c.attempts - 1), else_=0)
     connection.execute(sa.update(db.jobs).where(which).values(attempts=attempts))

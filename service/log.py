@@ -44,10 +44,10 @@ def configure(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # open_clip and the hub client narrate every load at INFO; uvicorn's access log is replaced by ours.
-    for name in ("httpx", "httpcore", "huggingface_hub", "PIL", "alembic"):
+    # open_clip and the hub client narrate every load at INFO; uvicorn's access log is replaced by ours. By levels:
+    # a library that configures logging when it is imported enables every logger again.
+    for name in ("httpx", "httpcore", "huggingface_hub", "PIL", "alembic", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").disabled = True
 
 
 def _without_keys(_logger: object, _method: str, line: Any) -> str:

@@ -257,6 +257,15 @@ def stored(data_dir: Path) -> set[str]:
     return {str(path.relative_to(media)) for path in media.rglob("*") if path.is_file()}
 
 
+def overwrite(data_dir: Path, sha256: str, data: bytes) -> None:
+    """Put other bytes in the place of a stored clip's."""
+    name = f"{sha256[:2]}/{sha256}/video"
+    if _started:
+        S3Store("reelsrs", prefix=_name(data_dir), client_options={"allow_http": True}).put(name, data)
+    else:
+        (data_dir / "media" / name).write_bytes(data)
+
+
 def incoming(data_dir: Path) -> Path:
     """The folder of uploads on their way."""
     return data_dir / "incoming" if _started else data_dir / "media" / "incoming"

@@ -21,12 +21,13 @@ import torch
 from safetensors.torch import save_file
 
 from service import catalog, generations
-from service.domain import Sampling, Video, Weights
+from service.domain import Picture, Sampling, Video, Weights
 from service.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
 from service.ingest import describe
 from service.runtime import Runtime
 from service.worker import Worker
+from tests import backends
 from tests.ask import like_video
 from tests.conftest import ClipMaker, Server, family, numbered, serving, settings_for
 from tests.test_api import check_recommendations, items, upload
@@ -228,11 +229,9 @@ def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
     filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]
 ) -> None:
     runtime, videos = filled
-    path = runtime.files.video(videos[2].sha256).path
-    assert path is not None
-    path.write_bytes(b"the disk has a bad block")
+    backends.overwrite(runtime.settings.data_dir, videos[2].sha256, b"the disk has a bad block")
     with pytest.raises(Undecodable):
-        runtime.decoder.probe(path)
+        runtime.decoder.sample(runtime.files.video(videos[2].sha256), Sampling(1), Picture(32, 32))
     moved = other()
     moved.adopt()
     moved.move_over(lambda _: None)

@@ -60,11 +60,15 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     Where clips and rows cannot be written, `status` is `degraded` and `checks` says why: searches are answered all the
     same, so the service stays where it gets requests."""
     checks = {"worker": "ok", "load": "ok"}
+    name = "database"
     try:
+        with service.db.read() as connection:
+            catalog.active_generation(connection)
+        checks[name], name = "ok", "index"
         with service.follower.current():
-            checks["database"] = checks["index"] = "ok"
+            checks[name] = "ok"
     except ReelsError as error:
-        checks["database"] = str(error)
+        checks[name] = str(error)
     checks |= _tried(request, service)
     if service.trouble is not None:
         checks["model"] = service.trouble
