@@ -122,6 +122,7 @@ collections = sa.Table(
     sa.Column("name", sa.String, nullable=False),  # empty until the first is filled
     sa.Column("next", sa.String, nullable=False, server_default=""),  # one that is being filled
     sa.Column("index_type", sa.String, nullable=False),  # as Milvus names it
+    sa.Column("version", Number, nullable=False),  # counts the batches
     sa.Column("number", Number, nullable=False),  # of the last change that is in it
     sa.Column("coming", Number, nullable=False),  # the same once `batch` has arrived
     sa.Column("size", sa.BigInteger, nullable=False),  # rows, with `batch`

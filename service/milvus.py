@@ -86,7 +86,7 @@ class MilvusFollower:
         self._connecting = threading.Lock()
         self._connection: MilvusClient | None = None
         self._seen = ""  # the collection that was there when this process last looked
-        self._tally: tuple[tuple[str, int], Tally] | None = None
+        self._tally: tuple[tuple[str, int], Tally] | None = None  # of a collection's version
         self._renewing: threading.Thread | None = None
         self._not_before = 0.0
         self._closing = threading.Event()
@@ -99,22 +99,19 @@ class MilvusFollower:
 
     @contextmanager
     def current(self) -> Iterator[tuple[View, sa.Connection]]:
-        """What can be searched, and a snapshot of the database, of the same state, for as long as the block lasts.
+        """What can be searched, and a snapshot of the database, for as long as the block lasts: of the same state,
+        where nothing changes at that moment, and never older than the call.
 
-        What another process changes while the block lasts may be missing among the candidates already; it is never
-        mixed into the numbers. Raises Unavailable.
+        What is changed meanwhile may be missing among the candidates, or be one already; numbers come from the
+        snapshot. Raises Unavailable.
         """
-        for attempt in range(_TRIES):
+        needed: int | None = None
+        for _ in range(_TRIES):
             with self._db.read() as connection:
                 row = self._row(connection)
-                last = catalog.last_change(connection, self._generation.id)
-                if (
-                    row is not None
-                    and row.name == self._seen != ""
-                    and row.batch is None
-                    # Under a stream of changes there is always one more: the last try does without it.
-                    and (row.number == last or attempt == _TRIES - 1)
-                ):
+                if needed is None:
+                    needed = catalog.last_change(connection, self._generation.id)
+                if row is not None and row.name == self._seen != "" and row.number >= needed:
                     yield View(self, row, connection), connection
                     return
             self._catch_up()
@@ -188,9 +185,14 @@ class MilvusFollower:
                 for start in range(0, len(changed), _BATCH):
                     tally = Tally.of(self._layout, row)
                     batch = self._plan(connection, row.name, tally, changed[start : start + _BATCH])
+                    number = last if start + _BATCH >= len(changed) else row.number
+                    if batch.empty:  # what was only queued
+                        row = self._put(row, number=number)
+                        continue
                     row = self._put(
                         row,
-                        coming=last if start + _BATCH >= len(changed) else row.number,
+                        version=row.version + 1,
+                        coming=number,
                         size=tally.count,
                         largest=tally.largest,
                         moments=tally.pack(),
@@ -227,47 +229,43 @@ class MilvusFollower:
 
     # --- rows of the table
 
-    def _row(self, connection: sa.Connection) -> sa.Row[Any] | None:
+    def _row(self, connection: sa.Connection, *, whole: bool = False) -> sa.Row[Any] | None:
+        columns = [one for one in db.collections.c if whole or one.name not in ("moments", "batch")]
         return connection.execute(
-            sa.select(db.collections).where(
+            sa.select(*columns).where(
                 db.collections.c.generation == self._generation.id, db.collections.c.kind == self._kind
             )
         ).first()
 
     def _fetch(self) -> sa.Row[Any] | None:
         with self._db.read() as connection:
-            return self._row(connection)
+            return self._row(connection, whole=True)
 
     def _put(self, before: sa.Row[Any] | None, **values: Any) -> sa.Row[Any]:
         mine = {"generation": self._generation.id, "kind": self._kind}
         table = db.collections
         with self._db.write() as connection:
             if before is None:
-                empty = {
-                    "name": "",
-                    "index_type": "",
-                    "number": 0,
-                    "coming": 0,
-                    "size": 0,
-                    "largest": -1,
-                    "moments": b"",
-                }
-                connection.execute(sa.insert(table).values(**{**mine, **empty, **values}))
+                numbers = dict.fromkeys(("version", "number", "coming", "size"), 0)
+                first = {"name": "", "index_type": "", **numbers, "largest": -1, "moments": b"", **values}
+                connection.execute(sa.insert(table).values(**mine, **first))
             else:
                 same = sa.and_(table.c.generation == self._generation.id, table.c.kind == self._kind)
                 unchanged = sa.and_(table.c.name == before.name, table.c.number == before.number)
                 done = connection.execute(sa.update(table).where(same, unchanged).values(**values))
                 if done.rowcount != 1:  # the lock was lost with its connection, and another went on
                     raise Unavailable("the vectors are being brought up to date; try again")
-            row = self._row(connection)
+            row = self._row(connection, whole=True)
         assert row is not None, "it was just written"
         return row
 
-    def tally(self, row: sa.Row[Any]) -> Tally:
-        """Of a state that is only read; the last one is kept."""
-        known, name = self._tally, (row.name, row.number)
-        if known is None or known[0] != name:
-            known = self._tally = name, Tally.of(self._layout, row)
+    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> Tally:
+        """Of a state that is only read; the last one is kept, for it is megabytes."""
+        known, state = self._tally, (row.name, row.version)
+        if known is None or known[0] != state:
+            whole = self._row(connection, whole=True)
+            assert whole is not None, "`row` is of the same snapshot"
+            known = self._tally = state, Tally.of(self._layout, whole)
         return known[1]
 
     # --- collections
@@ -327,6 +325,7 @@ class MilvusFollower:
             self._fetch(),
             name=name,
             next="",
+            version=0,
             index_type=index,
             number=number,
             coming=number,
@@ -539,13 +538,13 @@ class View:
     ) -> tuple[tuple[float, float], tuple[float, float]]:
         """Mean and standard deviation, over all that is there, of <picture, v> and of <caption, t>; without
         `deviations` they are 0."""
-        seen, read = self._follower.tally(self._row).moments
+        seen, read = self._follower.tally(self._connection, self._row).moments
         return seen.similarity(picture, deviation=deviations), read.similarity(caption, deviation=deviations)
 
     @property
     def mean_caption(self) -> npt.NDArray[np.float64]:
         """(D,) the mean of all captions, what a missing one counts as; zero where there is none."""
-        return self._follower.tally(self._row).moments[1].mean
+        return self._follower.tally(self._connection, self._row).moments[1].mean
 
     def _read(self, rows: Rows) -> None:
         new = [row for row in rows.tolist() if row not in self._vectors]
@@ -626,6 +625,10 @@ class _Batch:
             ids = ids * _FRAMES + places - np.maximum.accumulate(np.where(starts, places, 0))
         rows = layout.join(entries.pictures, entries.captions, entries.captioned)
         return cls(ids, entries.keys, rows, list(entries.categories), np.zeros(0, dtype=np.int64))
+
+    @property
+    def empty(self) -> bool:
+        return not len(self.ids) and not len(self.gone)
 
     def pack(self) -> bytes:
         file = io.BytesIO()

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("next", sa.String(), server_default="", nullable=False),
         sa.Column("index_type", sa.String(), nullable=False),
+        sa.Column("version", Number, nullable=False),
         sa.Column("number", Number, nullable=False),
         sa.Column("coming", Number, nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
