@@ -358,3 +358,20 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluste
     _until(
         lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up"
     )
+
+
+def test_the_rest_suite_passes_with_everything_on_servers() -> None:
+    """The same tests, the same service, other settings. The rest of them takes a quarter of an hour, and is run so by
+    hand: `pytest --distributed tests/test_projections.py tests/test_generations.py` and so on."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "--distributed", "-q", "-p", "no:cacheprovider"),
+            *(str(folder / name) for name in ("test_api.py", "test_search.py", "test_keys.py", "test_injection.py")),
+        ],
+        cwd=folder.parent,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
