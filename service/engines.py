@@ -31,6 +31,9 @@ class Follows(Protocol):
     def current(self) -> AbstractContextManager[tuple[Searchable, sa.Connection]]:
         """What can be searched, and a snapshot of the database, of the same state, for as long as the block lasts."""
 
+    def check(self) -> None:
+        """Raises what a question would raise now."""
+
     def save(self) -> None:
         """Have the next start find what is here."""
 

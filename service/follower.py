@@ -122,6 +122,11 @@ class Follower:
                 self._catch_up(connection)
             yield self._index, connection
 
+    def check(self) -> None:
+        """Raises what a question would raise now."""
+        with self.current():
+            pass
+
     def save(self) -> None:
         """Write a snapshot, unless nothing changed since the last one or another process looks after it. Searches
         and changes go on meanwhile. A snapshot that cannot be written costs the next start time, nothing else."""

@@ -117,6 +117,13 @@ class MilvusFollower:
             self._catch_up()
         raise Unavailable("the vectors are being brought up to date; try again")
 
+    def check(self) -> None:
+        """Raises what a question would raise now: Unavailable."""
+        with self.current() as (view, _), _reached():
+            if not self._is_there(view.name):
+                self._seen = ""
+                raise Unavailable("the collection of vectors is not there; it is being made anew")
+
     def save(self) -> None:
         """Have the alias point here if this is the generation that answers. There is nothing else to save."""
         if self._kind == "frame":

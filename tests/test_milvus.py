@@ -246,7 +246,10 @@ def test_a_server_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -> 
         library = Library(tmp_path, milvus=server.uri)
         _fill(library, np.random.default_rng(7), 20)
         _agrees(library)
+        library.follower.check()
         server.stop()
+        with pytest.raises(Unavailable, match="the vectors cannot be reached"):
+            library.follower.check()
         for _ in range(2):
             began = time.monotonic()
             with pytest.raises(Unavailable, match="the vectors cannot be reached"):

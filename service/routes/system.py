@@ -65,8 +65,8 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
         with service.db.read() as connection:
             catalog.active_generation(connection)
         checks[name], name = "ok", "index"
-        with service.follower.current():
-            checks[name] = "ok"
+        service.follower.check()
+        checks[name] = "ok"
     except ReelsError as error:
         checks[name] = str(error)
     checks |= _tried(request, service)
