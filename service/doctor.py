@@ -29,7 +29,7 @@ from service.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.drawing import distinct_scenes, write_clip
 from service.engines import Follows, follow, kinds, rebuilt
-from service.errors import NotFound, ReelsError
+from service.errors import NotFound, ReelsError, Unavailable
 from service.files import Store, open_store
 from service.video import Decoder, Limits
 
@@ -151,6 +151,9 @@ def _index(settings: Settings, database: Database) -> list[Finding]:
             wrong = follower.differences()
             with follower.current() as (index, _):
                 words = f"{len(index)} rows, {index.kind}, equal to the database in vectors, captions and categories"
+        except Unavailable as error:
+            found.append(Finding(name, "problem", str(error), "see that the server of the vectors runs"))
+            continue
         finally:
             follower.close(save=False)
         found += _some(name, wrong, "`reelsrs index rebuild`") or (

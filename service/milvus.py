@@ -279,7 +279,7 @@ class MilvusFollower:
 
     def _announce(self, row: sa.Row[Any] | None) -> str:
         """The name of a collection to come, written down so that one that never came to be is known, and removed."""
-        if row is not None and row.next:
+        if row is not None and row.next and self._is_there(row.next):
             self._client.drop_collection(row.next, timeout=_SECONDS)
         with self._db.write() as connection:
             library = catalog.library_id(connection)

@@ -349,7 +349,8 @@ class Serving:
     def warm(self) -> None:
         """Build everything that the first question would wait for, the model apart. Here, once: the threads that answer
         would each build their own."""
-        self.follower.save()  # built and caught up by now
+        self.follower.check()  # built and caught up by then
+        self.follower.save()
         for part in (self.recommender, self.examples, self.duplicates):
             assert part is not None
 

@@ -256,6 +256,10 @@ def test_a_server_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -> 
                 _agrees(library)
             assert time.monotonic() - began < 15
         library.add(_unit(np.random.default_rng(8)), None)
+        settings = config.Settings(data_dir=tmp_path, vector_store=f"milvus+{server.uri}")
+        said = [(one.state, one.said) for one in doctor.verify(settings) if one.check == "index"]
+        assert [state for state, _ in said] == ["problem"]
+        assert "the vectors cannot be reached" in said[0][1]
         server.start()
         for _ in range(120):
             try:
