@@ -172,7 +172,7 @@ def over_engines(max_examples: int, **strategies: Any) -> Callable[[Callable[...
                 body(library, **drawn)
                 library.close()
 
-            count = {"faiss": max_examples, "milvus lite": max_examples // 5, "milvus server": 3}[engine]
+            count = {"faiss": max_examples, "milvus lite": max_examples // 5, "milvus server": 2}[engine]
             settings(deadline=None, max_examples=count)(given(size=SIZES, **strategies)(one))()
 
         test.__name__, test.__doc__ = body.__name__, body.__doc__
