@@ -38,13 +38,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__, catalog, errors, faults, jobs, keys
 from service.config import Settings
+from service.embedder import Embedder
 from service.errors import ReelsError
 from service.guard import Gates, Guard, Patience, check_address, only_here
 from service.routes import generations, projections, search, system, videos
 from service.routes.common import compressed, problems, require_key, require_read
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
-from service.worker import WorkerProcess
+from service.video import Decoder
+from service.worker import StartWorker, WorkerProcess
 
 log = structlog.get_logger(__name__)
 
@@ -88,17 +90,21 @@ scores of different questions are not to be compared.
 
 
 def create_app(
-    settings: Settings, *, worker: bool = True, started: Runtime | None = None, patience: Patience | None = None
+    settings: Settings,
+    *,
+    worker: StartWorker | None = WorkerProcess,
+    started: Runtime | None = None,
+    patience: Patience | None = None,
 ) -> FastAPI:
-    """The application. `worker` False leaves embedding to other processes; `started` is what `start` gave, built
-    when the application starts where it is left out, and closed with it."""
+    """The application. `worker` starts what embeds; None leaves that to other processes. `started` is what `start`
+    gave, built when the application starts where it is left out, and closed with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         runtime = started if started is not None else await run_in_threadpool(start, settings)
         app.state.runtime = runtime
         app.state.metrics.watch(runtime)
-        app.state.worker = await run_in_threadpool(WorkerProcess, settings, runtime) if worker else None
+        app.state.worker = None if worker is None else await run_in_threadpool(worker, settings, runtime)
         following = asyncio.create_task(_following(runtime))
         model = runtime.serving.generation.model
         log.info("ready", version=__version__, model=model, data=str(settings.data_dir))
@@ -198,9 +204,10 @@ def _document_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def start(settings: Settings) -> Runtime:
-    """Everything that answers need, loaded and warm. Raises ReelsError where it cannot be had."""
-    runtime = Runtime(settings, pictures=False)
+def start(settings: Settings, *, model: Embedder | None = None, decoder: Decoder | None = None) -> Runtime:
+    """Everything that answers need, loaded and warm. `model` and `decoder` as Runtime takes them. Raises ReelsError
+    where it cannot be had."""
+    runtime = Runtime(settings, pictures=False, model=model, decoder=decoder)
     check_access(runtime)
     runtime.ingest.repair()
     runtime.adopt()

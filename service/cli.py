@@ -689,11 +689,12 @@ def _serve(settings: Settings, *, worker: bool) -> None:
     from service import log
     from service.app import create_app, start
     from service.guard import Protocol, allow_many_connections
+    from service.worker import WorkerProcess
 
     log.configure()
     allow_many_connections()
     # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
-    application = create_app(settings, worker=worker, started=start(settings))
+    application = create_app(settings, worker=WorkerProcess if worker else None, started=start(settings))
     # What is there now stays: the collector would look through a million objects of the model's libraries each time
     # that an answer of many rows is put together.
     gc.freeze()

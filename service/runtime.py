@@ -48,13 +48,22 @@ class Runtime:
     """Everything that one process needs, wired.
 
     `pictures` False leaves the picture tower out of the model until a picture is asked about. The library decides
-    which model that is: the one it was embedded with.
+    which model that is: the one it was embedded with. Give a `model` that is loaded already, or a `decoder` that is
+    started already, to share it: the decoder is then left open by `close`.
     """
 
-    def __init__(self, settings: Settings, *, pictures: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        pictures: bool = True,
+        model: Embedder | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.settings = settings
         self._pictures = pictures
-        self._model: Embedder | None = None  # the one that was loaded last
+        self._model = model  # the one that was loaded last
+        self._shared_decoder = decoder
         self._loading = threading.Lock()
         self._switching = threading.RLock()
         self._serving: Serving | None = None
@@ -66,9 +75,13 @@ class Runtime:
         self.db = Database(settings.database)
         self.files = open_store(settings.storage, settings.data_dir, link_seconds=settings.link_seconds)
 
-    @cached_property
+    @property
     def decoder(self) -> Decoder:
         """Child processes start with the first clip."""
+        return self._shared_decoder or self._own_decoder
+
+    @cached_property
+    def _own_decoder(self) -> Decoder:
         limits = Limits(self.settings.max_duration_seconds, self.settings.max_pixels)
         return Decoder(limits, self._decoders, keyframes=self.settings.frames == "keyframes")
 
@@ -316,8 +329,8 @@ class Runtime:
             serving.close()
         if self._serving is not None:
             self._serving.close()
-        if "decoder" in self.__dict__:
-            self.decoder.close()
+        if "_own_decoder" in self.__dict__:
+            self._own_decoder.close()
         self.db.close()
 
 

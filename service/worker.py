@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
@@ -63,6 +65,12 @@ class Worker:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         for thread in layouts:
             thread.join()
+
+    def work_off(self) -> None:
+        """Do everything that can be done now in the calling thread: jobs, then places on maps. Raises ReelsError where
+        the machine is at fault; what is not done by then is queued again."""
+        while self._step():
+            pass
 
     def _step(self, stop: threading.Event | None = None) -> bool:
         self._give_back()  # what a full disk would not let go of when the error came
@@ -205,6 +213,21 @@ class Beside:
                 except subprocess.TimeoutExpired:
                     process.kill()
         return process.returncode == 0 or stop.is_set()
+
+
+class RunningWorker(Protocol):
+    """A worker that runs beside the service."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now."""
+
+    def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
+
+
+StartWorker = Callable[[Settings, Runtime], RunningWorker]
+"""Starts one, given the service's settings and its runtime."""
 
 
 class WorkerProcess:

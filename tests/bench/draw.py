@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from service import catalog, db
 from service.runtime import Runtime
-from tests.conftest import Server, serving, settings_for
+from tests.support.library import settings_for
+from tests.support.server import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

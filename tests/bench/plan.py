@@ -22,7 +22,7 @@ from service.db import Database
 from service.domain import Generation, Probe, Sampling
 from service.milvus import MilvusFollower
 from service.vectors import aggregate, normalise
-from tests import backends
+from tests.support import services
 
 D, FRAMES = 512, 10
 GENERATION = Generation("bench", "bench", D, "float32")
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=50_000)
     options = parser.parse_args()
-    postgresql, milvus = backends.PostgreSQL(durable=True), backends.Milvus()
+    postgresql, milvus = services.PostgreSQL(durable=True), services.Milvus()
     try:
         url = postgresql.url("plan")
         db.upgrade(url)

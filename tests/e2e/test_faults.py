@@ -1,0 +1,453 @@
+"""Faults of the machine, one by one, against a real server: what is refused, what goes on, what is there afterwards.
+
+The data folder is a file system of its own, which can be filled (tmpfs) or told that it is broken (ext4, which then
+goes read-only under the open files, as it would in earnest). The model fails because a `sitecustomize` in the
+service's processes makes it, when a file says so.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import sqlite3
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service import catalog, db, jobs
+from service.db import Database
+from service.domain import Embeddings, Generation, Probe, Sampling
+from service.errors import Unavailable
+from service.files import FolderStore
+from service.follower import Follower
+from tests.support import services
+from tests.support.clips import ClipMaker, numbered
+from tests.support.disks import mount, mounted
+from tests.support.model_patch import stand_in
+from tests.support.rows import check_against_rows, items_of_rows
+from tests.support.server import Server, serving
+from tests.support.vector_library import fill
+
+RECOVERY_SECONDS = 75  # the longest pause of a worker, and some
+
+
+class Library:
+    """A client of a server, who remembers what was acknowledged."""
+
+    def __init__(self, server: Server, clip: bytes) -> None:
+        self.server = server
+        self.client = server.client()
+        self.client.timeout = httpx.Timeout(120)  # longer than anything here waits
+        self.known: list[str] = []
+        self._clip = clip
+        self._rng = random.Random(5)
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def upload(self, **parameters: int) -> httpx.Response:
+        """A clip of its own, with a caption."""
+        number = self._rng.randrange(1 << 30)
+        data = self._clip + b"\x00\x00\x00\x18free" + number.to_bytes(16, "big")
+        form = {"caption": f"clip {number}", "category": "a"}
+        answer = self.client.post("/v1/videos", files={"file": ("a.mp4", data)}, data=form, params=parameters)
+        if answer.is_success:
+            self.known.append(answer.json()["id"])
+        return answer
+
+    def reads(self, *, words: bool = True) -> None:
+        """What only asks is answered."""
+        one = self.known[0]
+        for path in ("", "/recommendations", "/content", "/thumbnail", "/frames", "/embeddings", "/duplicates"):
+            answer = self.client.get(f"/v1/videos/{one}{path}")
+            assert answer.status_code == 200, (path, answer.text)
+        for path in ("/v1/videos", "/v1/categories", "/v1/info", "/v1/projections", "/livez", "/metrics"):
+            assert self.client.get(path).status_code == 200, path
+        if words:
+            for group in ("video", "moment"):
+                asked = {"query": f"clip {self._rng.random()}", "group_by": group}
+                answer = self.client.post("/v1/search/text", json=asked)
+                assert answer.status_code == 200, answer.text
+
+    def checks(self) -> tuple[str, dict[str, str]]:
+        """What /readyz says."""
+        answer = self.client.get("/readyz")
+        assert answer.status_code == 200, answer.text
+        return answer.json()["status"], answer.json()["checks"]
+
+    def recovered(self) -> None:
+        """Everything works, all that was acknowledged is ready, and the answers are NumPy's over the rows."""
+        assert self.upload(wait=60).status_code == 201
+        until = time.monotonic() + RECOVERY_SECONDS
+        videos = {}
+        while time.monotonic() < until:
+            items = self.client.get("/v1/videos", params={"limit": 500}).json()["items"]
+            videos = {video["id"]: video for video in items}
+            if all(video["status"] == "ready" for video in videos.values()):
+                break
+            time.sleep(0.2)
+        assert {video["status"] for video in videos.values()} == {"ready"}, videos
+        assert not set(self.known) - videos.keys(), "acknowledged, and lost"
+        self.reads()
+        assert self.checks()[0] == "ok"
+        database = Database(services.database_url(self.server.data_dir))
+        with database.read() as connection:
+            assert jobs.depth(connection) == 0
+            check_against_rows(self.client, items_of_rows(connection, videos))
+        database.close()
+        edited = self.client.patch(f"/v1/videos/{self.known[0]}", json={"caption": "new words"})
+        assert edited.status_code == 200, edited.text
+        assert self.client.delete(f"/v1/videos/{self.known.pop()}").status_code == 204
+
+
+@pytest.fixture
+def clip(make_clip: ClipMaker) -> bytes:
+    """A clip of half a second."""
+    return make_clip("a.mp4", numbered(5)).read_bytes()
+
+
+def _refused(answer: httpx.Response, status: int) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+def _nothing_half_written(folder: Path) -> None:
+    """The worker may be in the midst of trying: a file that is still there later was left."""
+    seen = set(folder.rglob("*.tmp"))
+    until = time.monotonic() + 5
+    while seen and time.monotonic() < until:
+        time.sleep(0.05)
+        seen &= set(folder.rglob("*.tmp"))
+    assert not seen, "half a file was left"
+
+
+def test_a_full_disk(small_disk: Path, clip: bytes) -> None:
+    with serving(small_disk / "data") as server, Library(server, clip) as library:
+        for _ in range(3):
+            assert library.upload(wait=60).status_code == 201
+        library.reads()
+        # Full while clips wait: what was acknowledged is to be embedded later.
+        for _ in range(12):
+            assert library.upload().status_code == 202
+        ballast = fill(small_disk)
+        for _ in range(3):
+            _refused(library.upload(), 507)
+            library.reads()
+        _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 507)
+        status, checks = library.checks()
+        assert status == "degraded"
+        assert "No space left" in checks["storage"]
+        time.sleep(10)  # the worker tries more often than a job may
+        library.reads()
+        _nothing_half_written(server.data_dir / "media")
+        ballast.unlink()
+        library.recovered()
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_nearly_full_disk_leaves_nothing_behind(small_disk: Path, clip: bytes) -> None:
+    """Some kilobytes are left, again and again, so that the refusal comes at every step of an upload."""
+    with serving(small_disk / "data") as server, Library(server, clip) as library:
+        for _ in range(2):
+            assert library.upload(wait=60).status_code == 201
+        statuses = set()
+        for leave in range(0, 200, 8):
+            ballast = fill(small_disk, leave << 10)
+            statuses.add(library.upload().status_code)
+            library.reads(words=False)
+            ballast.unlink()
+        assert statuses == {202, 507}
+        library.recovered()
+        stored = [folder.name for folder in (server.data_dir / "media").glob("[0-9a-f][0-9a-f]/*")]
+        assert len(stored) == len(library.known), "bytes without a row"
+        assert not list((server.data_dir / "media" / "incoming").iterdir())
+
+
+def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes) -> None:
+    with serving(small_disk / "data") as server, Library(server, clip) as library:
+        for _ in range(4):
+            assert library.upload(wait=60).status_code == 201
+        fill(small_disk, 64 << 10)  # SQLite writes down what it changes
+        gone = library.known.pop()
+        assert library.client.delete(f"/v1/videos/{gone}").status_code == 204
+        assert library.client.get(f"/v1/videos/{gone}").status_code == 404
+        library.reads()
+
+
+def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes) -> None:
+    """ext4 goes read-only by itself when it finds itself damaged, under all files that are open."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    with mounted(tmp_path / "disk", "-o", "loop,errors=remount-ro", str(image)) as disk:
+        device = disk.stat().st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        trigger = Path(f"/sys/fs/ext4/{name}/trigger_fs_error")
+        if not os.access(trigger, os.W_OK):
+            pytest.skip("this kernel cannot be told to find a file system damaged")
+        with serving(disk / "data") as server, Library(server, clip) as library:
+            for _ in range(3):
+                assert library.upload(wait=60).status_code == 201
+            library.reads()
+            trigger.write_text("a test")
+            for _ in range(3):
+                _refused(library.upload(), 507)
+                library.reads()
+            _refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
+            _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"title": "x"}), 507)
+            status, checks = library.checks()
+            assert status == "degraded"
+            assert "Read-only" in checks["storage"]
+            library.reads()
+
+
+def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes) -> None:
+    """Only the clips lie there, so that it can be made writable again under the running service."""
+    with (
+        mounted(tmp_path / "disk", "-t", "tmpfs", "tmpfs") as disk,
+        serving(tmp_path / "data", REELSRS_STORAGE_URL=str(disk / "media")) as server,
+        Library(server, clip) as library,
+    ):
+        for _ in range(3):
+            assert library.upload(wait=60).status_code == 201
+        library.reads()
+        for _ in range(4):
+            assert library.upload().status_code == 202
+        mount("-o", "remount,ro", str(disk))
+        _refused(library.upload(), 507)
+        _refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
+        assert library.checks()[0] == "degraded"
+        library.reads()
+        time.sleep(8)
+        library.reads()
+        mount("-o", "remount,rw", str(disk))
+        library.recovered()
+
+
+def test_a_locked_database(tmp_path: Path, clip: bytes) -> None:
+    with serving(tmp_path / "data") as server, Library(server, clip) as library:
+        for _ in range(3):
+            assert library.upload(wait=60).status_code == 201
+        library.reads()
+        for _ in range(4):
+            assert library.upload().status_code == 202
+        other = sqlite3.connect(server.data_dir / "reelsrs.db", isolation_level=None, timeout=10)
+        other.execute("BEGIN EXCLUSIVE")
+
+        def timed() -> tuple[httpx.Response, float]:
+            started = time.monotonic()
+            return library.upload(), time.monotonic() - started
+
+        with ThreadPoolExecutor(6) as pool:
+            refused = [pool.submit(timed) for _ in range(6)]
+            while not all(one.done() for one in refused):
+                library.reads()
+        for one in refused:
+            answer, seconds = one.result()
+            _refused(answer, 503)
+            assert seconds < 20, "one after another they waited"
+        status, checks = library.checks()
+        assert (status, checks["writing"]) == ("degraded", "the database is busy; try again")
+        time.sleep(4)
+        other.execute("ROLLBACK")
+        other.close()
+        library.recovered()
+        assert len(library.known) == 7  # eight, and one deleted
+
+
+SABOTAGE = """
+import os, pathlib
+switch = pathlib.Path(os.environ["SABOTAGE"])
+calls = 0
+
+def install(embedder):
+    honest = embedder._by_torch
+
+    def by_torch(tower, device, inputs):
+        global calls
+        calls += 1
+        how = switch.read_text() if switch.exists() else ""
+        if how == "all" or (how == "some" and calls % 3 == 0):
+            raise RuntimeError("the model is out of sorts")
+        if how == "memory":
+            raise MemoryError
+        if how == "device" and len(inputs) > 1:
+            import torch
+            raise torch.OutOfMemoryError("no memory on the device")
+        if how == "bright" and inputs.ndim == 4 and (inputs > 230).mean(axis=(1, 2, 3)).max() > 0.5:
+            raise RuntimeError("too bright")
+        return honest(tower, device, inputs)
+
+    embedder._by_torch = by_torch
+"""
+
+
+@pytest.fixture
+def sabotage(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file that says how the model fails, and the environment of a service that looks there."""
+    switch = tmp_path / "switch"
+    return switch, {**stand_in(tmp_path / "sabotage", SABOTAGE), "SABOTAGE": str(switch)}
+
+
+@pytest.mark.parametrize("how", ["all", "memory", "some", "device"])
+def test_a_model_that_fails(tmp_path: Path, clip: bytes, sabotage: tuple[Path, dict[str, str]], how: str) -> None:
+    switch, environment = sabotage
+    with serving(tmp_path / "data", **environment) as server, Library(server, clip) as library:
+        for _ in range(3):
+            assert library.upload(wait=60).status_code == 201
+        switch.write_text(how)
+        for _ in range(6):
+            assert library.upload().status_code == 202, "it can wait until the model works again"
+        library.reads(words=False)
+        if how in ("all", "memory"):
+            time.sleep(12)  # more tries than a video has
+            status, checks = library.checks()
+            assert status == "degraded"
+            assert "the model failed" in checks["model"]
+            _refused(library.client.post("/v1/search/text", json={"query": "words"}), 503)
+            _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 503)
+            assert library.client.patch(f"/v1/videos/{library.known[0]}", json={"title": "x"}).status_code == 200
+            library.reads(words=False)
+        else:
+            for _ in range(10):
+                asked = library.client.post("/v1/search/text", json={"query": f"words {random.random()}"})
+                assert asked.status_code in (200, 503)
+        switch.unlink()
+        library.recovered()
+
+
+def test_a_clip_that_the_model_fails_at_fails_alone(
+    tmp_path: Path, clip: bytes, make_clip: ClipMaker, sabotage: tuple[Path, dict[str, str]]
+) -> None:
+    switch, environment = sabotage
+    switch.write_text("bright")
+    bright = make_clip("bright.mp4", [frame * 0 + 255 for frame in numbered(5)]).read_bytes()
+    with serving(tmp_path / "data", **environment) as server, Library(server, clip) as library:
+        answer = library.client.post("/v1/videos", files={"file": ("bright.mp4", bright)})
+        for _ in range(5):
+            assert library.upload().status_code == 202
+        name = answer.json()["id"]
+        until = time.monotonic() + 60
+        while (video := library.client.get(f"/v1/videos/{name}").json())["status"] != "failed":
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert "gave up after 3 attempts: the model failed: too bright" in video["error"]
+        library.client.delete(f"/v1/videos/{name}")
+        library.recovered()
+
+
+def test_the_compressed_index_goes_on_in_memory(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk under the index alone: what is committed is found, and a snapshot is whole or not there."""
+    url = f"sqlite:///{tmp_path}/reelsrs.db"
+    db.upgrade(url)
+    library = Database(url)
+    generation = Generation("g", "m", 64, "float32")
+    rng = np.random.default_rng(1)
+
+    def vector() -> np.ndarray:
+        wide = rng.normal(size=64)
+        return (wide / np.linalg.norm(wide)).astype(np.float32)
+
+    def add(number: int) -> np.ndarray:
+        v = vector()
+        with library.write() as connection:
+            catalog.activate_generation(connection, generation)
+            video = catalog.add_video(
+                connection,
+                sha256=str(number),
+                size_bytes=1,
+                filename="a",
+                title="a",
+                caption=None,
+                category=None,
+                sampling=Sampling(1),
+                probe=Probe("video/mp4", "h264", 1, 1, 1.0, 1.0),
+            )
+            catalog.put_embeddings(connection, video.key, generation, Embeddings(v[None], v, v, None))
+            catalog.set_status(connection, video.key, "ready", 1.0)
+            catalog.record_change(connection, video.key)
+        return v
+
+    for number in range(300):
+        add(number)
+    index = small_disk / "index"
+    follower = Follower(library, index, generation, "mean", exact_up_to=100)
+
+    def found(v: np.ndarray) -> float:
+        with follower.current() as (now, _):
+            query = np.concatenate([v, np.zeros(65, np.float32)])
+            return float(now.search(query, 1)[1][0])
+
+    follower.save()
+    before = sorted(path.name for path in index.iterdir())
+    ballast = fill(small_disk)
+    for number in range(300, 700):
+        assert found(add(number)) == pytest.approx(1, abs=1e-5)
+    follower.save()
+    assert sorted(path.name for path in index.iterdir()) == before, "half a snapshot was left"
+    assert any(segment.in_memory for segment in follower._index._segments)  # type: ignore[attr-defined]
+    ballast.unlink()
+    monkeypatch.setattr(follower, "_not_before", 0.0)
+    last = add(700)
+    assert found(last) == pytest.approx(1, abs=1e-5)
+    if follower._building is not None:
+        follower._building.join()
+    assert not any(segment.in_memory for segment in follower._index._segments)  # type: ignore[attr-defined]
+    follower.close()
+    again = Follower(library, index, generation, "mean", exact_up_to=100)
+    assert again._saved > 0, "the snapshot was not used"
+    with again.current() as (now, _):
+        assert len(now) == 701
+    again.close()
+    library.close()
+
+
+def test_a_broken_database_is_said_and_not_a_500(tmp_path: Path, clip: bytes) -> None:
+    with serving(tmp_path / "data") as server, Library(server, clip) as library:
+        assert library.upload(wait=60).status_code == 201
+        path = server.data_dir / "reelsrs.db"
+        closing = sqlite3.connect(path)
+        closing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        closing.close()
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            for page in range(1, size // 4096):
+                file.seek(page * 4096)
+                file.write(b"\xff" * 4096)
+        for _ in range(5):
+            answer = library.client.get("/v1/videos")
+            assert answer.status_code in (200, 503), answer.text
+            assert library.upload().status_code in (202, 503, 507)
+        assert library.client.get("/livez").status_code == 200
+
+
+def test_too_many_open_files_are_said(tmp_path: Path) -> None:
+    files = FolderStore(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(Unavailable, match="Too many open files"):
+            files.receive(10)
+    finally:
+        for one in held:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,275 @@
+"""API keys: who may do what, over every operation that there is; made and taken back under a running server."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from service import db, keys
+from service.config import Settings
+from service.errors import ConfigurationError, InvalidInput, NotFound
+from service.guard import check_address, only_here
+from tests.support import services
+from tests.support.cli import reelsrs
+from tests.support.clips import ClipMaker, numbered
+from tests.support.openapi import document
+from tests.support.paths import ROOT
+from tests.support.server import Server, serving
+
+# By POST for the length of what is asked, and nothing is changed.
+QUESTIONS = ("/v1/recommendations", "/v1/search/text", "/v1/search/image", "/v1/search/video")
+OPEN = ("/", "/livez", "/readyz", "/metrics")
+
+
+def needed(verb: str, path: str) -> str | None:
+    """The right that an operation must ask for, None where nobody is asked."""
+    if path in OPEN:
+        return None
+    if path.startswith("/v1/generations") and verb != "get":
+        return "admin"
+    return "read" if verb == "get" or path in QUESTIONS else "write"
+
+
+def make(data_dir: Path, name: str, right: str) -> str:
+    """A key by the command."""
+    done = reelsrs("keys", "create", name, "--rights", right, cwd=data_dir.parent, REELSRS_DATA_DIR=str(data_dir))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() not in done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """A server that needs keys, and a key of each right; one of them stands in the settings."""
+    data = tmp_path_factory.mktemp("keys") / "data"
+    with serving(data, REELSRS_API_KEYS="of-the-settings") as running:
+        given = {right: make(data, f"a-{right}", right) for right in keys.RIGHTS}
+        yield running, {**given, "settings": "of-the-settings"}
+
+
+def call(client: httpx.Client, verb: str, path: str, key: str | None) -> httpx.Response:
+    """An operation on things that do not exist: it gets past the keys or it does not, and changes nothing."""
+    address = path.replace("{video_id}", "of-nobody").replace("{projection_id}", "of-nobody").replace("{n}", "0")
+    address = address.replace("{generation_id}", "of-nobody")
+    headers = {} if key is None else {"X-API-Key": key}
+    return client.request(verb, address, headers=headers, content=b"{" if verb not in ("get", "delete") else None)
+
+
+def operations() -> list[tuple[str, str]]:
+    """All of them, as the document has them."""
+    return [(verb, path) for path, verbs in document()["paths"].items() for verb in verbs]
+
+
+@pytest.mark.parametrize(("verb", "path"), operations())
+def test_every_operation_asks_for_its_right(guarded: tuple[Server, dict[str, str]], verb: str, path: str) -> None:
+    server, given = guarded
+    right = needed(verb, path)
+    with server.client() as client:
+        statuses = {None: call(client, verb, path, None).status_code}
+        answers = {name: call(client, verb, path, key) for name, key in given.items()}
+        unknown = call(client, verb, path, keys.PREFIX + "x" * 43)
+    if right is None:
+        assert statuses[None] not in (401, 403)
+        assert not [name for name, answer in answers.items() if answer.status_code in (401, 403)]
+        return
+    assert (statuses[None], unknown.status_code) == (401, 403)
+    assert unknown.headers["content-type"] == "application/problem+json"
+    for name, answer in answers.items():
+        held = "admin" if name == "settings" else name
+        if keys.RIGHTS.index(held) >= keys.RIGHTS.index(right):
+            assert answer.status_code not in (401, 403, 500), (name, answer.text)
+        else:
+            assert answer.status_code == 403, (name, answer.text)
+            assert f"`{right}`" in answer.json()["detail"]
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_key_counts_and_ends_at_once(guarded: tuple[Server, dict[str, str]]) -> None:
+    server, _ = guarded
+    secret = make(server.data_dir, "short-lived", "read")
+    with server.client() as client:
+        for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}):
+            assert client.get("/v1/videos", headers=headers).status_code == 200
+        done = reelsrs(
+            "keys", "revoke", "short-lived", cwd=server.data_dir.parent, REELSRS_DATA_DIR=str(server.data_dir)
+        )
+        assert done.returncode == 0
+        assert client.get("/v1/videos", headers={"X-API-Key": secret}).status_code == 403
+
+
+def test_an_upload_needs_its_key_before_its_bytes(guarded: tuple[Server, dict[str, str]], make_clip: ClipMaker) -> None:
+    server, given = guarded
+    clip = make_clip("a.mp4", numbered(9)).read_bytes()
+    with server.client() as client:
+        files = {"file": ("a.mp4", clip)}
+        assert client.post("/v1/videos", files=files).status_code == 401
+        assert client.post("/v1/videos", files=files, headers={"X-API-Key": given["read"]}).status_code == 403
+        made = client.post("/v1/videos", files=files, headers={"X-API-Key": given["write"]})
+        assert made.status_code == 202
+        address = f"/v1/videos/{made.json()['id']}"
+        assert client.delete(address, headers={"X-API-Key": given["read"]}).status_code == 403
+        assert client.delete(address, headers={"X-API-Key": given["write"]}).status_code == 204
+
+
+def test_the_log_has_no_key(guarded: tuple[Server, dict[str, str]]) -> None:
+    """Whatever a client does with it: in a header, in a query, in an address, in what cannot be parsed."""
+    server, given = guarded
+    with server.client() as client:
+        for key in given.values():
+            client.get("/v1/videos", headers={"X-API-Key": key})
+            client.get("/v1/videos", headers={"Authorization": f"Bearer {key}"})
+            client.get("/v1/videos", params={"api_key": key, "cursor": key}, headers={"X-API-Key": key})
+            client.post("/v1/search/text", json={"query": key, "k": key}, headers={"X-API-Key": key})
+            client.post("/v1/videos", content=key, headers={"X-API-Key": key, "Content-Type": key})
+            client.get("/nowhere", headers={"X-API-Key": key})
+        for right in keys.RIGHTS:  # of a key that we made, even this is known for one
+            client.get(f"/v1/videos/{given[right]}", headers={"X-API-Key": given[right]})
+    text = server.log.read_text()
+    assert '"path": "/nowhere"' in text
+    assert all("request_id" in line for line in text.splitlines() if '"event": "request"' in line)
+    for key in given.values():
+        assert key not in text
+    stored = b"".join(path.read_bytes() for path in server.data_dir.glob("reelsrs.db*"))
+    database = db.Database(services.database_url(server.data_dir))
+    with database.read() as connection:
+        stored += repr(connection.execute(sa.select(db.keys)).all()).encode()
+    database.close()
+    for right in keys.RIGHTS:
+        assert given[right].encode() not in stored
+
+
+def test_an_unexpected_error_shows_no_key_on_a_terminal_either() -> None:
+    """The console's own tracebacks would print local variables."""
+    code = (
+        "import sys; sys.stderr.isatty = lambda: True\n"
+        "import structlog; from service import log; log.configure()\n"
+        "def handle(header):\n"
+        "    try:\n"
+        f"        raise RuntimeError('no use for {keys.PREFIX}{'k' * 43}')\n"
+        "    except RuntimeError:\n"
+        "        structlog.get_logger('x').exception('unexpected error')\n"
+        "handle(' '.join(['of', 'the', 'settings']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "RuntimeError: no use for reelsrs_***" in done.stderr
+    assert "of the settings" not in done.stderr
+
+
+# --- the commands
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    secret = make(tmp_path / "data", "ci.robot-1", "write")
+    assert secret.startswith("reelsrs_")
+    assert len(secret) == len("reelsrs_") + 43
+
+    def run(*arguments: str) -> Any:
+        return reelsrs("keys", *arguments, cwd=tmp_path, REELSRS_DATA_DIR=str(tmp_path / "data"))
+
+    listed = json.loads(run("list", "--json").stdout)["items"]
+    assert [(row["name"], row["rights"]) for row in listed] == [("ci.robot-1", "write")]
+    table = run("list").stdout
+    assert "ci.robot-1" in table
+    assert secret not in table
+    again = run("create", "ci.robot-1", "--rights", "read")
+    assert (again.returncode, "already" in again.stderr, again.stdout) == (2, True, "")
+    for bad in ("", "two words", "-x", "ü", "n" * 65):
+        assert run("create", "--rights", "read", "--", bad).returncode == 2, bad
+    assert run("create", "x", "--rights", "root").returncode == 2
+    assert run("create", "x").returncode == 2
+    gone = run("revoke", "ci.robot-1")
+    assert (gone.returncode, "no key is left" in gone.stderr) == (0, True)
+    missing = run("revoke", "ci.robot-1")
+    assert (missing.returncode, "there is no key ci.robot-1" in missing.stderr) == (1, True)
+    assert "there are no keys" in run("list").stderr
+
+
+def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    db.upgrade(url)
+    database = db.Database(url)
+    with database.write() as connection:
+        secret = keys.create(connection, "one", "read")
+    with sqlite3.connect(tmp_path / "keys.db") as raw:
+        (stored,) = raw.execute("SELECT sha256 FROM keys").fetchone()
+    raw.close()
+    with database.write() as connection:
+        found = keys.look_up(connection, secret)
+        assert found is not None
+        assert (found.name, found.right) == ("one", "read")
+        for other in (stored, secret[:-1], secret + "x", "", "ü"):
+            assert keys.look_up(connection, other) is None
+        with pytest.raises(InvalidInput, match="already"):
+            keys.create(connection, "one", "admin")
+        keys.revoke(connection, "one")
+        assert keys.look_up(connection, secret) is None
+        with pytest.raises(NotFound):
+            keys.revoke(connection, "one")
+    database.close()
+
+
+# --- who may connect at all
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback(host: str) -> None:
+    assert only_here(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "10.0.0.1", "0", "no-such-name.invalid", "x" * 300])
+def test_not_loopback(host: str) -> None:
+    assert not only_here(host)
+
+
+def test_the_ways_out_of_a_refusal() -> None:
+    with pytest.raises(ConfigurationError, match=r"reelsrs keys create.*REELSRS_ALLOW_ANYONE=true"):
+        check_address(Settings(host="0.0.0.0"), any_key=False)
+    check_address(Settings(host="0.0.0.0"), any_key=True)
+    check_address(Settings(host="0.0.0.0", api_keys="one"), any_key=False)  # type: ignore[arg-type]
+    check_address(Settings(host="0.0.0.0", allow_anyone=True), any_key=False)
+    check_address(Settings(), any_key=False)
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_where_others_could_come_in_it_does_not_start(tmp_path: Path, command: str) -> None:
+    done = reelsrs(command, "--host", "0.0.0.0", "--port", "0", cwd=tmp_path, REELSRS_MODEL="tiny")
+    assert done.returncode == 1
+    assert "reelsrs keys create NAME" in done.stderr
+    assert "REELSRS_ALLOW_ANYONE=true" in done.stderr
+    assert "running on" not in done.stderr
+
+
+def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path) -> None:
+    """Without a socket there: the settings say where it would listen."""
+    from fastapi.testclient import TestClient
+
+    from service.app import create_app, start
+
+    for settings, status in (
+        (Settings(data_dir=tmp_path / "a", model="tiny", host="0.0.0.0", allow_anyone=True), 200),
+        (Settings(data_dir=tmp_path / "b", model="tiny"), 200),
+        (Settings(data_dir=tmp_path / "c", model="tiny", host="0.0.0.0"), 401),
+    ):
+        settings.data_dir.mkdir()
+        db.upgrade(settings.database)
+        database = db.Database(settings.database)
+        with database.write() as connection:
+            secret = keys.create(connection, "last", "read")
+        started = start(settings)
+        with database.write() as connection:
+            keys.revoke(connection, "last")
+        database.close()
+        with TestClient(create_app(settings, worker=None, started=started)) as client:
+            assert client.get("/v1/videos").status_code == status
+            assert client.get("/v1/videos", headers={"X-API-Key": secret}).status_code == (
+                403 if status == 401 else 200
+            )

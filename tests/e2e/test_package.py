@@ -1,0 +1,110 @@
+"""The wheel, installed away from the checkout, has all that it needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.paths import ROOT
+from tests.support.processes import CHILD_ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project's wheel in it, to be put first on the path; the packages it needs are this
+    environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True
+    )
+    wheel = next(folder.glob("reelsrs-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.startswith(("tests/", "migrations/"))]
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def test_an_installed_wheel_embeds_and_answers(installed: Path, drawn: Path, tmp_path: Path) -> None:
+    environment = {**CHILD_ENVIRONMENT, "PYTHONPATH": str(installed), "REELSRS_MODEL": "tiny"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", "import service; print(service.__file__)").startswith(str(installed))
+    assert run("-m", "service", "embed", "--data-folder", str(drawn)).startswith("12 embedded")
+    clip = sorted(drawn.rglob("*.mp4"))[0]
+    assert len(run("-m", "service", "similar", str(clip), "--k", "3").splitlines()) == 4
+    for part in ("calibration/39.jpg", "migrations/versions", "explore/index.html", "tiny/open_clip_model.safetensors"):
+        assert (installed / "service" / part).exists(), part
+
+
+def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
+    """What a command imports is what it takes to start: the answer is in its modules, whatever the machine."""
+
+    def loaded(script: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{script}\nimport sys; print(*sys.modules)"],
+            env={**CHILD_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+    telling = "from typer.testing import CliRunner; from service import cli; CliRunner().invoke(cli.app, ['--help'])"
+    heavy = {"torch", "numpy", "sqlalchemy", "fastapi", "faiss", "av", "pydantic", "umap", "plotly"}
+    assert not loaded(telling) & heavy
+    serving = (
+        "from service import app, config; settings = config.load(model='tiny'); runtime = app.start(settings);"
+        "app.create_app(settings); runtime.close()"
+    )
+    found = loaded(serving)
+    assert found >= {"torch", "faiss", "fastapi"}
+    assert not found & {"umap", "plotly", "pymilvus", "openTSNE", "sklearn", "matplotlib", "openvino", "nncf", "av"}
+
+
+def test_the_checkpoint_is_small() -> None:
+    folder = ROOT / "service" / "tiny"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert size <= 10_000_000
+    assert os.access(folder / "open_clip_config.json", os.R_OK)
+
+
+def test_the_image_is_locked_to_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked: dict[str, list[Requirement]] = {}
+    for entry in (ROOT / ".ci" / "requirements.lock").read_text().replace("\\\n", " ").splitlines():
+        requirement, *hashes = entry.split("--hash=sha256:")
+        assert hashes, f"{entry} has no hash"
+        one = Requirement(requirement)
+        locked.setdefault(canonicalize_name(one.name), []).append(one)
+    assert not [name for name in locked if name.startswith(("torch", "nvidia-", "triton", "cuda-"))]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    versions = dict(re.findall(r"^ARG (TORCH\w*)_VERSION=(\S+)$", dockerfile, re.MULTILINE))
+    image = {"python_version": "3.11", "python_full_version": "3.11.9", "sys_platform": "linux"}
+    for asked in map(Requirement, project["dependencies"]):
+        if asked.name == "torch":
+            assert asked.specifier.contains(versions["TORCH"])
+            continue
+        mine = [
+            one for one in locked[canonicalize_name(asked.name)] if one.marker is None or one.marker.evaluate(image)
+        ]
+        assert len(mine) == 1, asked
+        (pin,) = mine[0].specifier
+        assert pin.operator == "=="
+        assert asked.specifier.contains(pin.version), f"{asked}, but {pin}: run .ci/lock"

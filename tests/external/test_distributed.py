@@ -1,0 +1,379 @@
+"""Several services and workers over one PostgreSQL, one Milvus and one object store, each of which dies or goes away at
+work; beside them a service with an index of its own."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from service import db, jobs
+from service.db import Database
+from tests.support import services
+from tests.support.clips import ClipMaker, numbered
+from tests.support.processes import CHILD_ENVIRONMENT
+from tests.support.server import serving
+
+UPLOADS = 200
+KILLS = 6
+AWAY_SECONDS = 4.0
+
+
+class Cable:
+    """Hands on what comes to a port to another, until it is cut: then connections break, and none is made."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._ends: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._whole = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break it."""
+        self._whole = False
+        for end in list(self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # whoever hands on closes it
+
+    def mend(self) -> None:
+        """Whole again."""
+        self._whole = True
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            if not self._whole:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._to))
+            threading.Thread(target=self._connect, args=(near, far), daemon=True).start()
+
+    def _connect(self, near: socket.socket, far: socket.socket) -> None:
+        self._ends |= {near, far}
+        with near, far:
+            back = threading.Thread(target=self._hand_on, args=(far, near), daemon=True)
+            back.start()
+            self._hand_on(near, far)
+            back.join()
+            self._ends -= {near, far}
+
+    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+class Cluster:
+    """Two services whose vectors are in Milvus, one with FAISS, workers, and what they share."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.postgresql = services.PostgreSQL()
+        stack.callback(self.postgresql.remove)
+        objects = services.ObjectStore()
+        stack.callback(objects.remove)
+        milvus = services.Milvus()
+        stack.callback(milvus.remove)
+        self.cable, self.vectors = Cable(objects.port), Cable(milvus.port)
+        self.url = self.postgresql.url("library")
+        self._folder = folder
+        self._stack = stack
+        self._environment = {
+            **objects.environment,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.cable.port}",
+            "REELSRS_MODEL": "tiny",
+            "REELSRS_DATABASE_URL": self.url,
+            "REELSRS_STORAGE_URL": objects.url("library"),
+        }
+        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        stack.callback(lambda: [self.kill(number) for number in list(self.workers)])
+        engines = {"one": f"milvus+http://127.0.0.1:{self.vectors.port}", "alone": "faiss"}
+        self.services = [
+            stack.enter_context(serving(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment))
+            for name, engine in (("one", engines["one"]), ("two", engines["one"]), ("alone", engines["alone"]))
+        ]
+
+    def work(self, number: int) -> None:
+        """Start a worker, on a machine of its own as far as files go."""
+        log = self._folder / f"worker-{number}.log"
+        with log.open("ab") as output:
+            self.workers[number] = subprocess.Popen(
+                [sys.executable, "-m", "service", "worker"],
+                env={
+                    **CHILD_ENVIRONMENT,
+                    **self._environment,
+                    "REELSRS_DATA_DIR": str(self._folder / f"worker-{number}"),
+                    "OMP_NUM_THREADS": "1",
+                },
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+            )
+
+    def kill(self, number: int) -> None:
+        """Kill a worker."""
+        process = self.workers.pop(number)
+        process.kill()
+        process.wait()
+
+    def clients(self) -> list[httpx.Client]:
+        """One of each service."""
+        clients = [self._stack.enter_context(service.client()) for service in self.services]
+        for client in clients:
+            client.timeout = httpx.Timeout(120)
+        return clients
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Services that answer, and no worker yet."""
+    with ExitStack() as stack:
+        yield Cluster(tmp_path_factory.mktemp("cluster"), stack)
+
+
+@pytest.fixture
+def clip(make_clip: ClipMaker) -> bytes:
+    """A clip of half a second."""
+    return make_clip("a.mp4", numbered(5)).read_bytes()
+
+
+def _upload(client: httpx.Client, clip: bytes, number: int) -> httpx.Response:
+    data = clip + b"\x00\x00\x00\x18free" + number.to_bytes(16, "big")
+    form = {"caption": f"clip {number}", "category": "ab"[number % 2]}
+    return client.post("/v1/videos", files={"file": ("a.mp4", data)}, data=form)
+
+
+def _found(client: httpx.Client, words: str = "clip") -> list[dict[str, Any]]:
+    """Everything that can be searched, best first."""
+    answer = client.post("/v1/search/text", json={"query": words, "k": 1000})
+    assert answer.status_code == 200, answer.text
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items
+
+
+def _watch(client: httpx.Client, seen: dict[str, float], stop: threading.Event) -> None:
+    """When each video was first found by this service."""
+    while not stop.is_set():
+        for hit in _found(client):
+            seen.setdefault(hit["video"]["id"], time.monotonic())
+        stop.wait(0.2)  # answers of hundreds of hits take the time that workers need
+
+
+def _until(done: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def _agree(cluster: Cluster, ids: set[str]) -> None:
+    """All is ready, once, and every service answers the same."""
+    clients = cluster.clients()
+    database = Database(cluster.url)
+    with database.read() as connection:
+        assert jobs.depth(connection) == 0
+        status = sa.select(db.videos.c.id, db.videos.c.status, db.videos.c.error)
+        assert {tuple(row) for row in connection.execute(status)} == {(name, "ready", None) for name in ids}
+        kinds = sa.select(db.embeddings.c.video_key, sa.func.count()).group_by(db.embeddings.c.video_key)
+        assert {count for _, count in connection.execute(kinds)} == {4}
+    database.close()
+    for words in ("clip", "a dog", "17"):
+        one, *others = (_found(client, words) for client in clients)
+        for other in others:
+            assert [hit["video"] for hit in one] == [hit["video"] for hit in other]
+            # The sums behind a z-score were added up in another order.
+            assert [hit["score"] for hit in one] == pytest.approx([hit["score"] for hit in other], abs=1e-9)
+        assert [hit["video"]["id"] for hit in one] == list(dict.fromkeys(hit["video"]["id"] for hit in one))
+        assert {hit["video"]["id"] for hit in one} == ids
+    some = sorted(ids)[0]
+    for path in ("", "/recommendations?k=20", "/duplicates", "/frames", "/embeddings", "/frames/2", "/content"):
+        answers = [client.get(f"/v1/videos/{some}{path}") for client in clients]
+        assert {answer.status_code for answer in answers} == {200}, path
+        assert len({answer.content for answer in answers}) == 1, path
+
+
+def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: bytes) -> None:
+    rng = random.Random(7)
+    for number in range(3):
+        cluster.work(number)
+    stop = threading.Event()
+    seen: list[dict[str, float]] = [{}, {}, {}]
+    acknowledged: dict[str, float] = {}
+
+    def upload(number: int) -> None:
+        began = time.monotonic()
+        answer = _upload(clients[number % 2], clip, number)
+        assert answer.status_code == 202, answer.text
+        acknowledged[answer.json()["id"]] = began
+
+    clients = cluster.clients()
+    watchers = [
+        threading.Thread(target=_watch, args=(client, found, stop)) for client, found in zip(clients, seen, strict=True)
+    ]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            uploads = [pool.submit(upload, number) for number in range(UPLOADS)]
+            for kill in range(KILLS):
+                time.sleep(rng.uniform(1, 4))
+                victim = rng.choice(list(cluster.workers))
+                cluster.kill(victim)
+                cluster.work(10 + kill)
+            for one in uploads:
+                one.result()
+        _until(lambda: all(set(found) == set(acknowledged) for found in seen), 300, "not all are found by all")
+    finally:
+        stop.set()
+        for watcher in watchers:
+            watcher.join()
+    took = [max(found[name] for found in seen) - began for name, began in acknowledged.items()]
+    behind = [max(found[name] for found in seen) - min(found[name] for found in seen) for name in acknowledged]
+    print(f"searchable by all after {np.percentile(took, 50):.2f} s (p50), {np.percentile(took, 99):.2f} s (p99)")
+    print(
+        f"the last after the first by {np.percentile(behind, 50):.2f} s (p50), {np.percentile(behind, 99):.2f} s (p99)"
+    )
+    assert len(acknowledged) == UPLOADS
+    _agree(cluster, set(acknowledged))
+
+
+def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # noqa: PLR0915 one story, told in order
+    """The object store, the vectors, the database, and all workers: one after another, while clips come and questions
+    are asked."""
+    if not cluster.workers:
+        cluster.work(0)
+    first, second, alone = cluster.clients()
+    known = {hit["video"]["id"] for hit in _found(first)}
+    number = 10_000
+
+    def upload(expected: int) -> None:
+        nonlocal number
+        number += 1
+        answer = _upload((first, second)[number % 2], clip, number)
+        assert answer.status_code == expected, answer.text
+        if answer.is_success:
+            known.add(answer.json()["id"])
+            return
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "retry-after" in answer.headers
+
+    for _ in range(6):
+        upload(202)
+
+    # The object store: what is known is searched as before; clips are neither taken nor given.
+    cluster.cable.cut()
+    try:
+        upload(503)
+        assert _found(first)
+        answer = second.get(f"/v1/videos/{min(known)}/content")
+        assert answer.status_code == 503, answer.text
+        assert "s3://" in answer.json()["detail"]
+        health = first.get("/readyz").json()
+        assert health["status"] == "degraded"
+        assert "s3://" in health["checks"]["storage"]
+        time.sleep(AWAY_SECONDS)
+    finally:
+        cluster.cable.mend()
+    upload(202)
+
+    # The vectors: questions are refused, by those services that have them there; clips are taken, and embedded.
+    cluster.vectors.cut()
+    try:
+        for client in (first, second):
+            answer = client.post("/v1/search/text", json={"query": "clip"})
+            assert answer.status_code == 503, answer.text
+            assert "the vectors cannot be reached" in answer.json()["detail"]
+            assert "retry-after" in answer.headers
+            health = client.get("/readyz")
+            assert (health.status_code, health.json()["checks"]["database"]) == (503, "ok")
+            assert client.get(f"/v1/videos/{min(known)}").status_code == 200
+        for _ in range(2):
+            upload(202)
+        assert "reelsrs_jobs" in first.get("/metrics").text
+        _until(lambda: {hit["video"]["id"] for hit in _found(alone)} == known, 120, "not embedded meanwhile")
+        time.sleep(AWAY_SECONDS)
+    finally:
+        cluster.vectors.mend()
+    _until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
+    assert {hit["video"]["id"] for hit in _found(first)} == known
+
+    # The database: nothing can be answered, and whoever asks is told so.
+    cluster.postgresql.stop("immediate")
+    try:
+        upload(503)
+        for client in (first, second, alone):
+            answer = client.post("/v1/search/text", json={"query": "clip"})
+            assert answer.status_code == 503, answer.text
+            assert "database" in answer.json()["detail"]
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/livez").status_code == 200
+        time.sleep(AWAY_SECONDS)
+    finally:
+        cluster.postgresql.start()
+    _until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
+    upload(202)
+
+    # All workers: clips are taken, and wait.
+    for victim in list(cluster.workers):
+        cluster.kill(victim)
+    for _ in range(4):
+        upload(202)
+    cluster.work(99)
+    everyone = (first, second, alone)
+    _until(lambda: all({hit["video"]["id"] for hit in _found(one)} == known for one in everyone), 180, "late")
+    _agree(cluster, known)
+    for service in cluster.services:
+        assert service.process.poll() is None
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluster, clip: bytes) -> None:
+    for victim in list(cluster.workers):
+        cluster.kill(victim)
+    client = cluster.clients()[0]
+    ids = {_upload(client, clip, 20_000 + number).json()["id"] for number in range(12)}
+    cluster.work(0)
+    _until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
+    process = cluster.workers.pop(0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    states = {client.get(f"/v1/videos/{name}").json()["status"] for name in ids}
+    assert states <= {"queued", "ready"}, states
+    cluster.work(1)
+    _until(
+        lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up"
+    )
+
+
+def test_the_rest_suite_passes_with_everything_on_servers() -> None:
+    """The same tests, the same service, other settings. The rest of them takes a quarter of an hour, and is run so by
+    hand: `pytest --distributed tests/test_projections.py tests/test_generations.py` and so on."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "--distributed", "-q", "-p", "no:cacheprovider"),
+            *(str(folder / name) for name in ("test_api.py", "test_search.py")),
+        ],
+        cwd=folder.parent,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]

@@ -1,0 +1,461 @@
+"""Near-duplicates: what is found, what is kept apart, and what is kept on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from service import catalog, db
+from service.db import Database
+from service.domain import Sampling, Video
+from service.duplicates import THRESHOLD, Duplicates, similarity
+from service.embedder import Embedder
+from service.errors import InvalidInput, NotFound, NotReady
+from service.files import FolderStore
+from service.ingest import Ingest
+from service.video import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
+from tests.support.clips import ClipMaker
+
+LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)
+GOOD = {"crf": "26", "preset": "veryfast"}
+FAIR = {"crf": "33", "preset": "veryfast"}
+BAD = {"crf": "40", "preset": "veryfast"}
+FINGERPRINT_HEADER = b"reelsrs fingerprint 1\n"
+
+Frames = list[np.ndarray]
+
+
+def scene(seed: int, count: int = 36, *, place: int = 0, width: int = 160, height: int = 96) -> Frames:
+    """Somebody moves in a place: a spot wanders over a background, both with a texture. `seed` is the way it takes."""
+    background = _texture(place, height, width)
+    spot = _texture(1000 + place, height // 4, width // 8)
+    rng = np.random.default_rng(seed)
+    stations = rng.uniform(0, 1, (5, 2)) * (height - height // 4, width - width // 8)
+    frames = []
+    for moment in np.linspace(0, 4, count):
+        leg = min(int(moment), 3)
+        top, left = (stations[leg] + (moment - leg) * (stations[leg + 1] - stations[leg])).astype(int)
+        frame = background.copy()
+        frame[top : top + len(spot), left : left + spot.shape[1]] = spot
+        frames.append(frame)
+    return frames
+
+
+def _texture(seed: int, height: int, width: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(30, 230, (5, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resized(frames: Frames, factor: float) -> Frames:
+    """Each frame at `factor` of its size, even numbers of pixels."""
+    height, width = (max(2, round(side * factor) // 2 * 2) for side in frames[0].shape[:2])
+    return [np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames]
+
+
+def barred(frames: Frames, rows: int, columns: int) -> Frames:
+    """Black bars above and below, left and right."""
+    return [np.pad(frame, ((rows, rows), (columns, columns), (0, 0))) for frame in frames]
+
+
+def black(frames: Frames, count: int) -> Frames:
+    """So many black frames."""
+    return [np.zeros_like(frames[0])] * count
+
+
+COPIES: dict[str, Callable[[Frames], Frames]] = {
+    "half": lambda frames: resized(frames, 0.5),
+    "letterboxed": lambda frames: barred(resized(frames, 0.7), 14, 0),
+    "pillarboxed": lambda frames: barred(resized(frames, 0.7), 0, 22),
+    "first part": lambda frames: frames[: len(frames) * 3 // 5],
+    "middle": lambda frames: frames[len(frames) // 3 : len(frames) * 2 // 3],
+    "reversed": lambda frames: frames[::-1],
+    "black intro": lambda frames: black(frames, 12) + frames,
+    "half the frames": lambda frames: frames[1::2],
+    "cut, small and reversed": lambda frames: resized(frames, 0.5)[len(frames) // 4 :][::-1],
+    "cut and letterboxed": lambda frames: barred(resized(frames, 0.7), 18, 0)[: len(frames) // 2],
+    "dimmer": lambda frames: [(frame * 0.7).astype(np.uint8) for frame in frames],
+}
+
+
+# --- what a fingerprint is
+
+
+def test_every_frame_small_and_grey(make_clip: ClipMaker, decoder: Decoder) -> None:
+    clip = make_clip("a.mp4", scene(1, 20))
+    found = fingerprint(clip, LIMITS)
+    assert found.pictures.shape == (1, 20, 16, 16)
+    expected = Image.fromarray(scene(1, 20)[7]).convert("L").resize((16, 16), Image.Resampling.BOX)
+    np.testing.assert_allclose(found.pictures[0, 7].astype(int), np.asarray(expected).astype(int), atol=4)
+    assert np.array_equal(decoder.fingerprint(clip).pictures, found.pictures)
+
+
+def test_borders_go_to_a_fraction_of_a_pixel(make_clip: ClipMaker) -> None:
+    whole = fingerprint(make_clip("a.mp4", scene(1, 6, width=320, height=192)), LIMITS).pictures[0]
+    for rows, columns in ((22, 0), (0, 34), (22, 34)):
+        frames = barred(scene(1, 6, width=320, height=192), rows, columns)
+        boxed = fingerprint(make_clip("b.mp4", frames), LIMITS).pictures
+        assert boxed.shape == (2, 6, 16, 16)
+        assert np.abs(boxed[0].astype(int) - whole.astype(int)).max() <= 5
+        assert boxed[1, :, 0, 0].max() <= 2
+
+
+def test_a_dark_corner_is_no_border(make_clip: ClipMaker) -> None:
+    frames = scene(1, 6)
+    for frame in frames:
+        frame[:30] = 0  # above, and nothing below
+    assert len(fingerprint(make_clip("a.mp4", frames), LIMITS).pictures) == 1
+
+
+def test_blank_frames_are_left_out(make_clip: ClipMaker) -> None:
+    frames = scene(1, 10)
+    fade = [(frames[0] * share).astype(np.uint8) for share in (0.05, 0.02)]
+    white = [np.full_like(frames[0], 255)] * 3
+    assert fingerprint(make_clip("a.mp4", black(frames, 8) + fade + frames + white), LIMITS).pictures.shape[1] == 10
+    nothing = fingerprint(make_clip("b.mp4", black(frames, 8)), LIMITS)
+    assert nothing.pictures.shape == (1, 0, 16, 16)
+
+
+def test_a_turned_clip_is_turned(make_clip: ClipMaker) -> None:
+    frames = scene(1, 4)
+    clip = make_clip("a.mp4", frames, rotation=90)
+    upright = make_clip("b.mp4", [np.rot90(frame) for frame in frames])
+    one, other = fingerprint(clip, LIMITS).pictures, fingerprint(upright, LIMITS).pictures
+    assert np.abs(one.astype(int) - other.astype(int)).max() <= 5
+
+
+def test_a_long_clip_is_thinned_out(make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", scene(1, 1300, width=32, height=32), options={"preset": "ultrafast"})
+    assert fingerprint(clip, LIMITS).pictures.shape == (1, 1024, 16, 16)
+
+
+def test_limits_hold(make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", scene(1, 4))
+    with pytest.raises(InvalidInput, match="15,360 pixels"):
+        fingerprint(clip, Limits(600, 10_000))
+    with pytest.raises(ValueError, match="no fingerprint"):
+        Fingerprint(np.zeros((3, 16, 16), np.uint8))
+
+
+# --- what is similar
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_are_found(kind: str, make_clip: ClipMaker) -> None:
+    original = fingerprint(make_clip("a.mp4", scene(1)), LIMITS)
+    copy = fingerprint(make_clip("b.mp4", COPIES[kind](scene(1)), options=GOOD), LIMITS)
+    assert similarity(original, copy) >= THRESHOLD + 0.05
+    assert similarity(copy, original) == pytest.approx(similarity(original, copy), abs=1e-5)
+    # Somebody who takes another way through the same place.
+    other = fingerprint(make_clip("c.mp4", COPIES[kind](scene(2)), options=GOOD), LIMITS)
+    assert similarity(original, other) < THRESHOLD - 0.2
+
+
+def test_what_two_clips_share_beside_their_pictures_counts_for_nothing(make_clip: ClipMaker) -> None:
+    one, other = scene(1, place=1), scene(1, place=2)
+
+    def alike(change: Callable[[Frames], Frames]) -> float:
+        first = fingerprint(make_clip("a.mp4", change(one), options=GOOD), LIMITS)
+        return similarity(first, fingerprint(make_clip("b.mp4", change(other), options=GOOD), LIMITS))
+
+    assert alike(lambda frames: black(frames, 60) + frames) == 0
+    assert alike(lambda frames: barred(frames, 0, 200)) == 0
+    assert alike(lambda frames: black(frames, 12)) == 0
+
+
+def test_stills_are_compared_by_what_they_show(make_clip: ClipMaker) -> None:
+    def still(name: str, seed: int, options: dict[str, str]) -> Fingerprint:
+        return fingerprint(make_clip(name, [_texture(seed, 96, 160)] * 10, options=options), LIMITS)
+
+    assert similarity(still("a.mp4", 1, GOOD), still("b.mp4", 1, BAD)) > 0.95
+    assert max(similarity(still("a.mp4", 1, GOOD), still("b.mp4", seed, GOOD)) for seed in range(2, 8)) == 0
+
+
+def test_the_cut_of_a_dark_scene_is_found(make_clip: ClipMaker) -> None:
+    # Its first half is bright in the middle only, so that the cut seems to have borders and the whole does not.
+    frames = scene(1, 40)
+    for frame in frames[:20]:
+        frame[:20] = frame[-20:] = 4
+    whole = fingerprint(make_clip("a.mp4", frames), LIMITS)
+    cut = fingerprint(make_clip("b.mp4", frames[:20], options=GOOD), LIMITS)
+    assert (len(whole.pictures), len(cut.pictures)) == (1, 2)
+    assert similarity(whole, cut) > 0.95
+
+
+# --- a library
+
+
+class Library:
+    """Clips in a catalogue, ready without ever having been embedded; every other clip is a candidate."""
+
+    def __init__(self, folder: Path, decoder: Decoder) -> None:
+        url = f"sqlite:///{folder}/reelsrs.db"
+        db.upgrade(url)
+        self.db = Database(url)
+        self.files = FolderStore(folder / "media")
+        self.decoder = decoder
+        self.videos: dict[str, Video] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """As after a restart: nothing is remembered but what is on disk."""
+        self.duplicates = Duplicates(self.db, self.files, self.decoder, self._others)
+
+    def _others(self, _: Video) -> list[Video]:
+        with self.db.read() as connection:
+            return catalog.list_videos(connection, status="ready", limit=1000)
+
+    def add(self, clip: Path) -> str:
+        """Its id."""
+        probe = self.decoder.probe(clip)
+        with self.files.receive(1 << 30) as incoming, self.db.write() as connection:
+            incoming.write(clip.read_bytes())
+            incoming.finish()
+            self.files.place(incoming, "video/mp4")
+            video = catalog.add_video(
+                connection,
+                sha256=incoming.sha256,
+                size_bytes=incoming.size_bytes,
+                filename=clip.name,
+                title=clip.stem,
+                caption=None,
+                category=None,
+                sampling=Sampling(1),
+                probe=probe,
+            )
+            catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])
+        self.videos[video.id] = video
+        return video.id
+
+    def fingerprint_file(self, video_id: str) -> Path:
+        """Where it is kept."""
+        return self.files.folder(self.videos[video_id].sha256) / "fingerprint"
+
+    def copies(self, video_id: str) -> list[str]:
+        """The titles of its copies."""
+        return [copy.video.title for copy in self.duplicates.of(video_id)]
+
+
+@pytest.fixture
+def library(tmp_path: Path, decoder: Decoder) -> Iterator[Library]:
+    """An empty one."""
+    made = Library(tmp_path, decoder)
+    yield made
+    made.db.close()
+
+
+def test_the_copies_of_a_video_best_first(library: Library, make_clip: ClipMaker) -> None:
+    original = library.add(make_clip("original.mp4", scene(1)))
+    library.add(make_clip("bad.mp4", resized(scene(1), 0.5), options=FAIR))
+    library.add(make_clip("stranger.mp4", scene(2)))
+    library.add(make_clip("good.mp4", scene(1), options=GOOD))
+    found = library.duplicates.of(original)
+    assert [copy.video.title for copy in found] == ["good", "bad"]
+    assert 1 >= found[0].similarity > found[1].similarity >= THRESHOLD
+    assert sorted(library.copies(found[1].video.id)) == ["good", "original"]
+
+
+def test_equal_copies_are_in_the_order_of_their_ids(library: Library, make_clip: ClipMaker) -> None:
+    original = library.add(make_clip("a.mp4", scene(1)))
+    ids = [library.add(make_clip(f"{n}.mkv", scene(1), metadata={"title": str(n)})) for n in range(4)]
+    assert [copy.video.id for copy in library.duplicates.of(original)] == sorted(ids)
+
+
+def test_who_cannot_be_asked_about(library: Library, make_clip: ClipMaker) -> None:
+    with pytest.raises(NotFound):
+        library.duplicates.of("nobody")
+    video = library.add(make_clip("a.mp4", scene(1, 4)))
+    with library.db.write() as connection:
+        catalog.set_status(connection, library.videos[video].key, "failed", 0.0, "reason")
+    with pytest.raises(NotReady, match="failed"):
+        library.duplicates.of(video)
+
+
+def test_black_clips_are_copies_of_nothing(library: Library, make_clip: ClipMaker) -> None:
+    nothing = [library.add(make_clip(f"{n}.mp4", black(scene(1), 10 + n))) for n in range(2)]
+    library.add(make_clip("something.mp4", scene(1)))
+    assert [library.copies(video) for video in nothing] == [[], []]
+    assert library.duplicates.groups() == ()
+
+
+def test_a_clip_that_cannot_be_decoded_any_more_is_skipped(library: Library, make_clip: ClipMaker) -> None:
+    original = library.add(make_clip("a.mp4", scene(1)))
+    broken = library.add(make_clip("b.mp4", scene(1), options=GOOD))
+    gone = library.add(make_clip("c.mp4", scene(1), options=BAD))
+    library.add(make_clip("d.mp4", resized(scene(1), 0.5)))
+    (library.files.folder(library.videos[broken].sha256) / "video").write_bytes(b"rust")
+    library.files.delete(library.videos[gone].sha256)
+    with capture_logs() as logs:
+        assert library.copies(original) == ["d"]
+        assert library.copies(broken) == []
+        assert len(library.duplicates.groups()) == 1
+    assert {entry["video"] for entry in logs} == {broken, gone}
+
+
+# --- groups
+
+
+def test_groups_keep_the_best_of_each(library: Library, make_clip: ClipMaker) -> None:
+    library.add(make_clip("small.mp4", resized(scene(1), 0.5)))
+    library.add(make_clip("cut.mp4", scene(1)[:20]))
+    library.add(make_clip("whole.mp4", scene(1)))
+    library.add(make_clip("whole again.mp4", scene(1), options=GOOD))
+    library.add(make_clip("stranger.mp4", scene(2)))
+    library.add(make_clip("other.mp4", scene(3, width=320, height=192)))
+    library.add(make_clip("other small.mp4", scene(3)))
+    called: list[None] = []
+    groups = library.duplicates.groups(lambda: called.append(None))
+    assert [group.best.title for group in groups] == ["other", "whole"]
+    assert [copy.video.title for copy in groups[0].copies] == ["other small"]
+    assert {copy.video.title for copy in groups[1].copies} == {"whole again", "cut", "small"}
+    similarities = [copy.similarity for copy in groups[1].copies]
+    assert similarities == sorted(similarities, reverse=True)
+    assert len(called) == 7
+
+
+def test_a_compilation_makes_no_copies_of_its_parts(library: Library, make_clip: ClipMaker) -> None:
+    one, other = scene(1, place=1), scene(2, place=2)
+    library.add(make_clip("one.mp4", one))
+    library.add(make_clip("compilation.mp4", resized(one + other, 0.5), options=GOOD))
+    library.add(make_clip("other.mp4", other))
+    (group,) = library.duplicates.groups()
+    # Each part is in the compilation, and whoever keeps "one" and "other" has everything, once.
+    assert (group.best.title, [copy.video.title for copy in group.copies]) == ("one", ["compilation"])
+
+
+def test_one_of_two_that_proposes_the_other_is_enough(library: Library, make_clip: ClipMaker) -> None:
+    first = library.add(make_clip("a.mp4", scene(1)))
+    second = library.add(make_clip("b.mp4", scene(1), options=GOOD))
+    for blind in (first, second):
+
+        def proposed(video: Video, blind: str = blind) -> list[Video]:
+            return [] if video.id == blind else [library.videos[blind]]
+
+        finder = Duplicates(library.db, library.files, library.decoder, proposed)
+        assert [len(group.copies) for group in finder.groups()] == [1]
+
+
+# --- what is kept
+
+
+def test_a_fingerprint_is_made_once_and_kept(
+    library: Library, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = [library.add(make_clip(f"{n}.mp4", scene(1), options={"crf": str(18 + n)})) for n in range(3)]
+    assert not library.fingerprint_file(videos[0]).exists()  # uploads do not wait for it
+    before = library.copies(videos[0])
+    assert sorted(before) == ["1", "2"]
+    assert all(library.fingerprint_file(video).stat().st_size < 20_000 for video in videos)
+    library.forget()
+    monkeypatch.setattr(library.decoder, "fingerprint", None)
+    assert library.copies(videos[0]) == before
+    library.fingerprint_file(videos[0]).unlink()
+    assert library.copies(videos[0]) == before  # remembered
+
+
+@pytest.mark.parametrize("damage", ["another version", "cut off", "flipped", "empty"])
+def test_a_stale_or_broken_fingerprint_is_made_anew(damage: str, library: Library, make_clip: ClipMaker) -> None:
+    video = library.add(make_clip("a.mp4", scene(1)))
+    library.add(make_clip("b.mp4", scene(1), options=GOOD))
+    library.copies(video)
+    file = library.fingerprint_file(video)
+    whole = file.read_bytes()
+    assert whole.startswith(FINGERPRINT_HEADER)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    file.write_bytes(
+        {
+            "another version": whole.replace(FINGERPRINT_HEADER, b"reelsrs fingerprint 0\n"),
+            "cut off": whole[: len(whole) * 2 // 3],
+            "flipped": bytes(flipped),
+            "empty": b"",
+        }[damage]
+    )
+    library.forget()
+    assert library.copies(video) == ["b"]
+    assert file.read_bytes() == whole
+
+
+def test_deleting_a_video_deletes_its_fingerprint(library: Library, make_clip: ClipMaker) -> None:
+    kept = library.add(make_clip("a.mp4", scene(1)))
+    gone = library.add(make_clip("b.mp4", scene(1), options=GOOD))
+    assert library.copies(kept) == ["b"]
+    folder = library.fingerprint_file(gone).parent
+    assert sorted(path.name for path in folder.iterdir()) == ["fingerprint", "video"]
+
+    def no_model() -> Embedder:
+        raise AssertionError("nothing is embedded here")
+
+    Ingest(library.db, library.files, library.decoder, no_model, max_upload_bytes=1, threads=1).delete(gone)
+    assert not folder.exists()
+    assert library.copies(kept) == []
+    with pytest.raises(NotFound):
+        library.files.put_fingerprint(library.videos[gone].sha256, b"late")
+    assert not folder.exists()
+
+
+# --- real clips
+
+TERMINALS = ["terminal_h264", "terminal_vp9_webm", "no_audio_terminal", "rectangular_pixels"]
+TWINS = [
+    {"near_duplicates/red_flower_webm", "nature_landscape/red_flower"},
+    {"near_duplicates/toy_frog_webm", "objects_indoor/toy_frog"},
+    {"near_duplicates/carphone_distorted", "people_talking/carphone"},
+    {"near_duplicates/pool_cleaning_1s", "objects_indoor/pool_cleaning"},
+    # One recording of a terminal four times: as it was, as VP9, without sound, with other pixels.
+    *(set(pair) for pair in itertools.combinations([f"odd_files/{name}" for name in TERMINALS], 2)),
+]
+COMPARED = ("near_identical_asl/*", "near_duplicates/*", "nature_landscape/*", "objects_indoor/toy_*")
+COMPARED += ("objects_indoor/pool_*", "people_talking/car*", "people_talking/two_*", *(f"*/{t}.*" for t in TERMINALS))
+COPIED = ["near_identical_asl/asl_no", "near_identical_asl/asl_yes", "people_talking/carphone"]
+
+
+def test_precision_and_recall_over_real_clips_and_their_copies(
+    decoder: Decoder, shared_clips: Path, make_clip: ClipMaker
+) -> None:
+    """Every pair of clips and copies. Twenty of the clips show people in one room, each with another gesture."""
+    paths = {
+        f"{path.parent.name}/{path.stem}": path
+        for pattern in COMPARED
+        for path in sorted(shared_clips.glob(pattern))
+        if path.suffix in SUFFIXES
+    }
+    originals = {name: name for name in paths}
+    for name in COPIED:
+        frames = _read(paths[name])
+        for number, (kind, change) in enumerate(COPIES.items()):
+            codec, suffix, options = (("libx264", "mp4", FAIR), ("mpeg4", "avi", {"qscale": "8"}))[number % 2]
+            copy = f"{name} {kind}"
+            changed = change(frames)
+            paths[copy] = make_clip(f"{len(paths)}.{suffix}", changed, codec=codec, rate=25, options=options)
+            originals[copy] = name
+    with ThreadPoolExecutor(decoder.processes) as pool:
+        made = dict(zip(paths, pool.map(decoder.fingerprint, paths.values()), strict=True))
+    found = [{a, b} for a, b in itertools.combinations(paths, 2) if similarity(made[a], made[b]) >= THRESHOLD]
+    # Copies of one clip may show other parts of it: that they are copies of each other is not asked, and not wrong.
+    asked = TWINS + [{copy, original} for copy, original in originals.items() if copy != original]
+    wrong = [pair for pair in found if not _related({originals[name] for name in pair})]
+    missed = [pair for pair in asked if pair not in found]
+    assert len(asked) == 10 + len(COPIED) * len(COPIES)
+    assert not wrong, f"precision {1 - len(wrong) / len(found):.2f}"
+    assert not missed, f"recall {1 - len(missed) / len(asked):.2f}"
+
+
+def _related(names: set[str]) -> bool:
+    return len(names) == 1 or names in TWINS
+
+
+def _read(path: Path) -> Frames:
+    """The first frames of a clip, at most 480 pixels wide, sides even."""
+    with av.open(str(path)) as container:
+        frames = [
+            np.asarray(frame.to_image().convert("RGB")) for frame in itertools.islice(container.decode(video=0), 60)
+        ]
+    return resized(frames, min(1.0, 480 / frames[0].shape[1]))

@@ -1,0 +1,120 @@
+"""Databases as each release left them, opened and used by this one.
+
+The dumps in `assets/databases` were written by the code of their time: six drawn clips with vectors of the model
+`tiny`, four captions, a seventh clip that was queued, and from 0002 on a map. The bytes of the seventh lie beside them.
+A new revision of the schema gets its dump when it is released.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from service import catalog, db, generations
+from service.domain import Sampling, Weights
+from service.embedder import Embedder
+from service.ingest import describe
+from service.runtime import Runtime
+from service.video import Decoder
+from service.worker import Worker
+from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
+from tests.support.oracle import Item, rank, same
+from tests.support.paths import ASSETS
+from tests.support.queries import like_video
+
+FROZEN = ASSETS / "databases"
+REVISIONS = sorted(path.stem for path in FROZEN.glob("*.sql"))
+
+
+@pytest.fixture(params=REVISIONS)
+def opened(request: pytest.FixtureRequest, tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
+    """The library of that revision, opened by today's code."""
+    data = tmp_path / "data"
+    data.mkdir()
+    connection = sqlite3.connect(data / "reelsrs.db")
+    connection.executescript((FROZEN / f"{request.param}.sql").read_text())
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(request.param,)]
+    (sha256,) = connection.execute("SELECT sha256 FROM videos WHERE status = 'queued'").fetchone()
+    connection.close()
+    target = data / "media" / sha256[:2] / sha256 / "video"
+    target.parent.mkdir(parents=True)
+    shutil.copy(FROZEN / "queued.mp4", target)
+    runtime = Runtime(settings_for(data), model=tiny, decoder=decoder)
+    assert runtime.adopt() == tiny.generation, "the model is the same, and nothing is embedded again"
+    yield runtime
+    runtime.close()
+
+
+def _config(runtime: Runtime) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(db.migrations_folder()))
+    config.attributes["url"] = runtime.settings.database
+    return config
+
+
+def _items(runtime: Runtime) -> list[Item]:
+    items = []
+    with runtime.db.read() as connection:
+        for video in catalog.list_videos(connection, status="ready", limit=100):
+            vectors = catalog.kinds(connection, video.key, runtime.serving.generation, "mean", "text")
+            text = vectors["text"][0] if "text" in vectors else None
+            assert (text is None) == (video.caption is None)
+            items.append(Item(video.id, vectors["mean"][0], text, video.category))
+    return items
+
+
+def _check(runtime: Runtime, count: int) -> None:
+    """Every answer is the contract's, from the vectors that are in the database."""
+    items = _items(runtime)
+    assert len(items) == count
+    for item in items:
+        answer = like_video(runtime.recommender, item.id, weights=Weights(0.7, 0.3))
+        expected = rank(items, item.v, item.t, 0.7, 0.3, without=item.id)
+        same([(hit.video.id, hit.score) for hit in answer.hits], expected)
+
+
+def test_every_revision_but_the_one_in_the_making_is_frozen() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(db.migrations_folder()))
+    revisions = sorted(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
+    assert revisions == REVISIONS
+
+
+def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: ClipMaker) -> None:
+    command.check(_config(opened))  # raises where it is not what the code describes
+    with opened.db.read() as connection:
+        assert connection.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"
+        assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
+        frozen = catalog.list_videos(connection, limit=100)
+        last = catalog.last_change(connection, opened.serving.generation.id)
+    assert len(frozen) == 7
+    _check(opened, 6)
+    Worker(opened).work_off()  # what was queued then is embedded now
+    _check(opened, 7)
+    late = next(video for video in frozen if video.category == "late")
+    opened.ingest.edit(late.id, {"caption": "an edit", "category": None})
+    _check(opened, 7)
+    opened.ingest.delete(next(video for video in frozen if video.id != late.id).id)
+    _check(opened, 6)
+    clip = make_clip("new.mp4", numbered(9))
+    with opened.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        opened.ingest.accept(incoming, describe("new.mp4", sampling=Sampling(3), caption="new"))
+    Worker(opened).work_off()
+    _check(opened, 7)
+    with opened.db.read() as connection:
+        assert catalog.last_change(connection, opened.serving.generation.id) > last
+        (state,) = generations.states(connection)
+    assert (state.status, state.embedded, state.total) == ("active", 7, 7)
+    state_of_map = opened.atlas.ready(opened.atlas.spec("aggregated", "pca", 2))
+    assert (state_of_map.status, state_of_map.points, state_of_map.missing) == ("ready", 7, 0)

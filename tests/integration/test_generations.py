@@ -1,0 +1,404 @@
+"""Another model: embedded beside the one that answers, switched to in one step, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from service import catalog, generations
+from service.domain import Picture, Sampling, Video, Weights
+from service.embedder import TINY, Embedder
+from service.errors import NotReady, Unavailable, Undecodable
+from service.ingest import describe
+from service.runtime import Runtime
+from service.worker import Worker
+from tests.support import services
+from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
+from tests.support.processes import family
+from tests.support.queries import like_video
+from tests.support.rest import check_recommendations, items, upload
+from tests.support.server import Server, serving
+
+SAMPLING = Sampling(4)
+
+
+@pytest.fixture
+def filled(runtime: Runtime, make_clip: ClipMaker) -> tuple[Runtime, list[Video]]:
+    """Six videos, five with captions, ready."""
+    videos = [_accept(runtime, make_clip(f"{n}.mp4", numbered(n)), caption=f"clip {n}") for n in range(8, 13)]
+    videos.append(_accept(runtime, make_clip("13.mp4", numbered(13))))
+    Worker(runtime).work_off()
+    return runtime, videos
+
+
+@pytest.fixture
+def other(filled: tuple[Runtime, list[Video]]) -> Any:
+    """`other()` is a process whose settings ask for another precision, which is another generation."""
+    opened = []
+
+    def start(**settings: object) -> Runtime:
+        opened.append(Runtime(settings_for(filled[0].settings.data_dir, **{"precision": "bfloat16", **settings})))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def _accept(runtime: Runtime, clip: Path, **words: str | None) -> Video:
+    with runtime.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        return runtime.ingest.accept(incoming, describe(clip.name, sampling=SAMPLING, **words))[0]
+
+
+def _status(runtime: Runtime, video: Video) -> str:
+    with runtime.db.read() as connection:
+        return catalog.video(connection, video.id).status
+
+
+def _states(runtime: Runtime) -> dict[str, generations.State]:
+    with runtime.db.read() as connection:
+        return {one.generation.precision: one for one in generations.states(connection)}
+
+
+def _kinds(runtime: Runtime, video: Video, precision: str) -> set[str]:
+    with runtime.db.read() as connection:
+        generation = _states(runtime)[precision].generation
+        return set(catalog.kinds(connection, video.key, generation, "frame", "mean", "max", "text"))
+
+
+def _like(runtime: Runtime, video: Video) -> list[tuple[str, float]]:
+    answer = like_video(runtime.recommender, video.id, weights=Weights(0.7, 0.3))
+    return [(hit.video.id, hit.score) for hit in answer.hits]
+
+
+def test_what_was_there_answers_until_everything_is_embedded_and_going_back_is_free(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], tiny: Embedder
+) -> None:
+    runtime, videos = filled
+    before = _like(runtime, videos[0])
+    moved = other()
+    assert moved.adopt() == tiny.generation, "the old one answers on"
+    assert _states(moved)["bfloat16"].status == "embedding"
+    assert [_status(moved, video) for video in videos] == ["ready"] * 6
+    assert _like(moved, videos[0]) == before
+    heard: list[float] = []
+    moved.move_over(heard.append)
+    assert heard == sorted(heard)
+    assert heard[-1] == 1.0
+    states = _states(moved)
+    assert (states["bfloat16"].status, states["float32"].status) == ("active", "ready")
+    assert [_status(moved, video) for video in videos] == ["ready"] * 6
+    assert moved.serving.generation.precision == "bfloat16"
+    after = _like(moved, videos[0])
+    assert {name for name, _ in after} == {name for name, _ in before}
+    assert after != before
+    runtime.follow()  # another process
+    assert _like(runtime, videos[0]) == after
+    back = other(precision="float32")
+    assert back.adopt() == tiny.generation
+    assert _like(back, videos[0]) == before
+
+
+def test_only_a_change_of_the_settings_is_a_wish(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]
+) -> None:
+    runtime, _ = filled
+    moved = other()
+    moved.adopt()
+    moved.move_over(lambda _: None)
+    first = _states(moved)["float32"].generation.id
+    moved.switch(first)
+    again = other()
+    assert again.adopt().id == first, "the settings are as they were heard; the switch came later"
+    assert _states(again)["bfloat16"].status == "ready"
+    unset = Runtime(settings_for(runtime.settings.data_dir).model_copy())
+    assert unset.settings.wish == ("tiny", None)
+    unset.close()
+
+
+def test_a_worker_has_no_wishes(filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]) -> None:
+    assert other().adopt(wishes=False).precision == "float32"
+    assert set(_states(filled[0])) == {"float32"}
+
+
+def test_what_changes_meanwhile_is_as_it_is_now(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], make_clip: ClipMaker
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.adopt()
+    generation = _states(moved)["bfloat16"].generation
+    moved.propose("tiny", "bfloat16", activate=False)  # and not switched to by itself
+    stop = threading.Event()
+    moved.reembedding(generation).run(stop, keep_up=False)
+    assert _states(moved)["bfloat16"].status == "ready"
+    runtime.ingest.edit(videos[0].id, {"caption": "other words"})
+    runtime.ingest.edit(videos[1].id, {"caption": None})
+    runtime.ingest.edit(videos[5].id, {"caption": "words at last"})
+    assert _kinds(runtime, videos[0], "bfloat16") == {"frame", "mean", "max"}, "the old caption's vector stayed"
+    assert _kinds(runtime, videos[0], "float32") == {"frame", "mean", "max", "text"}
+    runtime.ingest.resample(videos[2].id, Sampling(2))
+    runtime.ingest.delete(videos[3].id)
+    late = _accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
+    Worker(runtime).work_off()
+    assert _kinds(runtime, videos[2], "bfloat16") == set(), "the old frames' vectors stayed"
+    moved.reembedding(generation).run(stop, keep_up=False)
+    everything = {"frame", "mean", "max", "text"}
+    assert [_kinds(runtime, video, "bfloat16") for video in (videos[0], videos[2], videos[5], late)] == [everything] * 4
+    assert _kinds(runtime, videos[1], "bfloat16") == everything - {"text"}
+    for precision in ("bfloat16", "float32"):
+        with runtime.db.read() as connection:
+            frames = catalog.vectors(connection, videos[2].key, _states(runtime)[precision].generation, "frame")
+        assert frames is not None
+        assert len(frames) == 2
+    moved.switch(generation.id)
+    texts = moved.embedder().embed_texts(["other words", "late"])
+    with moved.db.read() as connection:
+        kept = [catalog.vectors(connection, video.key, generation, "text") for video in (videos[0], late)]
+    np.testing.assert_allclose(np.concatenate([one for one in kept if one is not None]), texts, atol=1e-2)
+    assert {name for name, _ in _like(moved, videos[0])} == {videos[n].id for n in (1, 2, 4, 5)} | {late.id}
+
+
+def test_what_comes_after_it_was_complete_is_queued_when_it_is_switched_to(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], make_clip: ClipMaker
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.adopt()
+    generation = _states(moved)["bfloat16"].generation
+    with pytest.raises(NotReady, match="embedding"):
+        moved.switch(generation.id)
+    moved.move_over(lambda _: None)
+    runtime.follow()
+    late = _accept(moved, make_clip("late.mp4", numbered(20)))
+    Worker(moved).work_off()
+    first = _states(moved)["float32"].generation.id
+    moved.switch(first)
+    assert _status(moved, late) == "queued"
+    assert [_status(moved, video) for video in videos] == ["ready"] * 6
+    runtime.follow()
+    Worker(runtime).work_off()
+    assert _status(runtime, late) == "ready"
+    assert late.id in {name for name, _ in _like(runtime, videos[0])}
+
+
+def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], make_clip: ClipMaker
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.adopt()
+    moved.move_over(lambda _: None)
+    # `runtime` is a process that has not noticed yet.
+    late = _accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
+    with pytest.raises(Unavailable, match="took over"):
+        runtime.ingest.edit(videos[0].id, {"caption": "never"})
+    worker = Worker(runtime)
+    assert worker._claim(None) == [], "claimed for a model that does not answer any more"
+    with runtime.db.write() as connection:
+        claimed = generations.jobs.claim(connection, worker.owner, 4)
+    given = iter([claimed])
+    runtime.ingest.process(lambda: next(given, []), worker.owner)
+    assert _kinds(runtime, late, "float32") == set()
+    with runtime.db.read() as connection:
+        assert catalog.video(connection, videos[0].id).caption == "clip 8"
+
+
+def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]
+) -> None:
+    runtime, videos = filled
+    services.overwrite(runtime.settings.data_dir, videos[2].sha256, b"the disk has a bad block")
+    with pytest.raises(Undecodable):
+        runtime.decoder.sample(runtime.files.video(videos[2].sha256), Sampling(1), Picture(32, 32))
+    moved = other()
+    moved.adopt()
+    moved.move_over(lambda _: None)
+    state = _states(moved)["bfloat16"]
+    assert (state.status, state.embedded, state.total) == ("active", 5, 5)
+    assert _status(moved, videos[2]) == "queued", "it is tried as an upload is, and its failure seen"
+    Worker(moved).work_off()
+    assert _status(moved, videos[2]) == "failed"
+    assert len(_like(moved, videos[0])) == 4
+
+
+def test_a_clip_that_the_other_model_fails_at_is_given_up_and_a_model_that_fails_is_not(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.adopt()
+    generation = _states(moved)["bfloat16"].generation
+    model = moved.load(generation, pictures=True)
+    poison = moved.decoder.sample(runtime.files.video(videos[2].sha256), SAMPLING, model.picture).pixels
+    real = model.embed_pictures
+
+    def never(_: np.ndarray) -> np.ndarray:
+        raise Unavailable("the model failed: no memory")
+
+    def picky(pixels: np.ndarray) -> np.ndarray:
+        inside = any(np.array_equal(pixels[start : start + len(poison)], poison) for start in range(len(pixels)))
+        return never(pixels) if inside else real(pixels)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "embed_pictures", never)
+        with pytest.raises(Unavailable, match="no memory"):
+            moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    assert _states(moved)["bfloat16"].embedded == 0
+    monkeypatch.setattr(model, "embed_pictures", picky)
+    moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    states = _states(moved)
+    assert (states["bfloat16"].embedded, states["float32"].status) == (5, "ready")
+    assert _status(moved, videos[2]) == "queued"
+    assert [_status(moved, video) for video in videos if video is not videos[2]] == ["ready"] * 5
+
+
+def test_other_weights_under_the_same_name_are_another_generation(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    settings = settings_for(tmp_path / "data").model_copy(update={"model": f"local-dir:{folder}"})
+    first = Runtime(settings)
+    assert first.adopt().id == tiny.generation.id
+    videos = [_accept(first, make_clip(f"{n}.mp4", numbered(n)), caption="words") for n in (8, 9)]
+    Worker(first).work_off()
+    first.close()
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.4, 0.4, 0.4]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    second = Runtime(settings)
+    assert second.adopt().id == tiny.generation.id
+    assert len(_like(second, videos[0])) == 1, "videos are compared by what is stored"
+    with pytest.raises(Unavailable, match="another model"):
+        second.examples.text("words")
+    second.move_over(lambda _: None)
+    assert second.serving.generation.id != tiny.generation.id
+    assert second.examples.text("words").caption is not None
+    assert len(_like(second, videos[0])) == 1
+    second.close()
+
+
+# --- over REST, with processes that are killed
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another architecture with random weights, and vectors of another length."""
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-S-32-alt")
+    preprocessing = {name: model.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation")}
+    config = {"model_cfg": open_clip.get_model_config("ViT-S-32-alt"), "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def _until(client: httpx.Client, url: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    for _ in range(900):
+        state: dict[str, Any] = client.get(url).json()
+        if condition(state):
+            return state
+        time.sleep(0.1)
+    raise AssertionError(state)
+
+
+def _begin(server: Server, clips: list[Path], model: str) -> str:
+    """Clips in, another model asked for, and the plug pulled in the middle of it; where its state is asked for."""
+    with server.client() as client:
+        for clip in clips:
+            assert upload(client, clip, wait=0, caption=f"clip {clip.stem}").status_code == 202
+        _until(client, "/v1/info", lambda info: info["videos"].get("ready") == len(clips))
+        wrong = client.post("/v1/generations", json={"model": "no-such/model"})
+        assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "model")
+        asked = client.post("/v1/generations", json={"model": model})
+        assert asked.status_code == 202, asked.text
+        url = asked.headers["location"]
+        assert client.post("/v1/generations", json={"model": model}).status_code == 200
+        early = client.put(f"{url}/activation")
+        assert (early.status_code, early.headers["content-type"]) == (409, "application/problem+json")
+        seen = _until(client, url, lambda state: state["embedded"] > 0)["embedded"]
+        for pid in family(server.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        server.process.wait()
+    print(f"{seen} of {len(clips)} were embedded by the other model when the plug was pulled")
+    return url
+
+
+@contextmanager
+def _asking(server: Server, least: int) -> Iterator[None]:
+    """Somebody who searches all the while, and is always answered."""
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with server.client() as client:
+            while not done.is_set():
+                answer = client.post("/v1/search/text", json={"query": "grey", "k": 50})
+                if answer.status_code != 200 or len(answer.json()["items"]) < least:
+                    wrong.append(answer.text)
+                done.wait(0.05)  # else it takes all the time that the other model gets
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    assert wrong == []
+
+
+def test_a_model_is_changed_under_traffic_and_a_kill(tmp_path: Path, make_clip: ClipMaker, checkpoint: str) -> None:
+    data = tmp_path / "data"
+    clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(8, 28)]
+    with serving(data) as server:
+        url = _begin(server, clips[:16], checkpoint)
+    with serving(data) as server, server.client() as client, _asking(server, 16):
+        everything = items(client)
+        first = client.get("/v1/info").json()["generation"]
+        for clip in clips[16:]:
+            assert upload(client, clip, wait=60, caption=f"clip {clip.stem}").status_code == 201
+        check_recommendations(client, items(client), [everything[0].id])
+        state = _until(client, url, lambda state: state["status"] == "ready" and state["embedded"] == 20)
+        assert (state["progress"], state["total"], state["error"]) == (1.0, 20, None)
+        recommendations = f"/v1/videos/{everything[0].id}/recommendations"
+        before = client.get(recommendations).json()
+        assert client.put(f"{url}/activation").json()["status"] == "active"
+        info = client.get("/v1/info").json()
+        assert (info["model"], info["dimension"]) == (checkpoint, state["dimension"])
+        assert info["index"]["size"] == 20, "in one step"
+        now = items(client)
+        assert len(now[0].v) == state["dimension"] != len(everything[0].v)
+        check_recommendations(client, now, [item.id for item in now[:5]])
+        assert client.put(f"/v1/generations/{first}/activation").status_code == 200
+        assert client.get(recommendations).json() == before
+        assert client.put(f"{url}/activation").status_code == 200
+        assert upload(client, make_clip("after.mp4", numbered(50)), wait=60).status_code == 201
+        names = {one["id"]: one["status"] for one in client.get("/v1/generations").json()["items"]}
+        assert names == {first: "ready", state["id"]: "active"}
+    with serving(data) as server, server.client() as client:  # the same settings are no wish
+        assert client.get("/v1/info").json()["model"] == checkpoint
+        now = items(client)
+        assert len(now) == 21
+        check_recommendations(client, now, [now[0].id])

@@ -1,0 +1,349 @@
+"""The way of an upload, with the real decoder and the real model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import catalog, db, jobs
+from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
+from service.embedder import Embedder
+from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
+from service.ingest import Description, describe
+from service.runtime import Runtime
+from service.vectors import aggregate
+from service.worker import Worker
+from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
+from tests.support.queries import like_video
+
+SAMPLING = Sampling(4)
+
+
+def _accept(runtime: Runtime, clip: Path, **words: str | None) -> tuple[Video, str]:
+    description: Description = describe(clip.name, sampling=SAMPLING, **words)
+    with runtime.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        return runtime.ingest.accept(incoming, description)
+
+
+def _now(runtime: Runtime, video: Video) -> Video:
+    with runtime.db.read() as connection:
+        return catalog.video(connection, video.id)
+
+
+def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
+    with runtime.db.read() as connection:
+        return catalog.vectors(connection, video.key, runtime.embedder().generation, kind)  # type: ignore[arg-type]
+
+
+def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    clips = sorted(drawn.rglob("*.mp4"))[:3]
+    videos = [_accept(runtime, clip, caption=f"clip {n}")[0] for n, clip in enumerate(clips)]
+    assert [video.status for video in videos] == ["queued"] * 3
+    Worker(runtime).work_off()
+    first = _now(runtime, videos[0])
+    assert (first.status, first.progress, first.error) == ("ready", 1.0, None)
+    assert len(first.frame_times) == 4
+    frames = _vectors(runtime, first, "frame")
+    assert frames is not None
+    made = aggregate(frames, None)
+    np.testing.assert_allclose(_vectors(runtime, first, "mean"), made.mean[None], atol=1e-6)
+    np.testing.assert_allclose(_vectors(runtime, first, "max"), made.max[None], atol=1e-6)
+    np.testing.assert_allclose(_vectors(runtime, first, "text"), tiny.embed_texts(["clip 0"]), atol=1e-5)
+    assert runtime.files.picture(first.sha256, 3, first.frame_times[3]).read(0, 2) == b"\xff\xd8"
+    answer = like_video(runtime.recommender, first.id, weights=Weights(1, 1))
+    assert {hit.video.id for hit in answer.hits} == {videos[1].id, videos[2].id}
+
+
+def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(10))
+    runtime.ingest  # noqa: B018 - built before the threads ask for it
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: _accept(runtime, clip, caption="x"), range(8)))
+    assert len({video.id for video, _ in answers}) == 1
+    assert sorted(outcome for _, outcome in answers) == ["created"] + ["existing"] * 7
+
+
+def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    """Each video's vectors are those it has when it is embedded alone."""
+    clips = sorted(drawn.rglob("*.mp4"))[:5]
+    videos = [_accept(runtime, clip)[0] for clip in clips]
+    Worker(runtime).work_off()
+    for video, clip in zip(videos, clips, strict=True):
+        alone = tiny.embed_pictures(runtime.decoder.sample(clip, SAMPLING, tiny.picture).pixels)
+        together = _vectors(runtime, video, "frame")
+        assert together is not None
+        np.testing.assert_allclose((together * alone).sum(axis=1), 1, atol=1e-4)
+
+
+def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
+    runtime: Runtime, make_clip: ClipMaker
+) -> None:
+    slow = _accept(runtime, make_clip("slow.mp4", numbered(10)))[0]
+    with ThreadPoolExecutor(2) as pool:  # starts both children
+        list(pool.map(runtime.decoder.probe, [runtime.files.video(slow.sha256)] * 2))
+    child = runtime.decoder._idle.queue[0]._process  # the one that is asked next
+    assert child is not None
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    stop = threading.Event()
+    worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
+    worker.start()
+    try:
+        _until(lambda: _now(runtime, slow).status == "processing")
+        later = _accept(runtime, make_clip("later.mp4", numbered(12)))[0]
+        _until(lambda: _now(runtime, later).status == "ready")
+        assert _now(runtime, slow).status == "processing"
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        stop.set()
+        worker.join()
+    assert _now(runtime, slow).status == "ready"  # what was claimed is brought to its end
+
+
+def test_no_more_is_claimed_than_keeps_the_model_busy(
+    runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.ingest._AHEAD_FRAMES", 1)
+    monkeypatch.setattr(runtime.embedder(), "batch", 1)
+    clips = sorted(drawn.rglob("*.mp4"))
+    videos = [_accept(runtime, clip)[0] for clip in clips]
+    most = 0
+
+    def claim() -> list[int]:
+        nonlocal most
+        with runtime.db.write() as connection:
+            claimed = jobs.claim(connection, "me", 1)
+            most = max(most, catalog.status_counts(connection).get("processing", 0))
+        return claimed
+
+    runtime.ingest.process(claim, "me")
+    assert {_now(runtime, video).status for video in videos} == {"ready"}
+    # One more than there are decoders is on its way to the model, as many are in it, and as many are being stored.
+    assert len(videos) > most
+    assert most <= 3 * (runtime.decoder.processes + 1)
+
+
+def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    for content in (b"", b"words"):
+        bad.write_bytes(content)
+        with pytest.raises(Undecodable):
+            _accept(runtime, bad)
+    with runtime.db.read() as connection:
+        assert catalog.status_counts(connection) == {}
+    assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
+
+
+def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Runtime, make_clip: ClipMaker) -> None:
+    good, bad = (
+        _accept(runtime, make_clip("a.mp4", numbered(10)))[0],
+        _accept(runtime, make_clip("b.mp4", numbered(12)))[0],
+    )
+    stored = runtime.files.video(bad.sha256).path
+    assert stored is not None
+    whole = stored.read_bytes()
+    stored.write_bytes(b"the disk forgot")
+    Worker(runtime).work_off()
+    assert _now(runtime, good).status == "ready"
+    failed = _now(runtime, bad)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert "not a video" in failed.error
+    stored.write_bytes(whole)
+    again, outcome = _accept(runtime, make_clip("c.mp4", numbered(12)))
+    assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
+    stored.write_bytes(b"the disk forgot again")
+    Worker(runtime).work_off()
+    assert _now(runtime, bad).status == "failed"
+    stored.write_bytes(whole)
+    assert runtime.ingest.retry(bad.id).status == "queued"  # nothing need be sent for that
+    Worker(runtime).work_off()
+    assert _now(runtime, bad).status == "ready"
+    assert runtime.ingest.retry(bad.id).status == "ready"
+
+
+def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    now = [time.time()]
+    monkeypatch.setattr(db, "now", lambda _: now[0])
+
+    def full(*_: object) -> None:
+        raise StorageFull("no room left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.files, "put_pictures", full)
+        for pause in (2, 4, 8, 16, 30, 30):
+            Worker(runtime).work_off()
+            waiting = _now(runtime, video)
+            assert (waiting.status, waiting.error) == ("queued", "no room left")
+            now[0] += pause - 0.1
+            with runtime.db.read() as connection:
+                assert not jobs.waiting(connection)
+            now[0] += 0.2
+    Worker(runtime).work_off()
+    assert _now(runtime, video).status == "ready"
+
+
+def test_what_an_error_leaves_undone_is_given_back(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is locked just when the result, and then the failure, is to be written."""
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+
+    def locked(*_: object) -> None:
+        raise Unavailable("the database is busy")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.ingest, "_persist", locked)
+        broken.setattr(runtime.ingest, "_settle", locked)
+        with pytest.raises(Unavailable):
+            Worker(runtime).work_off()
+    assert _now(runtime, video).status == "queued"
+    Worker(runtime).work_off()
+    assert _now(runtime, video).status == "ready"
+
+
+def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Embedder) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")[0]
+    Worker(runtime).work_off()
+    before = _vectors(runtime, video, "frame")
+    edited = runtime.ingest.edit(video.id, {"caption": "new words", "category": "films"})
+    assert (edited.caption, edited.category, edited.status) == ("new words", "films", "ready")
+    np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["new words"]), atol=1e-5)
+    assert np.array_equal(_vectors(runtime, video, "frame"), before)  # type: ignore[arg-type]
+    runtime.ingest.edit(video.id, {"caption": None})
+    assert _vectors(runtime, video, "text") is None
+    assert _now(runtime, video).category == "films"
+    with pytest.raises(InvalidInput, match="title"):
+        runtime.ingest.edit(video.id, {"title": " "})
+    with pytest.raises(InvalidInput, match="caption"):
+        runtime.ingest.edit(video.id, {"caption": "x" * (MAX_CAPTION_CHARACTERS + 1)})
+    with pytest.raises(NotFound):
+        runtime.ingest.edit("nobody", {"title": "x"})
+
+
+def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
+    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
+) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")[0]
+    real = runtime.ingest._store
+
+    def slow(batch: object, owner: str) -> None:
+        runtime.ingest.edit(video.id, {"caption": "second"})
+        real(batch, owner)  # type: ignore[arg-type]
+
+    runtime.ingest._store = slow  # type: ignore[method-assign]
+    Worker(runtime).work_off()
+    np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["second"]), atol=1e-5)
+
+
+def test_a_video_deleted_while_it_is_embedded_stays_gone(runtime: Runtime, make_clip: ClipMaker) -> None:
+    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    real = runtime.ingest._store
+
+    def slow(batch: object, owner: str) -> None:
+        runtime.ingest.delete(video.id)
+        real(batch, owner)  # type: ignore[arg-type]
+
+    runtime.ingest._store = slow  # type: ignore[method-assign]
+    Worker(runtime).work_off()
+    with pytest.raises(NotFound):
+        _now(runtime, video)
+    assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
+
+
+def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runtime, make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(5))
+    runtime.ingest  # noqa: B018 - built before the threads ask for it
+    stop = threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            with runtime.db.read() as connection:
+                found = catalog.list_videos(connection, limit=1)
+            for video in found:
+                try:
+                    runtime.ingest.delete(video.id)
+                except NotFound:
+                    continue
+
+    threads = [threading.Thread(target=delete) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        try:
+            _accept(runtime, clip)
+        except Undecodable as error:
+            assert "send them once more" in str(error)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    video, _ = _accept(runtime, clip)
+    assert runtime.files.video(video.sha256).read(0, 1 << 30) == clip.read_bytes()
+
+
+def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+    videos = [_accept(runtime, clip)[0] for clip in sorted(drawn.rglob("*.mp4"))[:4]]
+    Worker(runtime).work_off()
+    by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"), model=tiny)
+    for folder in Path(runtime.settings.storage).glob("??"):  # nothing is read from the clips any more
+        folder.rename(folder.with_name("gone" + folder.name))
+    query = _vectors(runtime, videos[0], "max")
+    answer = like_video(by_max.recommender, videos[0].id, weights=Weights(1, 0))
+    assert query is not None
+    assert len(answer.hits) == 3
+    for hit in answer.hits:
+        other = _vectors(runtime, hit.video, "max")
+        assert other is not None
+        assert hit.score == pytest.approx(float(query[0] @ other[0]), abs=1e-5)
+    by_max.close()
+
+
+def test_a_start_removes_what_a_crash_left_and_nothing_else(
+    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _ = _accept(runtime, make_clip("kept.mp4", numbered(5)))
+    gone, _ = _accept(runtime, make_clip("gone.mp4", numbered(6)))
+    foreign = runtime.files._root / "ab" / ("ab" * 32) / "video"  # of a library that another database stands for
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"not ours")
+
+    def die(*_: object, **__: object) -> None:
+        raise RuntimeError("the plug is pulled")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(catalog, "add_video", die)
+        with pytest.raises(RuntimeError):
+            _accept(runtime, make_clip("never.mp4", numbered(7)))
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime.files, "delete", die)
+        with pytest.raises(RuntimeError):
+            runtime.ingest.delete(gone.id)
+    stored = [path for path in runtime.files._root.glob("??/*/video") if path != foreign]
+    assert len(stored) == 3
+    assert runtime.ingest.repair() == 2
+    assert runtime.files.video(kept.sha256).size_bytes
+    assert foreign.exists()
+    assert len(list(runtime.files._root.glob("??/*/video"))) == 2
+    assert list((runtime.files._root / "incoming").iterdir()) == []
+    assert runtime.ingest.repair() == 0

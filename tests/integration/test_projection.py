@@ -1,0 +1,410 @@
+"""Maps: repeatable, of any number of points, keeping near what is near; new points where they belong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.domain import Neighbours
+from service.errors import InvalidInput
+from service.index import graph
+from service.projection import (
+    Fit,
+    Method,
+    effective,
+    fit,
+    neighbours_needed,
+    place,
+    placeable,
+    quality,
+)
+from service.vectors import normalise
+from tests.support.paths import ROOT
+from tests.support.processes import CHILD_ENVIRONMENT
+
+METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
+KINDS = [(method, dimensions) for method in METHODS for dimensions in (2, 3)]
+
+
+def _clusters(count: int, *, clusters: int = 3, dimension: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors around a few centres, and whose each is. The centres are the same for every seed."""
+    centres = np.random.default_rng(0).standard_normal((clusters, dimension)) * 3
+    labels = np.arange(count) % clusters
+    noise = np.random.default_rng(seed + 1).standard_normal((count, dimension))
+    return normalise(centres[labels] + noise * 0.3), labels
+
+
+def _map(vectors: np.ndarray, method: Method, dimensions: int, **more: Any) -> Fit:
+    given = {"seed": 0, "parameters": {}, **more}
+    wanted = neighbours_needed(method, len(vectors), given["parameters"])
+    return fit(vectors, method, dimensions, neighbours=graph.neighbours(vectors, wanted) if wanted else None, **given)
+
+
+def _placed(new: np.ndarray, vectors: np.ndarray, made: Fit, method: Method, **more: Any) -> np.ndarray:
+    given = {"seed": 0, "parameters": {}, **more}
+    wanted = neighbours_needed(method, len(vectors), given["parameters"])
+    return place(new, made, method, neighbours=graph.nearest(vectors, new, wanted), **given)
+
+
+# --- the graph
+
+
+def _truth(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(queries[:, None].astype(np.float64) - vectors[None], axis=2)
+
+
+def test_small_graphs_are_exact() -> None:
+    vectors, _ = _clusters(200)
+    found = graph.neighbours(vectors, 7)
+    assert (found.rows.shape, found.rows.dtype, found.distances.dtype) == ((200, 7), np.int32, np.float32)
+    distances = _truth(vectors, vectors)
+    np.fill_diagonal(distances, np.inf)
+    np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :7], atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(distances, found.rows, axis=1), found.distances, atol=1e-4)
+    new, _ = _clusters(5, seed=1)
+    found = graph.nearest(vectors, new, 4)
+    np.testing.assert_allclose(found.distances, np.sort(_truth(vectors, new), axis=1)[:, :4], atol=1e-4)
+
+
+def test_a_graph_of_few_rows_has_as_many_neighbours_as_there_are() -> None:
+    for count in (0, 1, 2, 4):
+        vectors, _ = _clusters(count)
+        assert graph.neighbours(vectors, 10).rows.shape == (count, max(count - 1, 0))
+        assert graph.nearest(vectors, _clusters(3)[0], 10).rows.shape == (3, count)
+    with pytest.raises(ValueError, match="do not fit"):
+        Neighbours(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("copies", [1, 40])
+def test_large_graphs_find_nearly_all_neighbours_and_always_the_same(
+    monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    vectors = np.repeat(_clusters(8000 // copies, clusters=50, dimension=64)[0], copies, axis=0)
+    exact = graph.neighbours(vectors, 10)
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 1000)
+    told: list[float] = []
+    found = graph.neighbours(vectors, 10, told.append)
+    assert (found.distances <= exact.distances[:, -1:] + 1e-4).mean() >= 0.95
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert not (found.rows == np.arange(len(vectors))[:, None]).any()
+    assert (np.diff(found.distances, axis=1) >= 0).all()
+    assert all(len(set(row)) == 10 for row in found.rows.tolist())
+    again = graph.neighbours(vectors, 10)
+    assert found.rows.tobytes() + found.distances.tobytes() == again.rows.tobytes() + again.distances.tobytes()
+    if copies > 1:
+        assert (found.distances == 0).all()
+
+
+def test_rows_whose_cells_hold_too_few_are_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 1000)
+    vectors, _ = _clusters(1200)
+    found = graph.neighbours(vectors, 600)
+    assert found.rows.min() >= 0
+    assert all(len(set(row)) == 600 for row in found.rows.tolist())
+
+
+def test_new_rows_are_asked_each_on_its_own_of_a_matrix_in_a_file(tmp_path: Path) -> None:
+    vectors, _ = _clusters(3000, dimension=512)
+    np.save(tmp_path / "matrix.npy", vectors)
+    mapped = np.load(tmp_path / "matrix.npy", mmap_mode="r")
+    new, _ = _clusters(64, dimension=512, seed=5)
+    together = graph.nearest(mapped, new, 9)
+    for row in range(0, 64, 7):
+        alone = graph.nearest(vectors, new[row : row + 1], 9)
+        assert alone.rows.tobytes() == together.rows[row].tobytes()
+        assert alone.distances.tobytes() == together.distances[row].tobytes()
+
+
+def test_a_graph_can_be_cancelled() -> None:
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        graph.neighbours(_clusters(50)[0], 3, stop)
+
+
+# --- maps
+
+
+@pytest.mark.parametrize(("method", "dimensions"), KINDS)
+def test_neighbours_stay_neighbours(method: Method, dimensions: int) -> None:
+    vectors, labels = _clusters(90)
+    made = _map(vectors, method, dimensions).coordinates
+    assert (made.shape, made.dtype) == ((90, dimensions), np.float32)
+    distances = np.linalg.norm(made[:, None] - made[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(axis=1)] == labels).mean() > 0.9
+
+
+_CHILD = """
+import hashlib, json, sys
+import numpy as np
+from service.index import graph
+from tests.integration.test_projection import KINDS, _clusters, _map, _placed
+from service.projection import placeable
+graph.EXACT_UP_TO = 200
+vectors, new = _clusters(400)[0], _clusters(4, seed=9)[0]
+made = {}
+for method, dimensions in KINDS:
+    one = _map(vectors, method, dimensions, seed=3)
+    parts = [one.coordinates, *one.model.values()]
+    if placeable(method, dimensions):
+        parts.append(_placed(new, vectors, one, method, seed=3))
+    made[f"{method} {dimensions}"] = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+assert "umap" in sys.modules
+print(json.dumps(made))
+"""
+
+
+def _child(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=CHILD_ENVIRONMENT,
+    )
+
+
+def test_two_processes_make_the_same_bytes_of_the_same_seed() -> None:
+    children = [_child(_CHILD), _child(_CHILD)]
+    one, two = (json.loads(child.communicate(timeout=120)[0]) for child in children)
+    assert one == two
+    assert len(one) == len(KINDS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_seed_makes_another_map_but_of_pca(method: Method) -> None:
+    vectors, _ = _clusters(60)
+    maps = [_map(vectors, method, 2, seed=seed).coordinates for seed in (3, 4)]
+    assert np.array_equal(*maps) == (method == "pca")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 11])
+def test_few_points_and_equal_points(method: Method, count: int) -> None:
+    apart, new = _clusters(count)[0], _clusters(2, seed=2)[0]
+    halves = apart[np.arange(count) // 2]
+    for vectors in (apart, np.tile(apart[:1], (count, 1)), halves):
+        for dimensions in (2, 3):
+            made = _map(vectors, method, dimensions)
+            assert made.coordinates.shape == (count, dimensions)
+            assert np.isfinite(made.coordinates).all()
+            if placeable(method, dimensions) or "components" in made.model:
+                assert np.isfinite(_placed(new, vectors, made, method)).all()
+    if count == 1:
+        assert not made.coordinates.any()
+
+
+@pytest.mark.parametrize(("method", "dimensions"), KINDS)
+def test_nothing_makes_an_empty_map(method: Method, dimensions: int) -> None:
+    made = _map(np.zeros((0, 8), np.float32), method, dimensions)
+    assert made.coordinates.shape == (0, dimensions)
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="2 or 3"):
+        _map(np.ones((3, 4), np.float32), "pca", 4)
+    vectors, _ = _clusters(20)
+    with pytest.raises(ValueError, match="wants 15 neighbours"):
+        fit(vectors, "umap", 2, parameters={}, neighbours=None)
+    with pytest.raises(ValueError, match="wants 15 neighbours"):
+        fit(vectors, "umap", 2, parameters={}, neighbours=graph.neighbours(vectors, 3))
+
+
+def test_pca_is_the_projection_of_greatest_variance() -> None:
+    vectors, _ = _clusters(40)
+    made = _map(vectors, "pca", 2).coordinates
+    spread = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)[:2]
+    np.testing.assert_allclose(np.linalg.norm(made, axis=0), spread, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "dimensions"), KINDS)
+def test_progress_rises_to_one_and_an_exception_in_it_cancels(method: Method, dimensions: int) -> None:
+    vectors, _ = _clusters(300)
+    told: list[float] = []
+    _map(vectors, method, dimensions, progress=told.append)
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0, 1)
+    if (method, dimensions) in (("umap", 2), ("umap", 3), ("tsne", 2)):
+        assert len(told) > 3
+
+    class Cancelled(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        if share > told[0]:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        _map(vectors, method, dimensions, progress=stop)
+
+
+# --- parameters
+
+
+def test_parameters_have_defaults() -> None:
+    assert effective("umap", {}) == {"n_neighbors": 15, "min_dist": 0.1}
+    assert effective("umap", {"min_dist": 0}) == {"n_neighbors": 15, "min_dist": 0.0}
+    assert effective("tsne", {"perplexity": 5}) == {"perplexity": 5.0}
+    assert effective("pca", {}) == {}
+    assert neighbours_needed("pca", 100, {}) == 0
+    assert neighbours_needed("umap", 100, {"n_neighbors": 40}) == 40
+    assert neighbours_needed("umap", 10, {"n_neighbors": 40}) == 9
+    assert neighbours_needed("umap", 4, {}) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        *(("umap", "n_neighbors", value) for value in (1, 201, 15.5, 15.0, "15", True, None, float("nan"))),
+        *(("umap", "min_dist", value) for value in (-0.1, 1, "0.1", False, float("nan"), float("inf"), None)),
+        *(("tsne", "perplexity", value) for value in (1.9, 101, "30", True, float("nan"), [30])),
+        ("umap", "perplexity", 30),
+        ("tsne", "learning_rate", 1),
+        ("pca", "n_neighbors", 15),
+    ],
+)
+def test_parameters_are_refused_by_name(method: Method, name: str, value: object) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        effective(method, {name: value})
+    assert refused.value.field == f"parameters.{name}"
+
+
+def test_parameters_change_the_map() -> None:
+    vectors, _ = _clusters(60)
+    for method, parameters in (("umap", {"n_neighbors": 4, "min_dist": 0.5}), ("tsne", {"perplexity": 4})):
+        assert not np.array_equal(
+            _map(vectors, method, 2).coordinates,  # type: ignore[arg-type]
+            _map(vectors, method, 2, parameters=parameters).coordinates,  # type: ignore[arg-type]
+        )
+
+
+# --- new points
+
+
+PLACEABLE = [kind for kind in KINDS if placeable(*kind)]
+
+
+def test_t_sne_in_three_dimensions_takes_no_new_points() -> None:
+    assert [kind for kind in KINDS if kind not in PLACEABLE] == [("tsne", 3)]
+    vectors, _ = _clusters(60)
+    with pytest.raises(InvalidInput, match="no new points"):
+        _placed(vectors[:2], vectors, Fit(np.zeros((60, 3), np.float32), {}), "tsne")
+
+
+@pytest.mark.parametrize(("method", "dimensions"), PLACEABLE)
+def test_new_points_land_among_their_neighbours_whoever_comes_along(method: Method, dimensions: int) -> None:
+    vectors, labels = _clusters(240, clusters=6)
+    new, theirs = _clusters(18, clusters=6, seed=7)
+    made = _map(vectors, method, dimensions)
+    before = made.coordinates.copy()
+    placed = _placed(new, vectors, made, method)
+    assert (placed.shape, placed.dtype) == ((18, dimensions), np.float32)
+    np.testing.assert_array_equal(made.coordinates, before)
+    to_all = np.linalg.norm(placed[:, None] - made.coordinates[None], axis=2)
+    if method != "pca":
+        assert (labels[to_all.argmin(axis=1)] == theirs).all()
+    order = np.random.default_rng(1).permutation(18)
+    assert _placed(new[order], vectors, made, method).tobytes() == placed[order].tobytes()
+    for row in (0, 5, 17):
+        assert _placed(new[row : row + 1], vectors, made, method).tobytes() == placed[row].tobytes()
+    assert _placed(new[:0], vectors, made, method).shape == (0, dimensions)
+
+
+@pytest.mark.parametrize(("method", "dimensions"), PLACEABLE)
+def test_a_copy_lands_where_its_original_is(method: Method, dimensions: int) -> None:
+    vectors, _ = _clusters(100)
+    made = _map(vectors, method, dimensions)
+    copies = normalise(vectors[[3, 70]] + np.float32(1e-6))
+    np.testing.assert_allclose(_placed(copies, vectors, made, method), made.coordinates[[3, 70]], atol=1e-4)
+
+
+def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
+    from umap import UMAP
+
+    vectors, _ = _clusters(600, clusters=6)
+    new, _ = _clusters(60, clusters=6, seed=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba's and scikit-learn's
+        model = UMAP(random_state=0, n_jobs=1).fit(vectors)
+        theirs = model.transform(new)
+    made = Fit(model.embedding_, {"a": np.array(model._a), "b": np.array(model._b)})
+    ours = _placed(new, vectors, made, "umap")
+    near = graph.nearest(vectors, new, 15).rows
+    middle = made.coordinates[near].mean(axis=1)
+    off_ours, off_theirs = (np.linalg.norm(one - middle, axis=1).mean() for one in (ours, theirs))
+    assert off_ours < 1.2 * off_theirs
+    code = "import sys, service.projection, service.index.graph; print({'umap', 'numba', 'sklearn'} & set(sys.modules))"
+    assert _child(code).communicate(timeout=60)[0].strip() == "set()"
+
+
+def test_few_points_are_placed_by_pca_whatever_the_method() -> None:
+    vectors, new = _clusters(4)[0], _clusters(2, seed=3)[0]
+    for method in METHODS:
+        made = _map(vectors, method, 2)
+        none = Neighbours(np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
+        placed = place(new, made, method, parameters={}, neighbours=none)
+        np.testing.assert_allclose(placed, (new - vectors.mean(axis=0)) @ made.model["components"].T, atol=1e-5)
+        np.testing.assert_allclose(_placed(vectors, vectors, made, method), made.coordinates, atol=1e-5)
+
+
+def test_neighbours_that_do_not_belong_to_the_points_are_refused() -> None:
+    vectors, _ = _clusters(30)
+    made = _map(vectors, "umap", 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        place(vectors[:2], made, "umap", parameters={}, neighbours=graph.nearest(vectors, vectors[:3], 15))
+
+
+# --- quality
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_quality_is_scikit_learns_trustworthiness_where_all_points_are_drawn(dimensions: int) -> None:
+    from sklearn.manifold import trustworthiness
+
+    vectors = normalise(np.random.default_rng(0).standard_normal((300, 20)))
+    for coordinates in (_map(vectors, "pca", dimensions).coordinates, vectors[:, 5 : 5 + dimensions]):
+        found = quality(vectors, coordinates, neighbours=12, sample=300)
+        assert found is not None
+        assert found.trustworthiness == pytest.approx(trustworthiness(vectors, coordinates, n_neighbors=12), abs=1e-6)
+        true, shown = (graph_of(points)[:, :12] for points in (vectors, coordinates))
+        shares = [len(set(a) & set(b)) / 12 for a, b in zip(true.tolist(), shown.tolist(), strict=True)]
+        assert found.neighbourhood_overlap == pytest.approx(np.mean(shares))
+        assert (found.neighbours, found.sample) == (12, 300)
+        sampled = quality(vectors, coordinates, neighbours=12, sample=100, seed=2)
+        assert sampled is not None
+        assert sampled.trustworthiness == pytest.approx(found.trustworthiness, abs=0.05)
+        assert sampled == quality(vectors, coordinates, neighbours=12, sample=100, seed=2)
+
+
+def graph_of(points: np.ndarray) -> np.ndarray:
+    """All others of each point, nearest first."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    return distances.argsort(axis=1)
+
+
+def test_quality_of_few_points() -> None:
+    for count in range(3):
+        assert quality(_clusters(count)[0], np.zeros((count, 2), np.float32), neighbours=15, sample=100) is None
+    for count in (3, 4, 20):
+        vectors, _ = _clusters(count)
+        found = quality(vectors, vectors[:, :2], neighbours=15, sample=100)
+        assert found is not None
+        assert (found.neighbours, found.sample) == ((count - 1) // 2, count)
+        assert 0 <= found.trustworthiness <= 1
+    perfect = quality(vectors, vectors, neighbours=5, sample=100)
+    assert perfect is not None
+    assert (perfect.trustworthiness, perfect.neighbourhood_overlap) == (1, 1)
+
+
+# --- the page

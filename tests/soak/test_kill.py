@@ -1,0 +1,105 @@
+"""The plug is pulled, again and again, under uploads, searches, edits and deletions.
+
+After every start: what was acknowledged is there, nothing is stuck, the index answers as NumPy does over the rows, and
+no file lies about that no row refers to. `pytest tests/test_kill.py --kills 100` for the long form; the moments are
+drawn from the number of the kill.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service import db, jobs
+from service.db import Database
+from tests.support import services
+from tests.support.clips import ClipMaker, numbered
+from tests.support.processes import family
+from tests.support.rows import check_against_rows, items_of_rows, settled
+from tests.support.server import Server, serving
+from tests.support.traffic import Known, Traffic
+
+
+def _wait_for(known: Known, uploads: int) -> None:
+    for _ in range(600):
+        if known.uploads >= uploads:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no upload was acknowledged within a minute")
+
+
+def _pull_the_plug(server: Server, rng: random.Random) -> None:
+    """The service alone, or all of its processes at once."""
+    everybody = {server.process.pid} if rng.random() < 0.5 else family(server.process.pid)
+    for pid in everybody:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    server.process.wait()
+
+
+def _check(server: Server, known: Known) -> int:
+    """Everything that was promised; how many videos there are."""
+    with server.client() as client:
+        videos = {video["id"]: video for video in settled(client)}
+        assert {video["status"] for video in videos.values()} <= {"ready"}, "a sound clip failed"
+        lost = known.captions.keys() - videos.keys() - known.doubtful
+        assert not lost, f"acknowledged, and lost: {lost}"
+        assert not known.deleted & videos.keys(), "deleted, and back"
+        for name, captions in known.captions.items():
+            if name in videos:
+                assert videos[name]["caption"] in captions, name
+                known.captions[name] = {videos[name]["caption"]}
+        for name in known.doubtful - videos.keys():
+            known.captions.pop(name, None)
+            known.deleted.add(name)
+        known.doubtful.clear()
+        database = Database(services.database_url(server.data_dir))
+        with database.read() as connection:
+            rows = set(connection.execute(sa.select(db.videos.c.sha256)).scalars())
+            assert jobs.depth(connection) == 0
+            items = items_of_rows(connection, videos)
+        database.close()
+        check_against_rows(client, items)
+    assert services.clips(server.data_dir) == rows, "files without rows, or rows without files"
+    assert not [name for name in services.stored(server.data_dir) if "unsettled" in name]
+    return len(videos)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the service's processes are found in /proc")
+def test_nothing_that_was_acknowledged_is_lost(
+    tmp_path: Path, make_clip: ClipMaker, pytestconfig: pytest.Config
+) -> None:
+    known = Known()
+    clip = make_clip("a.mp4", numbered(8)).read_bytes()
+    slowest = 0.0
+    for number in range(pytestconfig.getoption("kills")):
+        rng = random.Random(number)
+        started = time.monotonic()
+        with serving(tmp_path / "data") as server:
+            slowest = max(slowest, time.monotonic() - started)
+            traffic = Traffic(server, known, clip, number)
+            if number % 4:  # most in the middle of it, however slow the machine
+                _wait_for(known, known.uploads + 1)
+            time.sleep(rng.uniform(0.05, 4))
+            _pull_the_plug(server, rng)
+            traffic.stop()
+        assert known.wrong == []
+        with serving(tmp_path / "data") as server:
+            count = _check(server, known)
+    incoming = list(services.incoming(tmp_path / "data").iterdir())
+    print(f"{known.answers} answers, {known.uploads} uploads, {count} videos, {len(incoming)} strays")
+    print(f"slowest start {slowest:.1f} s")
+    assert known.uploads > 0
+    assert known.answers > known.uploads
+    for stray in incoming:  # as if a minute had passed
+        os.utime(stray, (time.time() - 90,) * 2)
+    with serving(tmp_path / "data") as server:
+        assert _check(server, known) == count
+    assert not list(services.incoming(tmp_path / "data").iterdir())

@@ -1,0 +1,72 @@
+"""A second that does not belong, spliced into some clips of a hundred: a picture of it finds its clip and its time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from service.domain import Sampling, Weights
+from service.drawing import Scene, distinct_scenes, draw_frame
+from service.folder import FolderImport, scan
+from service.runtime import Runtime
+from tests.support.queries import like
+
+RATE = 8
+SECONDS = 6
+SAMPLED = 12
+SIDE = 128
+
+
+def _splice(path: Path, scene: Scene, odd: Scene | None, at: int) -> None:
+    """A clip of `scene` whose second that begins at `at` shows `odd`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "20", "preset": "veryfast"})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for number in range(RATE * SECONDS):
+            planted = odd is not None and at <= number / RATE < at + 1
+            shown = odd if planted and odd is not None else scene
+            moment = (number / RATE - at) if planted else number / (RATE * SECONDS)
+            frame = av.VideoFrame.from_ndarray(np.asarray(draw_frame(shown, moment, SIDE, SIDE)), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(runtime: Runtime, tmp_path: Path) -> None:
+    scenes = distinct_scenes(150, seed=31)
+    odd = scenes[100:]
+    folder = tmp_path / "Data" / "clips"
+    folder.mkdir(parents=True)
+    places = {}
+    for number, scene in enumerate(scenes[:100]):
+        planted = odd[number // 2] if number % 2 == 0 else None
+        places[number] = 1 + number // 2 % (SECONDS - 2)
+        _splice(folder / f"clip{number:03d}.mp4", scene, planted, places[number])
+    summary = FolderImport(runtime, Sampling(SAMPLED)).run(scan(tmp_path / "Data"))
+    assert summary.embedded == 100
+    interval = SECONDS / SAMPLED
+    found, tried = 0, 0
+    for number in range(0, 100, 2):
+        for moment in (0.25, 0.7):
+            # Another size, another moment of the motion, another encoding than what was sampled.
+            query = tmp_path / "query.jpg"
+            Image.fromarray(np.asarray(draw_frame(odd[number // 2], moment, 320, 240))).save(query, quality=85)
+            example = runtime.examples.picture(query)
+            answer = like(runtime.recommender, example, weights=Weights(1, 0), k=1, group_by="moment")
+            hit = answer.hits[0]
+            start, end = places[number], places[number] + 1
+            near = start - interval <= hit.moment.time <= end + interval
+            assert hit.moment.start is not None
+            assert hit.moment.end is not None
+            tried += 1
+            found += hit.video.title == f"clip{number:03d}" and near
+            if hit.video.title == f"clip{number:03d}" and near:
+                assert hit.moment.start >= start - interval - 1e-6, "the moment reaches into what was there before"
+                assert hit.moment.end <= end + interval + 1e-6
+    assert tried == 100
+    assert found >= 95, f"{found} of 100 planted seconds were found"

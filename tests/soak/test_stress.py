@@ -1,0 +1,133 @@
+"""A minute of searches from threads and processes while uploads, edits, deletes and renewals of the index run.
+
+Eight videos are changed together, in one transaction, again and again: each shows where all of them must be. An
+answer that mixes two states, or is a state behind what was committed before it was asked for, is seen at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import numpy as np
+
+from service import catalog
+from service.db import Database
+from service.domain import Weights
+from service.follower import Follower
+from service.question import Example
+from service.recommend import Recommender
+from service.vectors import aggregate, normalise
+from tests.support.queries import like
+from tests.support.vector_library import GENERATION, D, VectorLibrary
+
+SECONDS = 60
+BORDER = 150
+MARKED = 8
+AXES = np.eye(D, dtype=np.float32)
+
+
+def _turn(database: Database, keys: list[int], number: int) -> None:
+    """State `number`: video i stands at axis i + number, its title and its category say so."""
+    with database.write() as connection:
+        for place, key in enumerate(keys):
+            axis = AXES[(place + number) % MARKED]
+            catalog.put_embeddings(connection, key, GENERATION, aggregate(axis[None], axis))
+            catalog.update_video(connection, key, title=str(number), category=f"marked {number % 2}")
+            catalog.record_change(connection, key)
+
+
+def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
+    """One question, checked; the number of the state that answered, which must be `least` at least."""
+    answer = like(
+        recommender, Example(AXES[0], AXES[0]), weights=Weights(0.5, 0.5), fusion="cosine", k=40, min_score=-1.0
+    )
+    marked = {keys.index(hit.video.key): hit for hit in answer.hits if hit.video.key in keys}
+    states = {int(hit.video.title) for hit in marked.values()}
+    assert len(states) == 1, f"two states in one answer: {states}"
+    state = states.pop()
+    assert state >= least, f"an answer of state {state} after {least} was committed"
+    for place, hit in marked.items():
+        assert hit.video.category == f"marked {state % 2}"
+        expected = float((place + state) % MARKED == 0)
+        assert abs(hit.score - expected) < 1e-5, (place, state, hit.score)
+    assert (answer.hits[0].video.key, round(answer.hits[0].score, 5)) == (keys[-state % MARKED], 1.0)
+    scores = [hit.score for hit in answer.hits]
+    assert scores == sorted(scores, reverse=True)
+    return state
+
+
+def _reader(folder: str, keys: list[int], stop: Event, failures: multiprocessing.Queue[str]) -> None:
+    """A process of its own, with its own index over the same database."""
+    path = Path(folder)
+    database = Database(f"sqlite:///{path}/reelsrs.db")
+    follower = Follower(database, path / "index", GENERATION, "mean", exact_up_to=BORDER)
+    recommender, state = Recommender(follower, lambda: follower, "mean"), 0
+    try:
+        while not stop.is_set():
+            state = _ask(recommender, keys, state)
+    except BaseException as error:
+        failures.put(f"{type(error).__name__}: {error}")
+    follower.close()
+    database.close()
+
+
+def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path) -> None:
+    library = VectorLibrary(tmp_path, exact_up_to=BORDER)
+    rng = np.random.default_rng(8)
+
+    def filler() -> np.ndarray:
+        vector = rng.standard_normal(D)
+        vector[:MARKED] = 0  # nothing of it at any of the axes
+        return normalise(vector)
+
+    names = [library.add(filler(), filler()) for _ in range(100)]
+    keys = [library.keys[library.add(AXES[place], AXES[place])] for place in range(MARKED)]
+    _turn(library.db, keys, 0)
+    committed = [0]
+    answers = [0]
+    kinds: set[str] = set()
+    failures: list[str] = []
+    done = threading.Event()
+    spawn = multiprocessing.get_context("spawn")
+    stop, theirs = spawn.Event(), spawn.Queue()
+    readers = [spawn.Process(target=_reader, args=(str(tmp_path), keys, stop, theirs)) for _ in range(2)]
+
+    def ask() -> None:
+        try:
+            while not done.is_set():
+                _ask(library.recommender, keys, committed[0])
+                answers[0] += 1
+                kinds.add(library.follower._index.kind)
+        except BaseException as error:
+            failures.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for one in (*threads, *readers):
+        one.start()
+    until, number = time.monotonic() + SECONDS, 0
+    growing = True
+    while time.monotonic() < until and not failures:
+        number += 1
+        _turn(library.db, keys, number)
+        committed[0] = number
+        # Over the border and back, so that the index is renewed as compressed and as exact all the time.
+        growing = len(names) < 60 or (growing and len(names) < BORDER + 60)
+        if growing:
+            names.append(library.add(filler(), filler()))
+        else:
+            library.delete(names.pop(0))
+    done.set()
+    stop.set()
+    for one in (*threads, *readers):
+        one.join(60)
+    while not theirs.empty():
+        failures.append(theirs.get())
+    assert failures == []
+    assert [reader.exitcode for reader in readers] == [0, 0]
+    assert kinds == {"flat", "compressed"}, "the index was never renewed"
+    assert answers[0] > 100
+    library.close()

@@ -1,0 +1,78 @@
+"""Clips that the tests make: encoded frames, and scenes drawn by the project itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from service.drawing import distinct_scenes, write_clip
+
+ClipMaker = Callable[..., Path]
+
+
+def encode(
+    path: Path,
+    frames: list[np.ndarray],
+    *,
+    codec: str = "libx264",
+    rate: int = 10,
+    stamps: list[int] | None = None,
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    rotation: int | None = None,
+    aspect: Fraction | None = None,
+    metadata: dict[str, str] | None = None,
+    transfer: int | None = None,
+    container_format: str | None = None,
+) -> Path:
+    """Encode RGB uint8 frames (H, W, 3) into a clip; return its path."""
+    with av.open(str(path), "w", format=container_format) as container:
+        container.metadata.update(metadata or {})
+        stream = container.add_stream(codec, rate=rate, options=options or {"qp": "0"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixel_format
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if transfer is not None:
+            stream.codec_context.color_trc = transfer
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number if stamps is None else stamps[number]
+            frame.time_base = Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
+    """Grey frames, each of another brightness: frame i of n shows 20 + 200 i / (n - 1)."""
+    return [
+        np.full((height, width, 3), 20 + round(200 * number / max(1, count - 1)), np.uint8) for number in range(count)
+    ]
+
+
+def quarters(width: int = 64, height: int = 48) -> np.ndarray:
+    """A picture whose quarters are red, green, blue and white: upper left, upper right, lower left, lower right."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[: height // 2, : width // 2] = (220, 20, 20)
+    picture[: height // 2, width // 2 :] = (20, 200, 20)
+    picture[height // 2 :, : width // 2] = (20, 20, 220)
+    picture[height // 2 :, width // 2 :] = (240, 240, 240)
+    return picture
+
+
+def draw_folder(folder: Path, count: int = 12, *, seed: int = 11) -> Path:
+    """Draw `<category>/<clip>` files of one second; every third clip has no caption."""
+    for number, scene in enumerate(distinct_scenes(count, seed=seed)):
+        clip = folder / scene.category / f"clip{number:02d}.mp4"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(scene, clip, seconds=1.0, fps=8, width=128, height=128)
+        if number % 3:
+            clip.with_suffix(".txt").write_text(scene.caption, encoding="utf-8")
+    return folder

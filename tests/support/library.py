@@ -1,0 +1,54 @@
+"""Settings and runtimes of test libraries, and one library of drawn clips that is embedded once and copied."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from service.config import Settings
+from service.domain import Sampling
+from service.embedder import Embedder
+from service.folder import FolderImport, scan
+from service.runtime import Runtime
+from service.video import Decoder
+from tests.support import services
+
+
+def settings_for(folder: Path, **changes: object) -> Settings:
+    """Settings of a test library."""
+    servers = {name.removeprefix("REELSRS_").lower(): value for name, value in services.environment(folder).items()}
+    return Settings(**{"data_dir": folder, "model": "tiny", "device": "cpu", **servers, **changes})  # type: ignore[arg-type]
+
+
+def embed_folder(clips: Path, data: Path, model: Embedder, decoder: Decoder) -> None:
+    """Do what `reelsrs embed` does, over `<category>/<clip>` below `clips`, into an empty data folder."""
+    runtime = Runtime(settings_for(data), model=model, decoder=decoder)
+    runtime.adopt()
+    summary = FolderImport(runtime, Sampling(10)).run(scan(clips))
+    if summary.failures:
+        raise RuntimeError(f"not embedded: {summary.failures}")
+    runtime.serving.warm()
+    runtime.close()
+
+
+class PreparedLibrary:
+    """The data folder of the drawn clips, made by the first who asks: under xdist, once for all processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def made(self, clips: Path, model: Embedder, decoder: Decoder) -> Path:
+        """Return the folder, which nobody may change."""
+        data = self._folder / "data"
+        with FileLock(self._folder / "lock"):
+            if not (self._folder / "done").exists():
+                embed_folder(clips, data, model, decoder)
+                (self._folder / "done").touch()
+        return data
+
+    def copied(self, to: Path, clips: Path, model: Embedder, decoder: Decoder) -> Path:
+        """Return a copy of it, which the caller may change."""
+        shutil.copytree(self.made(clips, model, decoder), to, ignore=shutil.ignore_patterns("*.lock"))
+        return to

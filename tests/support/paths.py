@@ -1,0 +1,10 @@
+"""Where things are: the checkout, and the shared data that may lie beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "tests" / "assets"
+SHARED = ROOT.parent / "shared"
+SHARED_CLIPS = SHARED / "clips"

@@ -1,0 +1,53 @@
+"""The rows behind a service, and its answers held against them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+import sqlalchemy as sa
+
+from service import catalog, db
+from tests.support.oracle import Item, best, same, score
+
+
+def settled(client: httpx.Client) -> list[dict[str, Any]]:
+    """All videos, once none is on its way."""
+    for _ in range(1200):
+        found: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            page = client.get("/v1/videos", params={"limit": 100, **({"cursor": cursor} if cursor else {})}).json()
+            found += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        if all(video["status"] in ("ready", "failed") for video in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError([video for video in found if video["status"] not in ("ready", "failed")])
+
+
+def items_of_rows(connection: sa.Connection, videos: dict[str, dict[str, Any]]) -> list[Item]:
+    """The oracle's view of the rows."""
+    generation = catalog.active_generation(connection)
+    assert generation is not None
+    keys = {row.id: row.key for row in connection.execute(sa.select(db.videos.c.id, db.videos.c.key))}
+    items = []
+    for name in videos:
+        mean = catalog.vectors(connection, keys[name], generation, "mean")
+        text = catalog.vectors(connection, keys[name], generation, "text")
+        assert mean is not None
+        assert text is not None
+        items.append(Item(name, mean[0], text[0]))
+    return items
+
+
+def check_against_rows(client: httpx.Client, items: list[Item]) -> None:
+    """Recommendations equal NumPy's over the rows."""
+    for one in items[:: max(1, len(items) // 5)]:
+        found = client.get(f"/v1/videos/{one.id}/recommendations", params={"k": 50}).json()["items"]
+        scores = score(items, [(one.v, one.t, 1.0)], 0.7, 0.3)
+        expected = best({name: value for name, value in scores.items() if name != one.id})[:50]
+        same([(hit["video"]["id"], hit["score"]) for hit in found], expected)

@@ -1,0 +1,160 @@
+"""Services to send requests to: in this process by default, in a process of its own where that is the point."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from service.app import create_app, start
+from service.config import Settings
+from service.embedder import Embedder
+from service.guard import Patience, Protocol
+from service.runtime import Runtime
+from service.video import Decoder
+from service.worker import StartWorker, Worker
+from tests.support import services
+from tests.support.processes import CHILD_ENVIRONMENT, tied
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that answers."""
+
+    url: str
+    data_dir: Path
+
+    def client(self, **options: object) -> httpx.Client:
+        """A client of it."""
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Server(Service):
+    """A service in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+# --- in this process
+
+
+class WorkerThread:
+    """A worker in this process, with a runtime of its own as a worker process has. Sharing model and decoder spares the
+    seconds that loading and starting them takes."""
+
+    def __init__(self, settings: Settings, model: Embedder, decoder: Decoder) -> None:
+        self._stop = threading.Event()
+        self._runtime = Runtime(settings, model=model, decoder=decoder)
+        self._runtime.adopt(wishes=False)
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Let it bring to its end what it holds."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            Worker(self._runtime).run(self._stop)
+        finally:
+            self._runtime.close()
+
+
+@contextmanager
+def serving_here(
+    settings: Settings,
+    model: Embedder,
+    decoder: Decoder,
+    *,
+    worker: bool = True,
+    patience: Patience | None = None,
+    before: Callable[[Runtime], None] = lambda _: None,
+) -> Iterator[Service]:
+    """A real service on a socket, in a thread of this process; its worker is in another thread. `before` is called with
+    the runtime that answers, before the first request."""
+
+    def start_worker(settings: Settings, _: Runtime) -> WorkerThread:
+        return WorkerThread(settings, model, decoder)
+
+    class Quick(Protocol):
+        pass
+
+    if patience is not None:
+        Quick.patience = patience
+    runtime = start(settings, model=model, decoder=decoder)
+    before(runtime)
+    beside: StartWorker | None = start_worker if worker else None
+    app = create_app(settings, worker=beside, started=runtime, patience=patience)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, http=Quick, log_config=None, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="service", daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("the service did not start")
+                time.sleep(0.01)
+            yield Service(f"http://127.0.0.1:{listening.getsockname()[1]}", settings.data_dir)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+# --- in a process of its own
+
+
+@contextmanager
+def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """`reelsrs serve` over a data folder, until the block ends."""
+    port = services.free_port()
+    log = data_dir.with_suffix(".log")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            tied(sys.executable, "-m", "service", "serve", "--port", str(port), *arguments),
+            env={
+                **CHILD_ENVIRONMENT,
+                "REELSRS_MODEL": "tiny",
+                "REELSRS_DATA_DIR": str(data_dir),
+                **services.environment(data_dir),
+                **environment,
+            },
+            cwd=data_dir.parent,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(f"http://127.0.0.1:{port}", data_dir, process, log)
+    try:
+        with server.client() as client:
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()}")
+                try:
+                    if client.get("/readyz").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            else:
+                raise RuntimeError(f"the server was not ready in time:\n{log.read_text()}")
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(30)

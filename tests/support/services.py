@@ -1,0 +1,281 @@
+"""Where the tests' libraries keep what they keep: in the data folder, or with `--distributed` on servers that are
+started here, from the packages that the README names. A test asks for `environment(data_dir)` and knows no more."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from obstore.store import S3Store
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def missing(what: str) -> NoReturn:
+    """Skip, for a part of the machine is not there; but never where the tests are run for good."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+class PostgreSQL:
+    """A cluster of its own, on a port of the loopback, without a password, gone with `remove`."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        binaries = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
+        found = [folder for folder in binaries if (folder / "initdb").exists()]
+        if not found:
+            missing("PostgreSQL is not installed (Debian: apt install postgresql)")
+        self._binaries = found[0]
+        self._folder = Path(tempfile.mkdtemp(prefix="reelsrs-postgresql-"))
+        self.port = free_port()
+        if os.getuid() == 0:  # it refuses to run as root; the package makes a user for it
+            shutil.chown(self._folder, "postgres")
+        self._run("initdb", "-A", "trust", "-E", "UTF8", "--locale", "C", "-U", "reelsrs")
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=500"
+        self._options = options if durable else f"{options} -c fsync=off"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again after a `stop`."""
+        self._run("pg_ctl", "start", "-w", "-o", self._options, "-l", str(self._folder / "log"))
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it; its data stays. `mode` as pg_ctl has it."""
+        self._run("pg_ctl", "stop", "-w", "-m", mode)
+
+    def remove(self) -> None:
+        """Stop it and remove its data."""
+        self.stop("immediate")
+        shutil.rmtree(self._folder)
+
+    def url(self, name: str) -> str:
+        """The address of a database, which is made where it is not there."""
+        admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with admin.connect() as connection:
+            if not connection.execute(sa.text("SELECT 1 FROM pg_database WHERE datname = :n"), {"n": name}).first():
+                connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+        return self._url(name)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql+psycopg://reelsrs@127.0.0.1:{self.port}/{name}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), "-D", str(self._folder / "data"), *arguments]
+        if os.getuid() == 0:
+            command = ["runuser", "-u", "postgres", "--", *command]
+        # Not to a pipe: the server inherits it, and whoever reads would wait for the server's end.
+        with (self._folder / "out").open("ab") as output:
+            done = subprocess.run(command, stdout=output, stderr=output, cwd="/", check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{(self._folder / 'out').read_text()}")
+
+
+class ObjectStore:
+    """An S3 of its own on a port of the loopback, whose objects are gone with it."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # It takes whoever comes for whom he says he is, but wants to be told.
+        told = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, Signature=0"}
+        for _ in range(300):
+            try:
+                httpx.put(f"http://127.0.0.1:{self.port}/reelsrs", headers=told, trust_env=False).raise_for_status()
+            except httpx.TransportError:
+                time.sleep(0.1)
+            else:
+                return
+        raise RuntimeError("the object store did not start")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where it is, in AWS's words."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def url(self, name: str) -> str:
+        """Of a store that has nothing in it."""
+        return f"s3://reelsrs/{name}"
+
+    def names(self, name: str) -> set[str]:
+        """Of all objects in it."""
+        bucket = S3Store("reelsrs", prefix=name, client_options={"allow_http": True})
+        return {item["path"] for page in bucket.list() for item in page}
+
+    def remove(self) -> None:
+        """Stop it."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Milvus:
+    """A Milvus of its own, from the wheel `milvus`, which opens its ports everywhere: in a network of its own, and on a
+    port of the loopback here."""
+
+    def __init__(self) -> None:
+        command = shutil.which("milvus-server")
+        if command is None:
+            missing("milvus-server is not on the PATH (pip install milvus==2.3.5 'setuptools<80', apart from ReelsRS)")
+        self._command = command
+        self._folder = Path(tempfile.mkdtemp(prefix="reelsrs-milvus-"))
+        self.port = free_port()
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, again after a `stop`; its data is the same."""
+        with socket.socket() as listener, (self._folder / "log").open("ab") as log:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.port))
+            listener.listen(128)
+            apart = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--net", "--map-root-user"]
+            relay = [sys.executable, str(Path(__file__).parent / "network_relay.py"), str(listener.fileno()), "19530"]
+            server = [self._command, "--data", str(self._folder / "data")]
+            self.process = subprocess.Popen(
+                [*apart, *relay, *server],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        from pymilvus import MilvusClient, MilvusException
+
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                client = MilvusClient(self.uri, timeout=3)
+                client.list_collections(timeout=3)
+                client.close()
+            except MilvusException:
+                time.sleep(0.5)
+            else:
+                return
+        raise RuntimeError(f"Milvus did not start:\n{(self._folder / 'log').read_text()[-5000:]}")
+
+    def stop(self) -> None:
+        """Kill it; its data stays."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def remove(self) -> None:
+        """Stop it and remove its data."""
+        self.stop()
+        shutil.rmtree(self._folder)
+
+
+class Servers:
+    """Everything that a distributed library needs."""
+
+    def __init__(self) -> None:
+        self.postgresql = PostgreSQL()
+        self.objects = ObjectStore()
+        self.milvus = Milvus()
+        os.environ.update(self.objects.environment)
+
+    def environment(self, data_dir: Path) -> dict[str, str]:
+        """The settings of the library whose data folder this is."""
+        name = _name(data_dir)
+        return {
+            "REELSRS_DATABASE_URL": self.postgresql.url(name),
+            "REELSRS_STORAGE_URL": self.objects.url(name),
+            "REELSRS_VECTOR_STORE": f"milvus+{self.milvus.uri}",
+        }
+
+    def remove(self) -> None:
+        """Stop them."""
+        self.postgresql.remove()
+        self.objects.remove()
+        self.milvus.remove()
+
+
+def _name(data_dir: Path) -> str:
+    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:20]
+
+
+_started: list[Servers] = []
+
+
+def start() -> None:
+    """From now on libraries are distributed."""
+    _started.append(Servers())
+
+
+def stop() -> None:
+    """End the servers, if there are any."""
+    while _started:
+        _started.pop().remove()
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    """What a library needs beside its data folder; nothing where that holds everything."""
+    return _started[0].environment(data_dir) if _started else {}
+
+
+def stored(data_dir: Path) -> set[str]:
+    """The names of all that its store holds, uploads on their way among them: `ab/abcdef.../video` and so on."""
+    if _started:
+        on_their_way = incoming(data_dir).iterdir() if incoming(data_dir).exists() else ()
+        return _started[0].objects.names(_name(data_dir)) | {f"incoming/{path.name}" for path in on_their_way}
+    media = data_dir / "media"
+    return {str(path.relative_to(media)) for path in media.rglob("*") if path.is_file()}
+
+
+def overwrite(data_dir: Path, sha256: str, data: bytes) -> None:
+    """Put other bytes in the place of a stored clip's."""
+    name = f"{sha256[:2]}/{sha256}/video"
+    if _started:
+        S3Store("reelsrs", prefix=_name(data_dir), client_options={"allow_http": True}).put(name, data)
+    else:
+        (data_dir / "media" / name).write_bytes(data)
+
+
+def incoming(data_dir: Path) -> Path:
+    """The folder of uploads on their way."""
+    return data_dir / "incoming" if _started else data_dir / "media" / "incoming"
+
+
+def clips(data_dir: Path) -> set[str]:
+    """The SHA-256 of every clip that its store holds anything of."""
+    return {path.split("/")[1] for path in stored(data_dir) if path[2] == "/"}
+
+
+def database_url(data_dir: Path) -> str:
+    """Where its rows are."""
+    return environment(data_dir).get("REELSRS_DATABASE_URL", f"sqlite:///{data_dir}/reelsrs.db")

@@ -1,0 +1,163 @@
+"""A library of made-up vectors without clips, and the oracle's copy of it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import catalog, db
+from service.db import Database
+from service.domain import Generation, Probe, Sampling, Weights
+from service.engines import Follows
+from service.follower import EXACT_UP_TO, Follower
+from service.milvus import MilvusFollower
+from service.recommend import Answer, Recommender
+from service.vectors import aggregate, normalise
+from tests.support.oracle import Item, rank, same
+
+D = 12
+GENERATION = Generation("g-test", "test", D, "float32")
+
+
+@functools.cache
+def _empty_database() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    db.upgrade(f"sqlite:///{folder}/reelsrs.db")
+    return folder / "reelsrs.db"
+
+
+class VectorLibrary:
+    """A catalogue of made-up vectors, and the oracle's copy of it."""
+
+    def __init__(self, folder: Path, exact_up_to: int = EXACT_UP_TO, milvus: str = "") -> None:
+        shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis wants hundreds of libraries
+        self.db = Database(f"sqlite:///{folder}/reelsrs.db")
+        with self.db.write() as connection:
+            catalog.activate_generation(connection, GENERATION)
+        self.follower: Follows
+        self.frames: Follows
+        if milvus:
+            self.follower = MilvusFollower(self.db, milvus, GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = MilvusFollower(self.db, milvus, GENERATION, "frame", exact_up_to=exact_up_to)
+        else:
+            self.follower = Follower(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = Follower(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
+        self.recommender = Recommender(self.follower, lambda: self.frames, "mean")
+        self.items: dict[str, Item] = {}
+        self.keys: dict[str, int] = {}
+        self._count = 0
+
+    def add(
+        self, v: np.ndarray, t: np.ndarray | None, category: str | None = None, frames: np.ndarray | None = None
+    ) -> str:
+        """A ready video, a frame a second; with one frame it is `v`, with more their mean."""
+        self._count += 1
+        shown = v[None] if frames is None else frames
+        embeddings = aggregate(shown, t)
+        times = [n + 0.5 for n in range(len(shown))]
+        with self.db.write() as connection:
+            video = catalog.add_video(
+                connection,
+                sha256=f"{self._count:064x}",
+                size_bytes=1,
+                filename="a.mp4",
+                title="a",
+                caption=None if t is None else "caption",
+                category=category,
+                sampling=Sampling(len(shown)),
+                probe=Probe("video/mp4", "h264", 64, 48, float(len(shown)), 10.0),
+            )
+            catalog.put_embeddings(connection, video.key, GENERATION, embeddings)
+            catalog.update_video(connection, video.key, status="ready", frame_times=times)
+            catalog.record_change(connection, video.key)
+        whole = v if frames is None else embeddings.mean
+        pairs = list(zip(times, shown, strict=True))
+        self.items[video.id] = Item(video.id, whole, t, category, pairs, float(len(shown)))
+        self.keys[video.id] = video.key
+        return video.id
+
+    def caption(self, name: str, t: np.ndarray | None) -> None:
+        """Change a caption's vector."""
+        with self.db.write() as connection:
+            catalog.put_text(connection, self.keys[name], GENERATION, t)
+            catalog.record_change(connection, self.keys[name])
+        self.items[name] = replace(self.items[name], t=t)
+
+    def categorise(self, name: str, category: str | None) -> None:
+        """Change a category."""
+        with self.db.write() as connection:
+            catalog.update_video(connection, self.keys[name], category=category)
+            catalog.record_change(connection, self.keys[name])
+        self.items[name] = replace(self.items[name], category=category)
+
+    def delete(self, name: str) -> None:
+        """Remove a video."""
+        with self.db.write() as connection:
+            catalog.delete_video(connection, self.keys[name])
+        del self.items[name]
+
+    def expect(
+        self,
+        answer: Answer,
+        name: str,
+        w_v: float,
+        w_t: float,
+        fusion: str,
+        k: int,
+        keep: Callable[[Item], bool] = lambda _: True,
+    ) -> None:
+        """The oracle agrees, and every breakdown adds up."""
+        query = self.items[name]
+        expected = rank(list(self.items.values()), query.v, query.t, w_v, w_t, fusion=fusion, without=name, keep=keep)[
+            :k
+        ]
+        same([(hit.video.id, hit.score) for hit in answer.hits], expected)
+        for hit in answer.hits:
+            assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
+            assert hit.text_part.imputed == (self.items[hit.video.id].t is None)
+        assert [hit.rank for hit in answer.hits] == list(range(1, len(answer.hits) + 1))
+        assert answer.weights == Weights(w_v, 0.0 if query.t is None else w_t)
+        assert answer.exact
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.follower.close()
+        self.frames.close()
+        self.db.close()
+
+
+def unit(rng: np.random.Generator) -> np.ndarray:
+    return normalise(rng.standard_normal(D))
+
+
+def fill(library: VectorLibrary, rng: np.random.Generator, count: int) -> list[str]:
+    """Random videos; a third without a caption, some of them copies of one another."""
+    names: list[str] = []
+    for _ in range(count):
+        copied = library.items[rng.choice(names)] if names and rng.random() < 0.15 else None
+        v = copied.v if copied else unit(rng)
+        t = copied.t if copied else None if rng.random() < 0.33 else unit(rng)
+        names.append(library.add(v, t, rng.choice(["a", "b", "c", None])))
+    return names
+
+
+def change(library: VectorLibrary, rng: np.random.Generator) -> None:
+    name = str(rng.choice(list(library.items)))
+    kind = rng.integers(5)
+    if kind == 0 or len(library.items) < 4:
+        library.add(unit(rng), unit(rng), "a", np.stack([unit(rng) for _ in range(3)]))
+    elif kind == 1:
+        library.delete(name)
+    elif kind == 2:
+        library.categorise(name, str(rng.choice(["a", "b"])))
+    else:
+        library.caption(name, None if kind == 3 else unit(rng))
