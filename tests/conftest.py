@@ -13,6 +13,7 @@ import pytest
 
 # Before anything of it is imported: its assertions say what they compared, as those of tests do.
 pytest.register_assert_rewrite("tests.support")
+pytest_plugins = ["tests.support.pytest_hooks"]
 
 from service.embedder import Embedder, load  # noqa: E402
 from service.runtime import Runtime  # noqa: E402

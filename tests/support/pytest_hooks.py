@@ -1,0 +1,38 @@
+"""How the tests are shared out among processes, and what the end of a run says in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+HOW_TO_GET = {
+    "shared clips": "real clips are looked for in ../shared/clips, beside the checkout",
+    "chromium": "Debian: apt install chromium",
+    "playwright": "pip install playwright axe-playwright-python",
+    "PostgreSQL": "Debian: apt install postgresql",
+    "milvus-server": 'pip install "milvus==2.3.5" "setuptools<80" into an environment of its own, its bin on the PATH',
+    "mounted": "run as root on Linux, in a container that may mount",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one process: they share what it has started. A file may name a larger group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out, why, and how to get it."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if not reasons:
+        return
+    terminalreporter.section("left out")
+    for reason, count in reasons.most_common():
+        hint = next((said for word, said in HOW_TO_GET.items() if word in reason), "")
+        terminalreporter.line(f"{count} tests: {reason}{f' ({hint})' if hint and hint not in reason else ''}")
