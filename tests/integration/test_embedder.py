@@ -207,7 +207,7 @@ def test_other_weights_or_precision_are_another_generation(tiny: Embedder, tmp_p
 
 def test_the_device_is_chosen_and_the_reason_said() -> None:
     device, precision, reason = choose_device("auto", "auto")
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.services.mps.is_available() else "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert device == expected
     assert precision == ("float16" if expected == "cuda" else "float32")
     assert reason
