@@ -61,6 +61,7 @@ STATUSES: dict[type[ReelsError], int] = {
     errors.Overloaded: 429,
     errors.Unavailable: 503,
     errors.StorageFull: 507,
+    errors.InternalError: 500,
     errors.ConfigurationError: 503,
 }
 

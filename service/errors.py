@@ -12,6 +12,7 @@
     ├── Unavailable          try again later: a lock, a stopped part
     │   └── ModelUnavailable the weights cannot be had
     ├── StorageFull          no room left for bytes or rows
+    ├── InternalError        code of the service failed, beside the process that tells of it
     └── ConfigurationError   a setting that cannot be used
 
 One table in `app.py` turns these into HTTP statuses; `cli.py` turns them into exit statuses.
@@ -52,6 +53,10 @@ class NotReady(ReelsError):
         super().__init__(f"{kind} {thing_id} is {status}: {hint}")
         self.status = status
         self.kind = kind
+
+
+class InternalError(ReelsError):
+    """Code of the service failed in another process. No input and no machine is known to be at fault."""
 
 
 class TooLarge(ReelsError):

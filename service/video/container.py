@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.domain import Probe
 from service.errors import InvalidInput, Undecodable
@@ -207,11 +207,14 @@ def _opened(file: BinaryIO) -> InputContainer:
         raise Undecodable("the file is empty")
     file.seek(0)
     codecs = f"{_VIDEO_CODECS},{_AUDIO_CODECS}"
+    # Old tools write metadata in any encoding. PyAV 19 keeps such bytes as surrogates; before, it had to be told.
+    old = int(av.__version__.split(".")[0]) < 19
+    encoding: dict[str, Any] = {"metadata_errors": "surrogateescape"} if old else {}
     try:
-        return av.open(
+        opened: InputContainer = av.open(
             file,
             "r",
-            metadata_errors="replace",  # old tools write metadata in any encoding
+            **encoding,
             # What a clip is, its bytes say, and never its name. With no protocol at all, whatever else it names stays
             # closed: FFmpeg reads through our open file, and nothing beside it.
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "", "codec_whitelist": codecs},
@@ -219,6 +222,7 @@ def _opened(file: BinaryIO) -> InputContainer:
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Undecodable(f"the file is not a video that can be opened: {reason}") from error
+    return opened
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

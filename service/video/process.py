@@ -16,9 +16,10 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import time
-from contextlib import suppress
+import traceback
 from dataclasses import asdict
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -30,7 +31,7 @@ import structlog
 
 from service import faults
 from service.domain import Blob, Picture, Probe, Sampling
-from service.errors import InvalidInput, Overloaded, ReelsError, Undecodable
+from service.errors import InternalError, InvalidInput, Overloaded, ReelsError, Unavailable, Undecodable
 from service.video.container import Limits, probe
 from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
 from service.video.jail import confine
@@ -42,6 +43,10 @@ log = structlog.get_logger(__name__)
 _COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
 _RANGE_BYTES = 1 << 20  # fetched at a time where a clip lies elsewhere
 _START_SECONDS = 60
+_END_SECONDS = 5  # for a process whose pipe is closed to be gone, too
+# What code raises that is wrong. Anything else that a decoder raises is taken for the file's doing: libraries meet
+# bytes that nobody thought of with errors of arithmetic, lookup or value.
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
 _BUSY_SECONDS = 10  # after which whoever sent a clip may try again
 _PROBE_SECONDS = 8.0  # hundreds of times what it takes, and somebody waits for the answer to an upload
 
@@ -52,7 +57,8 @@ class Decoder:
     `keyframes` takes the keyframes next to the frames that a sampling names: quicker in long clips, and not exact.
 
     Raises Undecodable where the clip is at fault, InvalidInput where it is longer or larger than the limits, Overloaded
-    where its time was up before a decoder had done much, because others kept the machine busy.
+    where its time was up before a decoder had done much, because others kept the machine busy, Unavailable where no
+    child process can be started, InternalError where the decoder's own code failed.
     """
 
     def __init__(self, limits: Limits, processes: int = 1, *, keyframes: bool = False) -> None:
@@ -101,6 +107,13 @@ class Decoder:
         pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
         return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
+    @property
+    def child_pids(self) -> tuple[int, ...]:
+        """Of the child processes that are idle, the one that is asked next first."""
+        with self._idle.mutex:
+            children = list(self._idle.queue)
+        return tuple(child.pid for child in children if child.pid is not None)
+
     def close(self) -> None:
         """End the child processes that are idle; those at work end with this process."""
         while not self._idle.empty():
@@ -135,6 +148,11 @@ class _Child:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """None while it is not started."""
+        return None if self._process is None else self._process.pid
+
     def ask(
         self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float
     ) -> tuple[dict[str, Any], list[bytes]]:
@@ -164,15 +182,32 @@ class _Child:
                 deadline += time.monotonic() - began  # a slow store is not the clip's fault
             blobs = [pipe.recv_bytes() for _ in range(header.get("blobs", 0))]
         except (EOFError, OSError) as error:
-            self.close()
-            raise Undecodable("the decoder crashed or ran out of memory on this file") from error
+            raise Undecodable(f"the decoder {self._end()} on this file") from error
         self.unconfined = header["unconfined"]
         if self.unconfined and not _Child._complained:
             _Child._complained = True
             log.warning("decoders run without a filter of system calls", because=self.unconfined)
         if "error" in header:
+            if "traceback" in header:
+                log.error("a decoder failed unexpectedly", traceback=header["traceback"])
             raise _from_wire(header)
         return header, blobs
+
+    def _end(self) -> str:
+        """How the process ended, as far as is known; it is gone then."""
+        code = None
+        if self._process is not None:
+            self._process.join(_END_SECONDS)
+            code = self._process.exitcode
+        self.close()
+        if code is None:
+            return "closed its pipe"
+        if code >= 0:
+            return f"ended with status {code}"
+        name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            return "was killed (SIGKILL), as the system does when memory runs out,"
+        return f"crashed ({name})"
 
     def close(self) -> None:
         if self._pipe is not None:
@@ -195,26 +230,34 @@ class _Child:
             if not self._pipe.poll(_START_SECONDS):
                 self.close()
                 raise Overloaded("the machine is too busy to start a decoder; try again", _BUSY_SECONDS)
-            with suppress(EOFError, OSError):  # it died: so the first request finds
-                self._pipe.recv_bytes()
+            try:
+                said = json.loads(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                raise Unavailable(f"a decoder cannot be started: it {self._end()}") from None
+            if "error" in said:
+                self.close()
+                log.error("a decoder cannot be started", traceback=said["traceback"])
+                raise Unavailable(f"a decoder cannot be started: {said['error']}")
         assert self._process.pid is not None
         return self._pipe, self._process.pid
 
 
 def _serve(pipe: Connection) -> None:
     """Answer requests until the parent closes the pipe or dies."""
-    import signal
-
     # Ctrl-C on a terminal reaches the whole group; the parent decides when its children end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         # The model's threads wait for each other: one that has to share its core with a decoder holds up all of them.
         os.nice(_COURTESY)
-    _load_all()
-    gc.collect()
-    gc.freeze()  # what stays need not be looked through after every clip
-    unconfined = confine()
-    pipe.send_bytes(b"ready")
+    try:
+        _load_all()
+        gc.collect()
+        gc.freeze()  # what stays need not be looked through after every clip
+        unconfined = confine()
+    except Exception as error:
+        pipe.send_bytes(json.dumps(_told(error)).encode())
+        return
+    pipe.send_bytes(json.dumps({}).encode())
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
@@ -230,6 +273,8 @@ def _serve(pipe: Connection) -> None:
             header, blobs = _to_wire(error), []
         except MemoryError:
             header, blobs = _to_wire(Undecodable("decoding this file needs more memory than is allowed")), []
+        except Exception as error:
+            header, blobs = {**_told(error), "mistake": isinstance(error, _MISTAKES)}, []
         pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unconfined}).encode())
         for blob in blobs:
             pipe.send_bytes(blob)
@@ -352,6 +397,10 @@ def _give_back_memory() -> None:
         trim(0)
 
 
+def _told(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
 def _to_wire(error: ReelsError) -> dict[str, Any]:
     if isinstance(error, InvalidInput):
         return {"error": error.message, "field": error.field}
@@ -361,4 +410,8 @@ def _to_wire(error: ReelsError) -> dict[str, Any]:
 def _from_wire(header: dict[str, Any]) -> ReelsError:
     if "field" in header:
         return InvalidInput(header["field"], header["error"])
+    if "mistake" in header:
+        if header["mistake"]:
+            return InternalError(f"the decoder failed: {header['error']}")
+        return Undecodable(f"the file cannot be decoded: {header['error']}")
     return Undecodable(header["error"])

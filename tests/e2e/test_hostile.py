@@ -84,11 +84,11 @@ def test_a_decoder_that_was_taken_over_finds_nothing_to_take(tmp_path: Path) -> 
 @linux
 def test_every_decoder_is_in_the_jail(decoder: Decoder, make_clip: ClipMaker) -> None:
     decoder.probe(make_clip("a.mp4", numbered(3)))
-    for child in decoder._idle.queue:
-        if child._process is not None:
-            status = Path(f"/proc/{child._process.pid}/status").read_text()
-            assert "Seccomp:\t2" in status
-            assert "NoNewPrivs:\t1" in status
+    assert decoder.child_pids
+    for pid in decoder.child_pids:
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "Seccomp:\t2" in status
+        assert "NoNewPrivs:\t1" in status
 
 
 # --- files that name others
@@ -319,8 +319,7 @@ def test_a_bomb_costs_ten_seconds_and_a_gigabyte_at_most(
     bomb = make(tmp_path, make_clip)
     decoder = Decoder(LIMITS)
     decoder.probe(make_clip("warm.mp4", numbered(3)))
-    child = decoder._idle.queue[0]
-    peak = _Peak(child._process.pid)
+    peak = _Peak(decoder.child_pids[0])
     started = time.monotonic()
     reason: str | None = None
     try:

@@ -92,10 +92,8 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
     slow = _accept(runtime, make_clip("slow.mp4", numbered(10)))[0]
     with ThreadPoolExecutor(2) as pool:  # starts both children
         list(pool.map(runtime.decoder.probe, [runtime.files.video(slow.sha256)] * 2))
-    child = runtime.decoder._idle.queue[0]._process  # the one that is asked next
-    assert child is not None
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGSTOP)
+    pid = runtime.decoder.child_pids[0]  # the one that is asked next
+    os.kill(pid, signal.SIGSTOP)
     stop = threading.Event()
     worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
     worker.start()
@@ -105,7 +103,7 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
         _until(lambda: _now(runtime, later).status == "ready")
         assert _now(runtime, slow).status == "processing"
     finally:
-        os.kill(child.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         stop.set()
         worker.join()
     assert _now(runtime, slow).status == "ready"  # what was claimed is brought to its end

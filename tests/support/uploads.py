@@ -1,0 +1,24 @@
+"""Uploads without HTTP: into a runtime, as the service's handler does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from service import catalog
+from service.domain import Sampling, Video
+from service.ingest import describe
+from service.runtime import Runtime
+
+
+def accept(runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None) -> Video:
+    """Take a clip in, to be embedded later."""
+    with runtime.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        return runtime.ingest.accept(incoming, describe(clip.name, sampling=sampling or Sampling(4), **words))[0]
+
+
+def status_of(runtime: Runtime, video: Video) -> Video:
+    """The video as it is now."""
+    with runtime.db.read() as connection:
+        return catalog.video(connection, video.id)
