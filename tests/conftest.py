@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,10 +180,7 @@ def milvus() -> Iterator[services.Milvus]:
     started.remove()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a database that has no schema yet, of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"
-    server: services.PostgreSQL = request.getfixturevalue("postgresql")
-    return server.url(secrets.token_hex(8))
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The address of a database that has no schema yet."""
+    return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"

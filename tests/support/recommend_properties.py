@@ -1,0 +1,356 @@
+"""Every kind of question against the oracle, whichever engine keeps the vectors: random libraries, weights, examples,
+filters, pages, ties, changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import jobs
+from service.domain import Weights
+from service.errors import Gone, InvalidInput, NotFound, NotReady
+from service.follower import EXACT_UP_TO
+from service.question import Cursor, Example, Like, Question, Scope
+from service.vectors import normalise
+from tests.support.oracle import best, diverse, moments, same, score
+from tests.support.queries import like, like_video
+from tests.support.vector_library import VectorLibrary, change, fill, unit
+
+WEIGHTS = st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any)
+
+FUSIONS = st.sampled_from(["cosine", "zscore"])
+
+# Exact, and an index that is renewed as compressed once there are a few videos. So few are all compared exactly.
+SIZES = st.sampled_from([EXACT_UP_TO, 18])
+
+
+MilvusAt = Callable[[Path], str]
+"""The address of a Milvus for a library in this folder; empty where FAISS keeps the vectors."""
+
+
+def through_libraries(max_examples: int, **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A property of libraries that hypothesis draws; of each a new one is made. The class says how many examples it
+    tries of `max_examples`."""
+
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        def test(self: RecommendProperties, tmp_path_factory: pytest.TempPathFactory, milvus_at: MilvusAt) -> None:
+            def one(size: int, **drawn: Any) -> None:
+                folder = tmp_path_factory.mktemp("library")
+                uri = milvus_at(folder)
+                library = VectorLibrary(folder, EXACT_UP_TO if uri else size, uri)
+                body(self, library, **drawn)
+                library.close()
+
+            settings(deadline=None, max_examples=self.examples(max_examples))(given(size=SIZES, **strategies)(one))()
+
+        test.__name__, test.__doc__ = body.__name__, body.__doc__
+        return test
+
+    return decorate
+
+
+class RecommendProperties:
+    """Give a fixture `milvus_at` where Milvus keeps the vectors."""
+
+    def examples(self, wanted: int) -> int:
+        """How many examples are tried where a fast engine takes so many."""
+        return wanted
+
+    @pytest.fixture
+    def milvus_at(self) -> MilvusAt:
+        """FAISS."""
+        return lambda _: ""
+
+    @pytest.fixture
+    def library(self, tmp_path: Path, milvus_at: MilvusAt) -> Iterator[VectorLibrary]:
+        """An empty one."""
+        made = VectorLibrary(tmp_path, milvus=milvus_at(tmp_path))
+        yield made
+        made.close()
+
+    @through_libraries(
+        60,
+        seed=st.integers(0, 2**32 - 1),
+        weights=WEIGHTS,
+        fusion=FUSIONS,
+        k=st.integers(1, 30),
+        kind=st.sampled_from(["one video", "several", "words", "picture", "clip", "mixed"]),
+        diversity=st.sampled_from([0.0, 0.0, 0.2, 0.7, 1.0]),
+        scoped=st.booleans(),
+        cut=st.booleans(),
+    )
+    def test_answers_equal_the_oracle_through_changes(
+        self,
+        library: VectorLibrary,
+        seed: int,
+        weights: tuple[float, float],
+        fusion: str,
+        k: int,
+        kind: str,
+        diversity: float,
+        scoped: bool,
+        cut: bool,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        fill(library, rng, int(rng.integers(2, 40)))
+        w_v, w_t = weights
+        for _ in range(4):
+            names = [str(name) for name in rng.permutation(list(library.items))]
+            vector = unit(rng)
+            strangers: list[tuple[np.ndarray, np.ndarray | None, float]] = {
+                "words": [(vector, vector, 1.0)],
+                "picture": [(vector, vector, 2.5)],
+                "clip": [(vector, None, 1.0)],
+                "mixed": [(vector, vector, 1.5)],
+            }.get(kind, [])
+            signed = {"one video": [1.0], "several": [2.0, -0.5, 1.0][: len(names)], "mixed": [1.0, -1.0]}.get(kind, [])
+            liked = list(zip(names, signed, strict=False))
+            excluded = tuple(names[len(liked) : len(liked) + 1]) if cut else ()
+            items = list(library.items.values())
+            examples = [*strangers, *((library.items[name].v, library.items[name].t, weight) for name, weight in liked)]
+            question: dict[str, Any] = {
+                "likes": tuple(Like(name, weight) for name, weight in liked),
+                "examples": tuple(Example(*one) for one in strangers),
+                "exclude": (*excluded, "nobody"),
+                "weights": Weights(w_v, w_t),
+                "fusion": fusion,
+                "k": k,
+                "diversity": diversity,
+                "scope": Scope(category=("a", "b"), exclude_category=("b",)) if scoped else Scope(),
+            }
+            captioned = any(t is not None for _, t, _ in examples)
+            if not captioned and w_v == 0:
+                with pytest.raises(InvalidInput, match="no caption"):
+                    library.recommender.answer(Question(**question))
+            else:
+                without = {*excluded, *(name for name, _ in liked)}
+                scores = score(items, examples, w_v, w_t, fusion=fusion)
+                ranked = best(
+                    {
+                        item.id: scores[item.id]
+                        for item in items
+                        if item.id not in without and (not scoped or item.category == "a")
+                    }
+                )
+                middle = len(ranked) // 2
+                if cut and middle and ranked[middle - 1][1] - ranked[middle][1] > 1e-4:  # else rounding would decide
+                    question["min_score"] = (ranked[middle - 1][1] + ranked[middle][1]) / 2
+                    ranked = ranked[:middle]
+                answer = library.recommender.answer(Question(**question))
+                found = [(hit.video.id, hit.score) for hit in answer.hits]
+                if diversity:
+                    pool = ranked[: max(100, min(10 * k, k + 1000))]
+                    taken = diverse(items, examples, pool, w_v, w_t, fusion, diversity, k)
+                    assert [name for name, _ in found] == taken
+                    same(found, [(name, scores[name]) for name in taken])
+                else:
+                    same(found, ranked[:k])
+                assert answer.weights == Weights(w_v, w_t if captioned else 0.0)
+                for number, hit in enumerate(answer.hits, 1):
+                    assert hit.rank == number
+                    assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(
+                        hit.score, abs=1e-5
+                    )
+                    assert hit.text_part.imputed == (library.items[hit.video.id].t is None)
+            change(library, rng)
+
+    @through_libraries(30, seed=st.integers(0, 2**32 - 1), fusion=FUSIONS, k=st.integers(1, 25))
+    def test_moments_equal_the_oracle_through_changes(
+        self, library: VectorLibrary, seed: int, fusion: str, k: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(int(rng.integers(2, 12))):
+            # Frames that stay alike for a while, as those of a clip do.
+            scenes = [unit(rng) for _ in range(3)]
+            frames = np.stack([normalise(scenes[n // 3] + 0.3 * unit(rng)) for n in range(int(rng.integers(1, 9)))])
+            library.add(frames[0], None, str(rng.choice(["a", "b"])), frames)
+        for _ in range(4):
+            vector = unit(rng)
+            answer = like(
+                library.recommender,
+                Example(vector, vector),
+                weights=Weights(0.7, 0.3),
+                fusion=fusion,
+                k=k,
+                group_by="moment",
+            )
+            expected = moments(list(library.items.values()), vector, fusion)[:k]
+            same([(hit.video.id, hit.score) for hit in answer.hits], [one[:2] for one in expected])
+            shown = [(hit.video.id, hit.moment.time, hit.moment.start, hit.moment.end) for hit in answer.hits]
+            assert shown == [(one[0], *one[2:]) for one in expected]
+            assert answer.weights == Weights(0.7, 0.0)
+            change(library, rng)
+
+    @through_libraries(
+        30,
+        seed=st.integers(0, 2**32 - 1),
+        fusion=FUSIONS,
+        k=st.integers(1, 7),
+        way=st.sampled_from(["best", "diverse", "moment"]),
+    )
+    def test_pages_stay_consistent_while_videos_come_and_go(
+        self, library: VectorLibrary, seed: int, fusion: str, k: int, way: str
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        fill(library, rng, 20)
+        vector = unit(rng)
+        before = set(library.items)
+        rest: dict[str, Any] = {"diverse": {"diversity": 0.4}, "moment": {"group_by": "moment"}}.get(way, {})
+        shown: list[tuple[str, int]] = []
+        orders: list[tuple[float, str]] = []
+        gone: set[str] = set()
+        cursor: str | None = None
+        for page in range(40):
+            answer = like(
+                library.recommender,
+                Example(vector, vector),
+                weights=Weights(0.7, 0.3),
+                fusion=fusion,
+                k=k,
+                cursor=cursor,
+                **rest,
+            )
+            assert [hit.rank for hit in answer.hits] == list(range(len(shown) + 1, len(shown) + 1 + len(answer.hits)))
+            shown += [(hit.video.id, hit.moment.frame if way == "moment" else 0) for hit in answer.hits]
+            orders += [(-round(hit.score, 9), hit.video.id) for hit in answer.hits]
+            cursor = answer.next_cursor
+            if cursor is None:
+                break
+            if page < 4:
+                library.add(unit(rng), unit(rng))
+                left = [name for name in library.items if name in before]
+                gone.add(str(rng.choice(left)))
+                library.delete(next(name for name in gone if name in library.items))
+        assert cursor is None
+        assert len(shown) == len(set(shown)), "a hit was shown twice"
+        assert before - gone <= {name for name, _ in shown}, "a video that was there all the time was left out"
+        if way != "diverse":
+            assert orders == sorted(orders), "a page goes back before the one ahead of it"
+
+    def test_a_page_of_another_question_or_of_what_has_changed_is_refused(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(11)
+        names = fill(library, rng, 12)
+        name = next(one for one in names if library.items[one].t is not None)
+        question: dict[str, Any] = {"weights": Weights(0.7, 0.3), "k": 3}
+        cursor = like_video(library.recommender, name, **question).next_cursor
+        assert cursor
+        assert like_video(library.recommender, name, cursor=cursor, **question).hits[0].rank == 4
+        assert like_video(library.recommender, name, cursor=cursor, weights=Weights(0.7, 0.3), k=5).hits[0].rank == 4
+        for other in ({"weights": Weights(1, 0)}, {"min_score": 0.1}, {"diversity": 0.5}, {"scope": Scope(("a",))}):
+            with pytest.raises(InvalidInput, match="cursor"):
+                like_video(library.recommender, name, cursor=cursor, **{**question, **other})
+        for broken in (
+            "",
+            "x",
+            cursor[:-4],
+            cursor[4:],
+            "A" * 100_000,
+            "e30",
+            Cursor("q", "s", ((0, 1), (0, 1)), 1).write(),
+        ):
+            with pytest.raises(InvalidInput, match="cursor"):
+                like_video(library.recommender, name, cursor=broken, **question)
+        library.caption(name, unit(rng))
+        with pytest.raises(Gone, match="without a cursor"):
+            like_video(library.recommender, name, cursor=cursor, **question)
+
+    def test_questions_that_cannot_be_asked(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(12)
+        names = fill(library, rng, 3)
+        ok: dict[str, Any] = {"likes": (Like(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
+        for field, wrong in {
+            "k": {"k": 0},
+            "diversity": {"diversity": 1.5},
+            "min_score": {"min_score": float("nan")},
+            "positive": {"likes": ()},
+            "video_weight": {"weights": Weights(0, 1), "group_by": "moment"},
+            "negative": {"likes": (Like("x"), Like("y", -1), Like("x", -0.1))},
+        }.items():
+            with pytest.raises(InvalidInput) as caught:
+                Question(**{**ok, **wrong})
+            assert caught.value.field == field
+        with pytest.raises(InvalidInput, match="diversity"):
+            Question(**ok, diversity=0.5, group_by="moment")
+        for weight in (0.0, float("nan"), float("inf")):
+            with pytest.raises(InvalidInput, match="weight"):
+                Like("x", weight)
+        only_unlike = Question(likes=(Like(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
+        assert {hit.video.id for hit in library.recommender.answer(only_unlike).hits} == set(names[1:])
+        with pytest.raises(InvalidInput, match="category_mode"):
+            library.recommender.answer(
+                Question(
+                    likes=(Like(names[0], -1),),
+                    weights=Weights(1, 0),
+                    fusion="cosine",
+                    scope=Scope(category_mode="same"),
+                )
+            )
+
+    @pytest.mark.parametrize("fusion", ["cosine", "zscore"])
+    @pytest.mark.parametrize("weights", [(1, 0), (0.7, 0.3), (0.5, 0.5), (0, 1)])
+    def test_filters_are_exact(self, library: VectorLibrary, fusion: str, weights: tuple[float, float]) -> None:
+        rng = np.random.default_rng(5)
+        fill(library, rng, 60)
+        name = next(item.id for item in library.items.values() if item.t is not None and item.category == "a")
+        cases = {
+            Scope(category=("a",)): lambda item: item.category == "a",
+            Scope(category=("a", "b")): lambda item: item.category in ("a", "b"),
+            Scope(exclude_category=("a",)): lambda item: item.category != "a",
+            Scope(category=("a", "b"), exclude_category=("b",)): lambda item: item.category == "a",
+            Scope(category_mode="same"): lambda item: item.category == "a",
+            Scope(category_mode="other"): lambda item: item.category != "a",
+            Scope(category=("b",), category_mode="same"): lambda _: False,
+            Scope(category=("nobody",)): lambda _: False,
+        }
+        for scope, keep in cases.items():
+            answer = like_video(library.recommender, name, weights=Weights(*weights), fusion=fusion, k=50, scope=scope)  # type: ignore[arg-type]
+            library.expect(answer, name, *weights, fusion, 50, keep)
+
+    def test_same_and_other_of_a_video_without_a_category(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(6)
+        fill(library, rng, 30)
+        name = next(item.id for item in library.items.values() if item.category is None)
+        for mode, expected in (("same", True), ("other", False)):
+            answer = like_video(library.recommender, name, weights=Weights(1, 0), k=50, scope=Scope(category_mode=mode))  # type: ignore[arg-type]
+            assert answer.hits
+            assert all((hit.video.category is None) is expected for hit in answer.hits)
+
+    def test_ties_break_by_id_however_many_there_are(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(7)
+        twin, text = unit(rng), unit(rng)
+        name = library.add(unit(rng), unit(rng))
+        twins = [library.add(twin, text) for _ in range(150)]
+        for k in (1, 10, 100, 150):
+            answer = like_video(library.recommender, name, weights=Weights(0.7, 0.3), k=k)
+            assert [hit.video.id for hit in answer.hits] == sorted(twins)[:k]
+
+    def test_a_query_without_a_caption_says_the_weights_it_used(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(8)
+        name = library.add(unit(rng), None)
+        library.add(unit(rng), unit(rng))
+        answer = like_video(library.recommender, name, weights=Weights(0.7, 0.3))
+        assert answer.weights == Weights(0.7, 0.0)
+        assert answer.hits[0].text_part.similarity is None
+        assert answer.hits[0].text_part.contribution == 0
+
+    def test_one_video_alone_has_no_neighbour(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(9)
+        name = library.add(unit(rng), unit(rng))
+        assert like_video(library.recommender, name, weights=Weights(1, 1)).hits == ()
+        assert like_video(library.recommender, name, weights=Weights(1, 1), fusion="zscore").hits == ()
+
+    def test_videos_that_are_not_there_or_not_ready(self, library: VectorLibrary) -> None:
+        name = library.add(unit(np.random.default_rng(1)), None)
+        with pytest.raises(NotFound, match="nobody"):
+            like_video(library.recommender, "nobody", weights=Weights(1, 0))
+        with library.db.write() as connection:
+            jobs.enqueue(connection, library.keys[name])
+        with pytest.raises(NotReady) as caught:
+            like_video(library.recommender, name, weights=Weights(1, 0))
+        assert caught.value.status == "queued"
