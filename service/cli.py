@@ -73,20 +73,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 
 def run() -> None:
     """The command line, with errors as a sentence and an exit status."""
+    sys.exit(status(sys.argv[1:]))
+
+
+def status(arguments: list[str]) -> int:
+    """Run one command; return its exit status, with errors said in a sentence."""
     try:
-        app()
+        app(args=arguments, prog_name="reelsrs")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
     except InvalidInput as error:
         err.print(f"reelsrs: {error}", style="red", markup=False)
-        sys.exit(2)
+        return 2
     except ReelsError as error:
         err.print(f"reelsrs: {error}", style="red", markup=False)
-        sys.exit(1)
+        return 1
     except BrokenPipeError:  # `reelsrs search … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except OSError as error:  # a full disk, a folder that may not be written
         err.print(f"reelsrs: {error}", style="red", markup=False)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _version(asked: bool) -> None:

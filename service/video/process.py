@@ -68,7 +68,8 @@ class Decoder:
         self._keyframes = keyframes
         self._threads = max(1, (os.cpu_count() or 1) // processes)
         self._limits = limits
-        self._idle: queue.Queue[_Child] = queue.Queue()
+        # Last in, first out: what comes one after another keeps one process busy, and no other need be started.
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(_Child())
 
@@ -111,7 +112,7 @@ class Decoder:
     def child_pids(self) -> tuple[int, ...]:
         """Of the child processes that are idle, the one that is asked next first."""
         with self._idle.mutex:
-            children = list(self._idle.queue)
+            children = list(reversed(self._idle.queue))
         return tuple(child.pid for child in children if child.pid is not None)
 
     def close(self) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support.clips import ClipMaker, numbered
-from tests.support.server import serving
+from tests.support.library import settings_for
+from tests.support.server import logged, serving_here
 
 NAMES = [
     'a"; filename="evil.html',
@@ -28,9 +31,16 @@ def _form(name: str, caption: str, clip: bytes) -> bytes:
     return b"".join(parts)
 
 
-def test_names_and_captions_inject_nothing(tmp_path: Path, make_clip: ClipMaker) -> None:
+def test_names_and_captions_inject_nothing(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+) -> None:
     clip = make_clip("a.mp4", numbered(3)).read_bytes()
-    with serving(tmp_path / "data") as server, server.client() as client:
+    settings = settings_for(tmp_path / "data")
+    with (
+        logged(tmp_path / "log") as log,
+        serving_here(settings, tiny, decoder) as service,
+        service.client() as client,
+    ):
         for number, name in enumerate(NAMES):
             caption = f'{name}\n{{"event": "forged", "level": "error"}}\r\nforged'
             body = _form(name, caption, clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))
@@ -51,6 +61,8 @@ def test_names_and_captions_inject_nothing(tmp_path: Path, make_clip: ClipMaker)
             assert shown.count('"') <= 2
             assert not set(shown) & set("\r\n<>")
             client.get(f"/v1/videos/{name}%0aforged")
-    for line in server.log.read_text(encoding="utf-8").splitlines():
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert len(lines) > len(NAMES)
+    for line in lines:
         assert isinstance(json.loads(line), dict), line
         assert json.loads(line)["event"] != "forged"

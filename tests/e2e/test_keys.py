@@ -16,14 +16,17 @@ import sqlalchemy as sa
 
 from service import db, keys
 from service.config import Settings
+from service.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.guard import check_address, only_here
+from service.video import Decoder
 from tests.support import services
-from tests.support.cli import reelsrs
+from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
 from tests.support.openapi import document
 from tests.support.paths import ROOT
-from tests.support.server import Server, serving
+from tests.support.server import Service, logged, serving_here
 
 # By POST for the length of what is asked, and nothing is changed.
 QUESTIONS = ("/v1/recommendations", "/v1/search/text", "/v1/search/image", "/v1/search/video")
@@ -41,17 +44,21 @@ def needed(verb: str, path: str) -> str | None:
 
 def make(data_dir: Path, name: str, right: str) -> str:
     """A key by the command."""
-    done = reelsrs("keys", "create", name, "--rights", right, cwd=data_dir.parent, REELSRS_DATA_DIR=str(data_dir))
+    done = run("keys", "create", name, "--rights", right, cwd=data_dir.parent, REELSRS_DATA_DIR=str(data_dir))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() not in done.stderr
     return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
-    """A server that needs keys, and a key of each right; one of them stands in the settings."""
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Embedder, decoder: Decoder
+) -> Iterator[tuple[Service, dict[str, str]]]:
+    """A service that needs keys, and a key of each right; one of them stands in the settings. Its log is beside its
+    data."""
     data = tmp_path_factory.mktemp("keys") / "data"
-    with serving(data, REELSRS_API_KEYS="of-the-settings") as running:
+    settings = settings_for(data, api_keys="of-the-settings")
+    with serving_here(settings, tiny, decoder) as running:
         given = {right: make(data, f"a-{right}", right) for right in keys.RIGHTS}
         yield running, {**given, "settings": "of-the-settings"}
 
@@ -70,7 +77,7 @@ def operations() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("verb", "path"), operations())
-def test_every_operation_asks_for_its_right(guarded: tuple[Server, dict[str, str]], verb: str, path: str) -> None:
+def test_every_operation_asks_for_its_right(guarded: tuple[Service, dict[str, str]], verb: str, path: str) -> None:
     server, given = guarded
     right = needed(verb, path)
     with server.client() as client:
@@ -93,20 +100,20 @@ def test_every_operation_asks_for_its_right(guarded: tuple[Server, dict[str, str
             assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_key_counts_and_ends_at_once(guarded: tuple[Server, dict[str, str]]) -> None:
+def test_a_key_counts_and_ends_at_once(guarded: tuple[Service, dict[str, str]]) -> None:
     server, _ = guarded
     secret = make(server.data_dir, "short-lived", "read")
     with server.client() as client:
         for headers in ({"X-API-Key": secret}, {"Authorization": f"Bearer {secret}"}):
             assert client.get("/v1/videos", headers=headers).status_code == 200
-        done = reelsrs(
-            "keys", "revoke", "short-lived", cwd=server.data_dir.parent, REELSRS_DATA_DIR=str(server.data_dir)
-        )
+        done = run("keys", "revoke", "short-lived", cwd=server.data_dir.parent, REELSRS_DATA_DIR=str(server.data_dir))
         assert done.returncode == 0
         assert client.get("/v1/videos", headers={"X-API-Key": secret}).status_code == 403
 
 
-def test_an_upload_needs_its_key_before_its_bytes(guarded: tuple[Server, dict[str, str]], make_clip: ClipMaker) -> None:
+def test_an_upload_needs_its_key_before_its_bytes(
+    guarded: tuple[Service, dict[str, str]], make_clip: ClipMaker
+) -> None:
     server, given = guarded
     clip = make_clip("a.mp4", numbered(9)).read_bytes()
     with server.client() as client:
@@ -120,10 +127,10 @@ def test_an_upload_needs_its_key_before_its_bytes(guarded: tuple[Server, dict[st
         assert client.delete(address, headers={"X-API-Key": given["write"]}).status_code == 204
 
 
-def test_the_log_has_no_key(guarded: tuple[Server, dict[str, str]]) -> None:
+def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: Path) -> None:
     """Whatever a client does with it: in a header, in a query, in an address, in what cannot be parsed."""
     server, given = guarded
-    with server.client() as client:
+    with logged(tmp_path / "log") as log, server.client() as client:
         for key in given.values():
             client.get("/v1/videos", headers={"X-API-Key": key})
             client.get("/v1/videos", headers={"Authorization": f"Bearer {key}"})
@@ -133,7 +140,7 @@ def test_the_log_has_no_key(guarded: tuple[Server, dict[str, str]]) -> None:
             client.get("/nowhere", headers={"X-API-Key": key})
         for right in keys.RIGHTS:  # of a key that we made, even this is known for one
             client.get(f"/v1/videos/{given[right]}", headers={"X-API-Key": given[right]})
-    text = server.log.read_text()
+    text = log.read_text()
     assert '"path": "/nowhere"' in text
     assert all("request_id" in line for line in text.splitlines() if '"event": "request"' in line)
     for key in given.values():
@@ -172,25 +179,25 @@ def test_the_commands(tmp_path: Path) -> None:
     assert secret.startswith("reelsrs_")
     assert len(secret) == len("reelsrs_") + 43
 
-    def run(*arguments: str) -> Any:
-        return reelsrs("keys", *arguments, cwd=tmp_path, REELSRS_DATA_DIR=str(tmp_path / "data"))
+    def on_keys(*arguments: str) -> Any:
+        return run("keys", *arguments, cwd=tmp_path, REELSRS_DATA_DIR=str(tmp_path / "data"))
 
-    listed = json.loads(run("list", "--json").stdout)["items"]
+    listed = json.loads(on_keys("list", "--json").stdout)["items"]
     assert [(row["name"], row["rights"]) for row in listed] == [("ci.robot-1", "write")]
-    table = run("list").stdout
+    table = on_keys("list").stdout
     assert "ci.robot-1" in table
     assert secret not in table
-    again = run("create", "ci.robot-1", "--rights", "read")
+    again = on_keys("create", "ci.robot-1", "--rights", "read")
     assert (again.returncode, "already" in again.stderr, again.stdout) == (2, True, "")
     for bad in ("", "two words", "-x", "ü", "n" * 65):
-        assert run("create", "--rights", "read", "--", bad).returncode == 2, bad
-    assert run("create", "x", "--rights", "root").returncode == 2
-    assert run("create", "x").returncode == 2
-    gone = run("revoke", "ci.robot-1")
+        assert on_keys("create", "--rights", "read", "--", bad).returncode == 2, bad
+    assert on_keys("create", "x", "--rights", "root").returncode == 2
+    assert on_keys("create", "x").returncode == 2
+    gone = on_keys("revoke", "ci.robot-1")
     assert (gone.returncode, "no key is left" in gone.stderr) == (0, True)
-    missing = run("revoke", "ci.robot-1")
+    missing = on_keys("revoke", "ci.robot-1")
     assert (missing.returncode, "there is no key ci.robot-1" in missing.stderr) == (1, True)
-    assert "there are no keys" in run("list").stderr
+    assert "there are no keys" in on_keys("list").stderr
 
 
 def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:
@@ -241,14 +248,14 @@ def test_the_ways_out_of_a_refusal() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_where_others_could_come_in_it_does_not_start(tmp_path: Path, command: str) -> None:
-    done = reelsrs(command, "--host", "0.0.0.0", "--port", "0", cwd=tmp_path, REELSRS_MODEL="tiny")
+    done = run(command, "--host", "0.0.0.0", "--port", "0", cwd=tmp_path, REELSRS_MODEL="tiny")
     assert done.returncode == 1
     assert "reelsrs keys create NAME" in done.stderr
     assert "REELSRS_ALLOW_ANYONE=true" in done.stderr
     assert "running on" not in done.stderr
 
 
-def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path) -> None:
+def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, tiny: Embedder) -> None:
     """Without a socket there: the settings say where it would listen."""
     from fastapi.testclient import TestClient
 
@@ -264,7 +271,7 @@ def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path) 
         database = db.Database(settings.database)
         with database.write() as connection:
             secret = keys.create(connection, "last", "read")
-        started = start(settings)
+        started = start(settings, model=tiny)
         with database.write() as connection:
             keys.revoke(connection, "last")
         database.close()

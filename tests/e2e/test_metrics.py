@@ -6,17 +6,24 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from service import db
+from service.db import Database
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support import services
+from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
 from tests.support.paths import ROOT
-from tests.support.processes import CHILD_ENVIRONMENT
-from tests.support.server import Service, serving
+from tests.support.processes import CHILD_ENVIRONMENT, tied
+from tests.support.server import Service, serving_here
+from tests.support.wait import until
 
 DASHBOARD = ROOT / "service" / "grafana.json"
 
@@ -27,19 +34,25 @@ def _value(text: str, name: str) -> float:
     return float(found[1])
 
 
-def test_a_worker_shows_what_it_does_and_the_dashboard_knows_it(tmp_path: Path, make_clip: ClipMaker) -> None:
+def test_a_worker_shows_what_it_does_and_the_dashboard_knows_it(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+) -> None:
     port = services.free_port()
     data = tmp_path / "data"
-    with serving(data, "--no-worker") as server, server.client() as client:
+    settings = settings_for(data)
+    with serving_here(settings, tiny, decoder, worker=False) as service, service.client() as client:
         with make_clip("a.mp4", numbered(5)).open("rb") as file:
             assert client.post("/v1/videos", files={"file": ("a.mp4", file)}).status_code == 202
-        time.sleep(1)
+        database = Database(settings.database)
+        with database.write() as connection:  # as if it had waited for a second
+            connection.execute(sa.update(db.jobs).values(available_at=db.jobs.c.available_at - 1))
+        database.close()
         waiting = client.get("/metrics").text
         assert _value(waiting, "reelsrs_jobs") == 1
         assert _value(waiting, "reelsrs_oldest_job_seconds") >= 1
         environment = {"REELSRS_MODEL": "tiny", "REELSRS_DATA_DIR": str(data), **services.environment(data)}
         worker = subprocess.Popen(
-            [sys.executable, "-m", "service", "worker", "--metrics", f"127.0.0.1:{port}"],
+            tied(sys.executable, "-m", "service", "worker", "--metrics", f"127.0.0.1:{port}"),
             env={**CHILD_ENVIRONMENT, **environment},
         )
         try:
@@ -72,35 +85,20 @@ def test_a_worker_shows_what_it_does_and_the_dashboard_knows_it(tmp_path: Path, 
 
 
 def _shown(client: httpx.Client, port: int) -> str:
-    for _ in range(600):
-        if client.get("/v1/videos").json()["items"][0]["status"] == "ready":
-            return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-        time.sleep(0.1)
-    raise AssertionError("the clip was not embedded")
+    until(lambda: client.get("/v1/videos").json()["items"][0]["status"] == "ready", what="the clip is embedded")
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
 
 
 @pytest.mark.parametrize("address", ["9100", "127.0.0.1:", ":9100", "127.0.0.1:x", "127.0.0.1:99999"])
-def test_an_address_that_is_none_is_named(address: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "worker", "--metrics", address],
-        env=CHILD_ENVIRONMENT,
-        capture_output=True,
-        check=False,
-        text=True,
-    )
+def test_an_address_that_is_none_is_named(tmp_path: Path, address: str) -> None:
+    done = run("worker", "--metrics", address, cwd=tmp_path)
     assert done.returncode == 2
     assert "--metrics" in done.stderr
 
 
 def test_an_address_that_is_taken_is_named(service: Service, tmp_path: Path) -> None:
     taken = service.url.removeprefix("http://")
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "worker", "--metrics", taken],
-        env={**CHILD_ENVIRONMENT, "REELSRS_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        check=False,
-        text=True,
-    )
+    done = run("worker", "--metrics", taken, cwd=tmp_path)
     assert done.returncode == 1
     assert f"{taken} cannot be listened on" in done.stderr
     assert "Traceback" not in done.stderr

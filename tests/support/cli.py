@@ -1,17 +1,24 @@
-"""The command line as a user has it."""
+"""The command line as a user has it: in this process, or in one of its own where that is the point."""
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import structlog
+
+from service import cli
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 
 
 def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
+    """Run one command to its end, in a process of its own."""
     servers = services.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
     return subprocess.run(
         tied(sys.executable, "-m", "service", *arguments),
@@ -22,3 +29,23 @@ def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         timeout=120,
         check=False,
     )
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, in this process: what it prints, its settings and its exit status are a process's."""
+    servers = services.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
+    before, handlers = dict(os.environ), logging.getLogger().handlers[:]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    try:
+        os.environ.clear()
+        os.environ.update({**CHILD_ENVIRONMENT, **servers, **environment})
+        logging.getLogger().handlers = []  # a command configures logging where nobody has
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+            status = cli.status(list(arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        logging.getLogger().handlers = handlers
+        structlog.reset_defaults()
+    said, told = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(arguments, status, said, told)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import structlog
 import uvicorn
 
+from service import log
 from service.app import create_app, start
 from service.config import Settings
 from service.embedder import Embedder
@@ -118,6 +121,21 @@ def serving_here(
             thread.join()
 
 
+@contextmanager
+def logged(path: Path) -> Iterator[Path]:
+    """Write the log to a file as a service's process writes it to its standard error, until the block ends."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with path.open("w", encoding="utf-8") as stream:
+        with redirect_stderr(stream):
+            log.configure()
+        try:
+            yield path
+        finally:
+            root.handlers, root.level = handlers, level
+            structlog.reset_defaults()
+
+
 # --- in a process of its own
 
 
@@ -125,8 +143,8 @@ def serving_here(
 def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
     """`reelsrs serve` over a data folder, until the block ends."""
     port = services.free_port()
-    log = data_dir.with_suffix(".log")
-    with log.open("ab") as output:
+    said = data_dir.with_suffix(".log")
+    with said.open("ab") as output:
         process = subprocess.Popen(
             tied(sys.executable, "-m", "service", "serve", "--port", str(port), *arguments),
             env={
@@ -140,19 +158,19 @@ def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Ser
             stdout=output,
             stderr=output,
         )
-    server = Server(f"http://127.0.0.1:{port}", data_dir, process, log)
+    server = Server(f"http://127.0.0.1:{port}", data_dir, process, said)
     try:
         with server.client() as client:
             for _ in range(600):
                 if process.poll() is not None:
-                    raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()}")
+                    raise RuntimeError(f"the server ended with {process.returncode}:\n{said.read_text()}")
                 try:
                     if client.get("/readyz").status_code == 200:
                         break
                 except httpx.TransportError:
                     time.sleep(0.1)
             else:
-                raise RuntimeError(f"the server was not ready in time:\n{log.read_text()}")
+                raise RuntimeError(f"the server was not ready in time:\n{said.read_text()}")
         yield server
     finally:
         if process.poll() is None:
