@@ -14,7 +14,7 @@ import pytest
 
 from service.video import SUFFIXES
 from tests.support import services
-from tests.support.cli import reelsrs
+from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.rest import check_recommendations, items, upload
 from tests.support.server import serving
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, make_clip: ClipMake
 def library(tmp_path_factory: pytest.TempPathFactory, shared_clips: Path) -> Path:
     """`reelsrs embed` over all shared clips, with what it said beside it."""
     folder = tmp_path_factory.mktemp("shared")
-    done = reelsrs("embed", "--data-folder", str(shared_clips), "--json", cwd=folder, REELSRS_MODEL="tiny")
+    done = run("embed", "--data-folder", str(shared_clips), "--json", cwd=folder, REELSRS_MODEL="tiny")
     (folder / "said.json").write_text(done.stdout)
     assert done.returncode == 3, done.stderr
     return folder
@@ -123,7 +123,7 @@ def test_every_clip_is_embedded_or_named(library: Path, shared_clips: Path) -> N
     assert {Path(failure["path"]).name for failure in said["failures"]} == UNREADABLE
     assert all(failure["reason"] for failure in said["failures"])
     assert said["embedded"] + len(said["duplicates"]) == len(clips) - len(UNREADABLE)
-    again = reelsrs("embed", "--data-folder", str(shared_clips), "--json", cwd=library, REELSRS_MODEL="tiny")
+    again = run("embed", "--data-folder", str(shared_clips), "--json", cwd=library, REELSRS_MODEL="tiny")
     assert again.returncode == 3
     assert (json.loads(again.stdout)["embedded"], json.loads(again.stdout)["unchanged"]) == (0, said["embedded"])
 
@@ -133,18 +133,16 @@ def test_near_duplicates_have_their_original_first(library: Path, shared_clips: 
     for clip in sorted((shared_clips / "near_duplicates").iterdir()):
         if clip.stem not in ORIGINALS or clip.suffix == ".txt":
             continue
-        done = reelsrs(
-            "similar", str(clip), "--k", "1", "--video-weight", "1", "--text-weight", "0", "--json", cwd=library
-        )
+        done = run("similar", str(clip), "--k", "1", "--video-weight", "1", "--text-weight", "0", "--json", cwd=library)
         found += json.loads(done.stdout)["items"][0]["video"]["title"] == ORIGINALS[clip.stem]
     print(f"originals first: {found} of {len(ORIGINALS)}")
     assert found / len(ORIGINALS) >= 0.7
 
 
 def test_search_and_export_answer(library: Path) -> None:
-    done = reelsrs("search", "a dog on a beach", "--k", "5", "--json", cwd=library)
+    done = run("search", "a dog on a beach", "--k", "5", "--json", cwd=library)
     assert len(json.loads(done.stdout)["items"]) == 5
-    exported = reelsrs("export", "out", cwd=library)
+    exported = run("export", "out", cwd=library)
     assert exported.returncode == 0
     said = json.loads((library / "said.json").read_text())
     assert len(list((library / "out").rglob("aggregated.npy"))) == said["embedded"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,27 @@ import pytest
 
 from tests.support.clips import ClipMaker, numbered
 from tests.support.server import Server, serving
+from tests.support.wait import until
 
 ARROW = "application/vnd.apache.arrow.stream"
 
 
-def _until(client: httpx.Client, url: str, met: Callable[[dict[str, Any]], bool], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        state = client.get(url).raise_for_status().json()
-        if met(state):
-            return state
-        assert time.monotonic() < deadline, state
-        time.sleep(0.1)
+def _state(client: httpx.Client, url: str, met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The state of a map, once it is as `met` wants it."""
+    states: list[dict[str, Any]] = []
+
+    def asked() -> bool:
+        states.append(client.get(url).raise_for_status().json())
+        return met(states[-1])
+
+    until(asked, 120, lambda: states[-1], every=0.05)
+    return states[-1]
 
 
 def _ready(client: httpx.Client, **wanted: object) -> dict[str, Any]:
     answer = client.post("/v1/projections", json=wanted)
     assert answer.status_code in (200, 202), answer.text
-    state: dict[str, Any] = _until(
+    state: dict[str, Any] = _state(
         client, answer.headers["location"], lambda state: state["status"] in ("ready", "failed")
     )
     assert state["status"] == "ready", state
@@ -109,7 +111,7 @@ def test_a_map_that_is_laid_out_again_is_the_same_bytes(client: httpx.Client, me
     before = client.get(state["points_url"], headers={"Accept": ARROW}).content
     again = client.post(f"/v1/projections/{state['id']}/fit")
     assert again.status_code == 202
-    after = _until(client, again.headers["location"], lambda now: now["fitted_at"] != state["fitted_at"])
+    after = _state(client, again.headers["location"], lambda now: now["fitted_at"] != state["fitted_at"])
     assert after["version"] != state["version"]
     if after["points"] == state["points"]:  # other tests share this server
         assert client.get(state["points_url"], headers={"Accept": ARROW}).content == before
@@ -157,25 +159,25 @@ def test_maps_grow_with_the_library_and_outlive_a_worker_and_a_restart(
     """From an empty library on: a small map is laid out anew as it doubles; a worker that is killed at it is replaced,
     and so is the whole service."""
     with serving(tmp_path / "data") as running, running.client() as client:
-        empty = _ready(client, method="umap")
+        empty = _ready(client, method="tsne")
         assert (empty["points"], client.get(empty["points_url"]).json()["items"]) == (0, [])
         url = f"/v1/projections/{empty['id']}"
         for number in range(3):
             _upload(client, make_clip(f"{number}.mp4", numbered(6 + 5 * number)))
-        grown = _until(client, url, lambda state: state["status"] == "ready" and state["points"] == 3)
+        grown = _state(client, url, lambda state: state["status"] == "ready" and state["points"] == 3)
         assert grown["missing"] == 0
         for clip in sorted(drawn.rglob("*.mp4")):
             _upload(client, clip)
-        _until(client, url, lambda state: state["status"] == "ready" and state["points"] == 15)
-        asked = client.post("/v1/projections", json={"method": "umap", "seed": 5}).json()
-        _until(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "running")
+        _state(client, url, lambda state: state["status"] == "ready" and state["points"] == 15)
+        asked = client.post("/v1/projections", json={"method": "tsne", "seed": 5}).json()
+        _state(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "running")
         _kill_worker(running)
-        after = _until(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "ready")
+        after = _state(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "ready")
         assert after["points"] == 15
         client.post(f"{url}/fit")
-        _until(client, url, lambda state: state["status"] == "running")
+        _state(client, url, lambda state: state["status"] == "running")
     with serving(tmp_path / "data") as running, running.client() as client:
-        again = _until(client, url, lambda state: state["status"] == "ready")
+        again = _state(client, url, lambda state: state["status"] == "ready")
         assert again["fitted_at"] > grown["fitted_at"]
         assert again["points"] == 15
 

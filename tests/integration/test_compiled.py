@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from service import compiled
 from service.embedder import Embedder, load
 from service.errors import ConfigurationError
-
-ARCHITECTURE = "ViT-S-32-alt"
+from tests.support.checkpoints import small_vit
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """As REELSRS_MODEL names it."""
-    return _checkpoint(tmp_path_factory.mktemp("vit"), seed=0)
-
-
-def _checkpoint(folder: Path, seed: int) -> str:
-    torch.manual_seed(seed)
-    model = open_clip.create_model(ARCHITECTURE)
-    preprocessing = {name: model.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation")}
-    config = {"model_cfg": open_clip.get_model_config(ARCHITECTURE), "preprocess_cfg": preprocessing}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
+    return small_vit(tmp_path_factory.mktemp("vit"), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +97,7 @@ def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept
 def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Embedder, tmp_path: Path) -> None:
     """Whole by their checksums, and wrong: as after a folder was restored to the wrong place."""
     (tmp_path / "other").mkdir()
-    other = load(_checkpoint(tmp_path / "other", seed=1), precision="int8", keep=tmp_path / "models", pictures=False)
+    other = load(small_vit(tmp_path / "other", seed=1), precision="int8", keep=tmp_path / "models", pictures=False)
     mixed = tmp_path / "mixed" / quantised.generation.id
     shutil.copytree(tmp_path / "models" / other.generation.id, mixed)
     with pytest.raises(

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 from service import doctor
-from tests.support.cli import reelsrs
-from tests.support.library import settings_for
+from service.embedder import Embedder
+from service.video import Decoder
+from tests.support.cli import run
+from tests.support.library import PreparedLibrary, settings_for
 from tests.support.server import Service
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
+def sound(
+    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+) -> Path:
     """The data folder of the twelve drawn clips."""
-    folder = tmp_path_factory.mktemp("doctor")
-    assert reelsrs("embed", "--data-folder", str(drawn), cwd=folder, REELSRS_MODEL="tiny").returncode == 0
-    return folder / "data"
+    return prepared.copied(tmp_path_factory.mktemp("doctor") / "data", drawn, tiny, decoder)
 
 
 def _rows(data: Path, *statements: str) -> None:
@@ -101,10 +103,10 @@ def test_the_index_is_built_anew(sound: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(sound, data)
     _flip(next((data / "index").glob("*.flat")), 50)
-    assert reelsrs("index", "verify", cwd=tmp_path).returncode == 1
-    done = reelsrs("index", "rebuild", cwd=tmp_path)
+    assert run("index", "verify", cwd=tmp_path).returncode == 1
+    done = run("index", "rebuild", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "the index of 12 videos is built anew\n"), done.stderr
-    assert reelsrs("index", "verify", cwd=tmp_path).returncode == 0
+    assert run("index", "verify", cwd=tmp_path).returncode == 0
 
 
 def test_beside_a_service(service: Service) -> None:
@@ -113,13 +115,13 @@ def test_beside_a_service(service: Service) -> None:
     with service.client() as client:
         client.post("/v1/search/text", json={"query": "a", "group_by": "moment"})
         for command in ("verify", "rebuild", "verify"):
-            done = reelsrs("index", command, cwd=service.data_dir.parent, **environment)
+            done = run("index", command, cwd=service.data_dir.parent, **environment)
             assert done.returncode == 0, done.stdout + done.stderr
         assert client.post("/v1/search/text", json={"query": "b"}).status_code == 200
 
 
 def test_the_doctor_says_all_of_it(sound: Path) -> None:
-    done = reelsrs("doctor", "--json", cwd=sound.parent, REELSRS_MODEL="tiny")
+    done = run("doctor", "--json", cwd=sound.parent, REELSRS_MODEL="tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
     assert set(found) == {
@@ -134,7 +136,7 @@ def test_the_doctor_finds_what_is_wrong(sound: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(sound, data)
     _rows(data, f"UPDATE videos SET status = 'failed', error = 'too dark' WHERE key = {FIRST}")
-    done = reelsrs("doctor", cwd=tmp_path, REELSRS_MODEL="local-dir:/nowhere")
+    done = run("doctor", cwd=tmp_path, REELSRS_MODEL="local-dir:/nowhere")
     assert done.returncode == 1
     assert "1 videos failed: too dark" in done.stdout
     assert "problem  model" in done.stdout

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-import open_clip
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from service import catalog, generations
 from service.domain import Picture, Sampling, Video, Weights
@@ -30,10 +22,7 @@ from service.worker import Worker
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
-from tests.support.processes import family
 from tests.support.queries import like_video
-from tests.support.rest import check_recommendations, items, upload
-from tests.support.server import Server, serving
 
 SAMPLING = Sampling(4)
 
@@ -295,110 +284,3 @@ def test_other_weights_under_the_same_name_are_another_generation(
     assert second.examples.text("words").caption is not None
     assert len(_like(second, videos[0])) == 1
     second.close()
-
-
-# --- over REST, with processes that are killed
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Another architecture with random weights, and vectors of another length."""
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-S-32-alt")
-    preprocessing = {name: model.visual.preprocess_cfg[name] for name in ("mean", "std", "interpolation")}
-    config = {"model_cfg": open_clip.get_model_config("ViT-S-32-alt"), "preprocess_cfg": preprocessing}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
-
-
-def _until(client: httpx.Client, url: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    for _ in range(900):
-        state: dict[str, Any] = client.get(url).json()
-        if condition(state):
-            return state
-        time.sleep(0.1)
-    raise AssertionError(state)
-
-
-def _begin(server: Server, clips: list[Path], model: str) -> str:
-    """Clips in, another model asked for, and the plug pulled in the middle of it; where its state is asked for."""
-    with server.client() as client:
-        for clip in clips:
-            assert upload(client, clip, wait=0, caption=f"clip {clip.stem}").status_code == 202
-        _until(client, "/v1/info", lambda info: info["videos"].get("ready") == len(clips))
-        wrong = client.post("/v1/generations", json={"model": "no-such/model"})
-        assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "model")
-        asked = client.post("/v1/generations", json={"model": model})
-        assert asked.status_code == 202, asked.text
-        url = asked.headers["location"]
-        assert client.post("/v1/generations", json={"model": model}).status_code == 200
-        early = client.put(f"{url}/activation")
-        assert (early.status_code, early.headers["content-type"]) == (409, "application/problem+json")
-        seen = _until(client, url, lambda state: state["embedded"] > 0)["embedded"]
-        for pid in family(server.process.pid):
-            os.kill(pid, signal.SIGKILL)
-        server.process.wait()
-    print(f"{seen} of {len(clips)} were embedded by the other model when the plug was pulled")
-    return url
-
-
-@contextmanager
-def _asking(server: Server, least: int) -> Iterator[None]:
-    """Somebody who searches all the while, and is always answered."""
-    wrong: list[str] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        with server.client() as client:
-            while not done.is_set():
-                answer = client.post("/v1/search/text", json={"query": "grey", "k": 50})
-                if answer.status_code != 200 or len(answer.json()["items"]) < least:
-                    wrong.append(answer.text)
-                done.wait(0.05)  # else it takes all the time that the other model gets
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    assert wrong == []
-
-
-def test_a_model_is_changed_under_traffic_and_a_kill(tmp_path: Path, make_clip: ClipMaker, checkpoint: str) -> None:
-    data = tmp_path / "data"
-    clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(8, 28)]
-    with serving(data) as server:
-        url = _begin(server, clips[:16], checkpoint)
-    with serving(data) as server, server.client() as client, _asking(server, 16):
-        everything = items(client)
-        first = client.get("/v1/info").json()["generation"]
-        for clip in clips[16:]:
-            assert upload(client, clip, wait=60, caption=f"clip {clip.stem}").status_code == 201
-        check_recommendations(client, items(client), [everything[0].id])
-        state = _until(client, url, lambda state: state["status"] == "ready" and state["embedded"] == 20)
-        assert (state["progress"], state["total"], state["error"]) == (1.0, 20, None)
-        recommendations = f"/v1/videos/{everything[0].id}/recommendations"
-        before = client.get(recommendations).json()
-        assert client.put(f"{url}/activation").json()["status"] == "active"
-        info = client.get("/v1/info").json()
-        assert (info["model"], info["dimension"]) == (checkpoint, state["dimension"])
-        assert info["index"]["size"] == 20, "in one step"
-        now = items(client)
-        assert len(now[0].v) == state["dimension"] != len(everything[0].v)
-        check_recommendations(client, now, [item.id for item in now[:5]])
-        assert client.put(f"/v1/generations/{first}/activation").status_code == 200
-        assert client.get(recommendations).json() == before
-        assert client.put(f"{url}/activation").status_code == 200
-        assert upload(client, make_clip("after.mp4", numbered(50)), wait=60).status_code == 201
-        names = {one["id"]: one["status"] for one in client.get("/v1/generations").json()["items"]}
-        assert names == {first: "ready", state["id"]: "active"}
-    with serving(data) as server, server.client() as client:  # the same settings are no wish
-        assert client.get("/v1/info").json()["model"] == checkpoint
-        now = items(client)
-        assert len(now) == 21
-        check_recommendations(client, now, [now[0].id])

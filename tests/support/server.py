@@ -36,6 +36,11 @@ class Service:
     url: str
     data_dir: Path
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rsplit(":", 1)[1])
+
     def client(self, **options: object) -> httpx.Client:
         """A client of it."""
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]

@@ -1,0 +1,31 @@
+"""Models with random weights, saved as a user's own checkpoint is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# The smallest vision transformer that behaves as a real one does: its picture tower has a row of patches, its text tower
+# CLIP's own tokens.
+SMALL_VIT: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 192, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
+}
+
+
+def small_vit(folder: Path, seed: int) -> str:
+    """Write such a checkpoint in open_clip's folder format; return what REELSRS_MODEL calls it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**SMALL_VIT)
+    preprocessing = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+    config = {"model_cfg": SMALL_VIT, "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
