@@ -62,6 +62,12 @@ def shared_clips() -> Path:
 
 
 @pytest.fixture(scope="session")
+def soak(pytestconfig: pytest.Config) -> bool:
+    """Whether the long forms are run."""
+    return bool(pytestconfig.getoption("soak"))
+
+
+@pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A temporary folder that all processes of this run share, under xdist too."""
     folder = tmp_path_factory.getbasetemp()

@@ -13,11 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support.checkpoints import small_vit
 from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
 from tests.support.processes import family
 from tests.support.rest import check_recommendations, items, upload
-from tests.support.server import Server, serving
+from tests.support.server import Server, Service, serving, serving_here
 from tests.support.wait import until
 
 
@@ -61,7 +64,7 @@ def _begin(server: Server, clips: list[Path], model: str) -> str:
 
 
 @contextmanager
-def _asking(server: Server, least: int) -> Iterator[None]:
+def _asking(server: Service, least: int) -> Iterator[None]:
     """Somebody who searches all the while, and is always answered."""
     wrong: list[str] = []
     done = threading.Event()
@@ -72,7 +75,7 @@ def _asking(server: Server, least: int) -> Iterator[None]:
                 answer = client.post("/v1/search/text", json={"query": "grey", "k": 50})
                 if answer.status_code != 200 or len(answer.json()["items"]) < least:
                     wrong.append(answer.text)
-                done.wait(0.05)  # else it takes all the time that the other model gets
+                done.wait(0.2)  # else it takes all the time that the other model gets
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -84,12 +87,15 @@ def _asking(server: Server, least: int) -> Iterator[None]:
     assert wrong == []
 
 
-def test_a_model_is_changed_under_traffic_and_a_kill(tmp_path: Path, make_clip: ClipMaker, checkpoint: str) -> None:
+def test_a_model_is_changed_under_traffic_and_a_kill(
+    tmp_path: Path, make_clip: ClipMaker, checkpoint: str, tiny: Embedder, decoder: Decoder
+) -> None:
     data = tmp_path / "data"
     clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(8, 28)]
     with serving(data) as server:
         url = _begin(server, clips[:16], checkpoint)
-    with serving(data) as server, server.client() as client, _asking(server, 16):
+    settings = settings_for(data)
+    with serving_here(settings, tiny, decoder) as server, server.client() as client, _asking(server, 16):
         everything = items(client)
         first = client.get("/v1/info").json()["generation"]
         for clip in clips[16:]:
@@ -112,7 +118,7 @@ def test_a_model_is_changed_under_traffic_and_a_kill(tmp_path: Path, make_clip: 
         assert upload(client, make_clip("after.mp4", numbered(50)), wait=60).status_code == 201
         names = {one["id"]: one["status"] for one in client.get("/v1/generations").json()["items"]}
         assert names == {first: "ready", state["id"]: "active"}
-    with serving(data) as server, server.client() as client:  # the same settings are no wish
+    with serving_here(settings, tiny, decoder) as server, server.client() as client:  # the same settings are no wish
         assert client.get("/v1/info").json()["model"] == checkpoint
         now = items(client)
         assert len(now) == 21

@@ -1,8 +1,8 @@
 """The plug is pulled, again and again, under uploads, searches, edits and deletions.
 
 After every start: what was acknowledged is there, nothing is stuck, the index answers as NumPy does over the rows, and
-no file lies about that no row refers to. `pytest tests/test_kill.py --kills 100` for the long form; the moments are
-drawn from the number of the kill.
+no file lies about that no row refers to. Twice always, a hundred times with `--soak`; the moments are drawn from the
+number of the kill.
 """
 
 from __future__ import annotations
@@ -73,21 +73,19 @@ def _check(server: Server, known: Known) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the service's processes are found in /proc")
-def test_nothing_that_was_acknowledged_is_lost(
-    tmp_path: Path, make_clip: ClipMaker, pytestconfig: pytest.Config
-) -> None:
+def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path, make_clip: ClipMaker, soak: bool) -> None:
     known = Known()
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     slowest = 0.0
-    for number in range(pytestconfig.getoption("kills")):
+    for number in range(100 if soak else 2):
         rng = random.Random(number)
         started = time.monotonic()
         with serving(tmp_path / "data") as server:
             slowest = max(slowest, time.monotonic() - started)
             traffic = Traffic(server, known, clip, number)
-            if number % 4:  # most in the middle of it, however slow the machine
+            if number % 4 or not soak:  # most in the middle of it, however slow the machine
                 _wait_for(known, known.uploads + 1)
-            time.sleep(rng.uniform(0.05, 4))
+            time.sleep(rng.uniform(0.05, 4 if soak else 1))
             _pull_the_plug(server, rng)
             traffic.stop()
         assert known.wrong == []

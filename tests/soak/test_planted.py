@@ -37,21 +37,24 @@ def _splice(path: Path, scene: Scene, odd: Scene | None, at: int) -> None:
         container.mux(stream.encode(None))
 
 
-def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(
+    runtime: Runtime, tmp_path: Path, soak: bool
+) -> None:
+    count = 100 if soak else 16
     scenes = distinct_scenes(150, seed=31)
     odd = scenes[100:]
     folder = tmp_path / "Data" / "clips"
     folder.mkdir(parents=True)
     places = {}
-    for number, scene in enumerate(scenes[:100]):
+    for number, scene in enumerate(scenes[:count]):
         planted = odd[number // 2] if number % 2 == 0 else None
         places[number] = 1 + number // 2 % (SECONDS - 2)
         _splice(folder / f"clip{number:03d}.mp4", scene, planted, places[number])
     summary = FolderImport(runtime, Sampling(SAMPLED)).run(scan(tmp_path / "Data"))
-    assert summary.embedded == 100
+    assert summary.embedded == count
     interval = SECONDS / SAMPLED
     found, tried = 0, 0
-    for number in range(0, 100, 2):
+    for number in range(0, count, 2):
         for moment in (0.25, 0.7):
             # Another size, another moment of the motion, another encoding than what was sampled.
             query = tmp_path / "query.jpg"
@@ -68,5 +71,5 @@ def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(runtime: Runt
             if hit.video.title == f"clip{number:03d}" and near:
                 assert hit.moment.start >= start - interval - 1e-6, "the moment reaches into what was there before"
                 assert hit.moment.end <= end + interval + 1e-6
-    assert tried == 100
-    assert found >= 95, f"{found} of 100 planted seconds were found"
+    assert tried == count
+    assert found >= 0.95 * count, f"{found} of {count} planted seconds were found"
