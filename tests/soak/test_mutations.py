@@ -1,7 +1,7 @@
 """Damaged clips through the real upload: no exit, no 5xx, each ready or failed with a reason, memory bounded.
 
-Forty always, 2,000 with `--soak`; what a mutation does follows from its number alone. The clips are real ones where they
-are there, and drawn ones elsewhere.
+Forty always, 2,000 with `--soak`; what a mutation does follows from its number alone. The clips are real ones where
+they are there, and drawn ones elsewhere.
 """
 
 from __future__ import annotations
