@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.cli import reelsrs
-from tests.support.page import Visit, dots, expect_shown, lasso, map_drawn, point_at, save, search, shown
+from tests.support.page import (
+    Visit,
+    dots,
+    expect_shown,
+    lasso,
+    look_at_map,
+    map_drawn,
+    map_of,
+    point_at,
+    save,
+    search,
+    shown,
+)
 from tests.support.rest import upload
 from tests.support.server import Service
 from tests.support.wait import until
@@ -102,7 +114,7 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
         assert sent.status_code == 201, sent.text
         video = sent.json()
         assert {name: video[name] for name in HOSTILE} == HOSTILE
-    page = visit(own_library, "/explore?method=pca")
+    page = visit(own_library, "/explore?method=pca", clock=True)
     with page.expect_file_chooser() as chosen:
         page.get_by_role("button", name="Upload").click()
     chosen.value.set_files(named)
@@ -123,6 +135,11 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
     page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Back to the library").click()
     map_drawn(page)
+    with own_library.client() as client:
+        until(lambda: map_of(client, method="pca")["points"] == 5)
+    look_at_map(page)
+    page.locator("#legend").get_by_text("No category").wait_for()
+    page.get_by_role("button", name="Show all").click()  # the clip that came last may lie outside
     until(lambda: _some_dot_says(page, HOSTILE["title"]))
     page.mouse.move(1, 1)
     lasso(page, 1.0)

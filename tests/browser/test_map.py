@@ -8,9 +8,24 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.page import PAGE, Visit, dots, expect_shown, ids_of, lasso, map_drawn, point_at, save, search, shown
+from tests.support.page import (
+    PAGE,
+    Visit,
+    dots,
+    expect_shown,
+    ids_of,
+    lasso,
+    look_at_map,
+    map_drawn,
+    map_of,
+    point_at,
+    save,
+    search,
+    shown,
+)
 from tests.support.rest import upload
 from tests.support.server import Service
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -35,10 +50,7 @@ def test_dots_are_lassoed_and_saved(visit: Visit, library: Service, clips: list[
 
     with library.client() as client:
         videos = {video["id"]: video for video in client.get("/v1/videos").json()["items"]}
-        body = {"embedding": "aggregated", "method": "umap", "dimensions": 2}
-        projection = client.post("/v1/projections", json=body)
-        assert projection.status_code == 200, projection.text
-        points = client.get(projection.json()["points_url"]).json()["items"]
+        points = client.get(map_of(client)["points_url"]).json()["items"]
     places = {point["video_id"]: point["coordinates"] for point in points}
     download = save(page, "Save as JSON")
     assert download.suggested_filename.endswith(".json")
@@ -120,7 +132,7 @@ def test_a_dot_shows_its_clip(visit: Visit, library: Service) -> None:
 
 
 def test_a_map_grows_where_it_stands(own_library: Service, visit: Visit, clips: list[Path]) -> None:
-    page = visit(own_library, "/explore?view=map&method=pca")
+    page = visit(own_library, "/explore?view=map&method=pca", clock=True)
     map_drawn(page)
     view = """() => {
         const { data, layout } = document.getElementById("plot");
@@ -134,6 +146,8 @@ def test_a_map_grows_where_it_stands(own_library: Service, visit: Visit, clips: 
     assert len(before["dots"]) == 3
     with own_library.client() as client:
         assert upload(client, clips[3]).status_code == 201
+        until(lambda: map_of(client, method="pca")["placed"] == 1)
+    look_at_map(page)
     page.get_by_text("1 placed since it was laid out").wait_for()
     after = page.evaluate(view)
     assert len(after["dots"]) == 4

@@ -10,6 +10,7 @@ from tests.support.page import (
     PAGE,
     Visit,
     answered,
+    asked,
     drop,
     expect_shown,
     ids_of,
@@ -34,7 +35,7 @@ def test_the_slider_orders_as_the_service_does(visit: Visit, library: Service, w
             expect_shown(page, expected)
             orders.add(tuple(expected))
     assert len(orders) > 1
-    page.wait_for_url("**w=1")
+    asked(page, w="1")
     # By keyboard, too: a step towards what is written.
     page.locator("#weight").press("ArrowRight")
     with library.client() as client:
@@ -86,9 +87,9 @@ def test_a_picture_and_a_clip_are_searched_with(visit: Visit, library: Service, 
 
         expect_shown(page, by_picture(0.7))
         assert shown(page)[0] == wanted
-        for weight, said in ((0.2, "w=0.2"), (1.0, "w=1")):
+        for weight in (0.2, 1.0):
             weigh(page, weight)
-            page.wait_for_url(f"**{said}")  # from then on it is the service's order, not what the page expects of it
+            asked(page, w=f"{weight:g}")  # from then on it is the service's order, not what the page expects of it
             answered(page)
             expect_shown(page, by_picture(weight))
         assert page.locator("#asked-picture").evaluate("image => image.naturalWidth") > 0

@@ -6,13 +6,15 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from service.embedder import Embedder
 from service.video import Decoder
 from tests.support import services
 from tests.support.library import settings_for
 from tests.support.page import Visit, shown
 from tests.support.rest import upload
-from tests.support.server import serving, serving_here
+from tests.support.server import serving_here
 
 # The head of an MP4 file, and then nothing of what such a file has.
 BROKEN = b"\0\0\0\x14ftypisom\0\0\x02\0mp41\0\0\0\x08free\0\0\x10\x08mdat" + bytes(range(256)) * 16
@@ -74,18 +76,26 @@ def test_a_key_is_asked_for_once(
 
 
 def test_a_clip_that_an_object_store_lends_plays(
-    tmp_path: Path, clips: list[Path], objects: services.ObjectStore, visit: Visit
+    objects: services.ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    visit: Visit,
+    tmp_path: Path,
+    clips: list[Path],
+    tiny: Embedder,
+    decoder: Decoder,
 ) -> None:
     """The browser is sent on to the store, by a link that holds for a while."""
-    settings = {"REELSRS_STORAGE_URL": objects.url("lent"), "REELSRS_LINK_SECONDS": "300"}
-    with serving(tmp_path / "data", **objects.environment, **settings) as server, server.client() as client:
+    for name, value in objects.environment.items():
+        monkeypatch.setenv(name, value)
+    settings = settings_for(tmp_path / "data", storage_url=objects.url("lent"), link_seconds=300)
+    with serving_here(settings, tiny, decoder) as service, service.client() as client:
         answer = upload(client, clips[3])
         assert answer.status_code == 201, answer.text
         store = f"127.0.0.1:{objects.port}"
         content = client.get(answer.json()["content_url"])
         assert content.status_code == 307
         assert urlsplit(content.headers["location"]).netloc == store
-        with closing(visit(server, f"/explore?view=clips&video={answer.json()['id']}", store=store)) as page:
+        with closing(visit(service, f"/explore?view=clips&video={answer.json()['id']}", store=store)) as page:
             player = page.locator("#detail video")
             player.wait_for()
             player.evaluate("video => { video.muted = true; return video.play(); }")

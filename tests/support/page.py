@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -41,6 +41,14 @@ def search(page: Page, words: str) -> None:
     page.keyboard.press("Enter")
     page.locator("#results-title", has_text=words).wait_for()
     answered(page)
+
+
+def asked(page: Page, **parameters: str) -> None:
+    """Wait until the address says so."""
+    for name, value in parameters.items():
+        page.wait_for_function(
+            "([name, value]) => new URLSearchParams(location.search).get(name) === value", arg=[name, value]
+        )
 
 
 def answered(page: Page) -> None:
@@ -99,6 +107,20 @@ def map_drawn(page: Page) -> None:
     """Wait until the map is there."""
     page.locator("#map-tools").wait_for()
     page.locator("#map-state").wait_for(state="hidden")
+
+
+def map_of(client: httpx.Client, method: str = "umap") -> dict[str, Any]:
+    """The map of all clips in two dimensions, as the service has it; it is laid out already."""
+    body = {"embedding": "aggregated", "method": method, "dimensions": 2}
+    answer = client.post("/v1/projections", json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def look_at_map(page: Page) -> None:
+    """Have the page ask now how far its map is, as it does every few seconds. It is one with a `clock`."""
+    page.clock.fast_forward(5000)
 
 
 def dots(page: Page) -> list[tuple[float, float]]:
