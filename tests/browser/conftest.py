@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 import pytest
 from filelock import FileLock
 
+from service.config import Settings
 from service.embedder import Embedder
+from service.maps import Embedding
+from service.projection import Method
 from service.runtime import Runtime
 from service.video import Decoder
 from tests.support import services
@@ -39,6 +42,15 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
     *("--no-first-run", "--disable-dev-shm-usage", "--disable-crash-reporter"),
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests that look at a map go to one process, where there are several."""
+    if config.pluginmanager.has_plugin("xdist"):
+        for item in items:
+            if "mapped" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("map"))
 
 
 # --- the browser
@@ -155,6 +167,8 @@ def visit(chromium: StartedBrowser) -> Iterator[Visit]:
 
 # --- libraries
 
+Copied = Callable[[Path], Path]
+
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:
     """What `make` writes at `path`; under xdist made by the process that asks first, while the others wait."""
@@ -183,25 +197,51 @@ def _copied(to: Path, once: Path, make: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(
-    tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder
-) -> Iterator[Service]:
-    """A service with the twelve clips in it, and with every map that a test looks at; tests leave those as they are.
-    UMAP is compiled when it is first used, which takes far longer than to lay out: so all is laid out here."""
+def embedded(shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder) -> Copied:
+    """`embedded(to)`: a data folder of the twelve clips."""
 
     def make(data: Path) -> None:
         embed_folder(clips[0].parents[1], data, tiny, decoder)
-        runtime = Runtime(settings_for(data), model=tiny, decoder=decoder)
-        runtime.adopt()
-        for dimensions in (2, 3):
-            runtime.atlas.ready(runtime.atlas.spec("aggregated", "umap", dimensions))
-            runtime.atlas.ready(runtime.atlas.spec("frame", "pca", dimensions))
-        runtime.atlas.ready(runtime.atlas.spec("frame", "umap", 2))
-        runtime.close()
 
-    data = _copied(tmp_path_factory.mktemp("browser") / "data", shared_folder / "browser-library", make)
+    return lambda to: _copied(to, shared_folder / "browser-embedded", make)
+
+
+@pytest.fixture(scope="session")
+def library(
+    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Embedder, decoder: Decoder
+) -> Iterator[Service]:
+    """A service with the twelve clips in it, for tests that leave those as they are and look at no map."""
+    data = embedded(tmp_path_factory.mktemp("library") / "data")
     with serving_here(settings_for(data), tiny, decoder) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def mapped(
+    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Embedder, decoder: Decoder
+) -> Iterator[Service]:
+    """The same with every map that a test looks at. UMAP is compiled when a process first uses it, which takes far
+    longer than to lay out: so all is laid out in one process, and the tests that need it are one group."""
+    settings = settings_for(embedded(tmp_path_factory.mktemp("mapped") / "data"))
+    _lay_out(settings, tiny, decoder, _MAPS)
+    with serving_here(settings, tiny, decoder) as running:
+        yield running
+
+
+_MAPS: tuple[tuple[Embedding, Method, int], ...] = (
+    *(("aggregated", "umap", 2), ("aggregated", "umap", 3), ("frame", "umap", 2)),
+    *(("frame", "pca", 2), ("frame", "pca", 3)),
+)
+
+
+def _lay_out(
+    settings: Settings, model: Embedder, decoder: Decoder, wanted: Iterable[tuple[Embedding, Method, int]]
+) -> None:
+    runtime = Runtime(settings, model=model, decoder=decoder)
+    runtime.adopt()
+    for embedding, method, dimensions in wanted:
+        runtime.atlas.ready(runtime.atlas.spec(embedding, method, dimensions))
+    runtime.close()
 
 
 @pytest.fixture
@@ -215,10 +255,7 @@ def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Embedder, 
             for file in (clip, clip.with_suffix(".txt")):
                 shutil.copy(file, chosen / clip.parent.name)
         embed_folder(chosen, data, tiny, decoder)
-        runtime = Runtime(settings_for(data), model=tiny, decoder=decoder)
-        runtime.adopt()
-        runtime.atlas.ready(runtime.atlas.spec("aggregated", "pca", 2))
-        runtime.close()
+        _lay_out(settings_for(data), tiny, decoder, [("aggregated", "pca", 2)])
 
     return _copied(tmp_path / "data", shared_folder / "browser-few", make)
 

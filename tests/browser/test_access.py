@@ -38,16 +38,19 @@ def _edit(page: Page) -> None:
     page.get_by_role("button", name="Save").wait_for()
 
 
-Act = Callable[["Page"], object] | None
-VIEWS: dict[str, tuple[str, Act]] = {
+Views = dict[str, tuple[str, Callable[["Page"], object] | None]]
+LISTS: Views = {
     "library": ("/explore?view=clips", None),
-    "search": ("/explore?view=clips&q=a+star", None),
-    "map": ("/explore?view=map", None),
-    "map in three dimensions": ("/explore?view=map&d=3", None),
-    "selection": ("/explore", _choose),
     "clip": ("/explore?view=clips", _open),
     "editing": ("/explore?view=clips", _edit),
 }
+MAPS: Views = {
+    "search": ("/explore?q=a+star", None),
+    "map": ("/explore?view=map", None),
+    "map in three dimensions": ("/explore?view=map&d=3", None),
+    "selection": ("/explore", _choose),
+}
+ON_A_PHONE: Views = {**MAPS, "selection": ("/explore?view=map", _choose_on_map)}
 AXE = """async () => (await axe.run()).violations
     .filter(({ impact }) => ["serious", "critical"].includes(impact))
     .map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map(({ html }) => html.slice(0, 160)).join(" | ")}`)"""
@@ -63,30 +66,53 @@ def axe() -> str:
     return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
-def test_nothing_stands_in_anyones_way(visit: Visit, library: Service, axe: str, view: str, scheme: str) -> None:
-    address, act = VIEWS[view]
-    page = visit(library, address, color_scheme=scheme, reduced_motion="reduce")
+def _find_obstacles(page: Page, act: Callable[[Page], object] | None, axe: str) -> list[str]:
     settled(page)
     if act:
         act(page)
     still(page)
     page.evaluate(axe)
-    assert page.evaluate(AXE) == []
+    found: list[str] = page.evaluate(AXE)
+    return found
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_phone_scrolls_only_downwards(visit: Visit, library: Service, view: str) -> None:
-    address, act = VIEWS[view]
-    if view == "selection":
-        address, act = "/explore?view=map", _choose_on_map
-    page = visit(library, address, viewport=PHONE)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", LISTS)
+def test_nothing_stands_in_anyones_way(visit: Visit, library: Service, axe: str, view: str, scheme: str) -> None:
+    address, act = LISTS[view]
+    page = visit(library, address, color_scheme=scheme, reduced_motion="reduce")
+    assert _find_obstacles(page, act, axe) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", MAPS)
+def test_nothing_about_a_map_stands_in_anyones_way(
+    visit: Visit, mapped: Service, axe: str, view: str, scheme: str
+) -> None:
+    address, act = MAPS[view]
+    page = visit(mapped, address, color_scheme=scheme, reduced_motion="reduce")
+    assert _find_obstacles(page, act, axe) == []
+
+
+def _find_width(page: Page, act: Callable[[Page], object] | None) -> int:
     settled(page)
     if act:
         act(page)
     still(page)
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
+    width: int = page.evaluate("() => document.documentElement.scrollWidth")
+    return width
+
+
+@pytest.mark.parametrize("view", LISTS)
+def test_a_phone_scrolls_only_downwards(visit: Visit, library: Service, view: str) -> None:
+    address, act = LISTS[view]
+    assert _find_width(visit(library, address, viewport=PHONE), act) <= PHONE["width"]
+
+
+@pytest.mark.parametrize("view", ON_A_PHONE)
+def test_a_phone_with_a_map_scrolls_only_downwards(visit: Visit, mapped: Service, view: str) -> None:
+    address, act = ON_A_PHONE[view]
+    assert _find_width(visit(mapped, address, viewport=PHONE), act) <= PHONE["width"]
 
 
 def test_the_docs_page_asks_the_service_under_its_own_policy(visit: Visit, library: Service) -> None:

@@ -6,8 +6,8 @@ from tests.support.page import Visit, answered, expect_shown, map_drawn, search,
 from tests.support.server import Service
 
 
-def test_the_address_is_the_view(visit: Visit, library: Service) -> None:
-    page = visit(library)
+def test_the_address_is_the_view(visit: Visit, mapped: Service) -> None:
+    page = visit(mapped)
     map_drawn(page)
     search(page, "a star")
     weigh(page, 0.4)
@@ -21,7 +21,7 @@ def test_the_address_is_the_view(visit: Visit, library: Service) -> None:
     page.locator("#detail video").wait_for()
     answered(page)
     before = shown(page)
-    left, title = page.url.removeprefix(library.url), page.locator("#detail-title").inner_text()
+    left, title = page.url.removeprefix(mapped.url), page.locator("#detail-title").inner_text()
 
     page.go_back()  # the clip closes
     page.locator("#detail").wait_for(state="hidden")
@@ -32,7 +32,7 @@ def test_the_address_is_the_view(visit: Visit, library: Service) -> None:
     assert page.get_by_role("button", name="3D").get_attribute("aria-pressed") == "true"
     page.close()  # two pages that draw in three dimensions at once keep each other waiting
 
-    other = visit(library, left)
+    other = visit(mapped, left)
     other.locator("#detail video").wait_for()
     assert other.locator("#detail-title").inner_text() == title
     other.keyboard.press("Escape")

@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.cli import reelsrs
+from service.embedder import Embedder
+from service.runtime import Runtime
+from service.video import Decoder
+from service.visualize import write_map
+from tests.support.library import settings_for
 from tests.support.page import (
     Visit,
     dots,
@@ -103,7 +107,7 @@ def test_caption_and_category_are_edited(own_library: Service, visit: Visit) -> 
 
 
 def test_what_strangers_write_is_text_wherever_it_is_shown(
-    own_library: Service, visit: Visit, clips: list[Path], tmp_path: Path
+    own_library: Service, visit: Visit, clips: list[Path], tmp_path: Path, tiny: Embedder, decoder: Decoder
 ) -> None:
     named, other = tmp_path / HOSTILE_NAME, tmp_path / "other" / HOSTILE_NAME
     other.parent.mkdir()
@@ -150,12 +154,11 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
     page.goto(own_library.url + f"/explore?video={video['id']}&q=<script>window.hit=5</script>")
     page.locator("#detail video").wait_for()
     assert page.evaluate("window.hit") is None
-    # The map that the command line writes is a page as well, with no policy but its own.
-    written = tmp_path / "map.html"
-    command = ("visualize", "--method", "pca", "--output", str(written))
-    done = reelsrs(*command, cwd=tmp_path, REELSRS_DATA_DIR=str(own_library.data_dir))
-    assert done.returncode == 0, done.stderr
-    page.goto(f"file://{written}")
+    # The map that is written to a file is a page as well, with no policy but its own.
+    runtime = Runtime(settings_for(own_library.data_dir), model=tiny, decoder=decoder)
+    write_map(runtime, tmp_path / "map.html", runtime.atlas.spec("aggregated", "pca", 2))
+    runtime.close()
+    page.goto(f"file://{tmp_path}/map.html")
     page.locator(".legendtext").first.wait_for()
     assert HOSTILE["category"] in (page.locator(".legend").text_content() or "")
     assert page.evaluate("window.hit") is None

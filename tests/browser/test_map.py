@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Route
 
 
-def test_dots_are_lassoed_and_saved(visit: Visit, library: Service, clips: list[Path]) -> None:
-    page = visit(library)
+def test_dots_are_lassoed_and_saved(visit: Visit, mapped: Service, clips: list[Path]) -> None:
+    page = visit(mapped)
     map_drawn(page)
     page.get_by_role("button", name="3D").click()
     page.wait_for_function("() => document.getElementById('plot').data?.[0].type === 'scatter3d'")
@@ -48,7 +48,7 @@ def test_dots_are_lassoed_and_saved(visit: Visit, library: Service, clips: list[
     chosen = shown(page, "selected-grid")
     assert len(chosen) == count
 
-    with library.client() as client:
+    with mapped.client() as client:
         videos = {video["id"]: video for video in client.get("/v1/videos").json()["items"]}
         points = client.get(map_of(client)["points_url"]).json()["items"]
     places = {point["video_id"]: point["coordinates"] for point in points}
@@ -70,8 +70,8 @@ def test_dots_are_lassoed_and_saved(visit: Visit, library: Service, clips: list[
     page.get_by_role("heading", name="Library").wait_for()
 
 
-def test_a_selection_says_what_to_be_like_and_unlike(visit: Visit, library: Service) -> None:
-    page = visit(library)
+def test_a_selection_says_what_to_be_like_and_unlike(visit: Visit, mapped: Service) -> None:
+    page = visit(mapped)
     map_drawn(page)
     lasso(page, 0.4)
     page.locator("#selected-grid .card").first.wait_for()
@@ -79,7 +79,7 @@ def test_a_selection_says_what_to_be_like_and_unlike(visit: Visit, library: Serv
     page.get_by_role("button", name="More like these").click()
     page.locator("#examples .example").nth(len(likes) - 1).wait_for()
     positive = [{"id": one} for one in likes]
-    with library.client() as client:
+    with mapped.client() as client:
         expected = ids_of(client.post("/v1/recommendations", json={"positive": positive, "k": PAGE}))
         expect_shown(page, expected)
         # The farthest of those is what it shall be less like.
@@ -94,8 +94,8 @@ def test_a_selection_says_what_to_be_like_and_unlike(visit: Visit, library: Serv
     page.get_by_role("heading", name="Library").wait_for()
 
 
-def test_hits_are_lit_and_the_legend_hides(visit: Visit, library: Service, clips: list[Path]) -> None:
-    page = visit(library)
+def test_hits_are_lit_and_the_legend_hides(visit: Visit, mapped: Service, clips: list[Path]) -> None:
+    page = visit(mapped)
     map_drawn(page)
     lit = "() => document.getElementById('plot').data.at(-1).x.length"
     assert page.evaluate(lit) == 0
@@ -112,8 +112,8 @@ def test_hits_are_lit_and_the_legend_hides(visit: Visit, library: Service, clips
     page.wait_for_function(f"() => ({lit})() === 0")
 
 
-def test_a_dot_shows_its_clip(visit: Visit, library: Service) -> None:
-    page = visit(library, "/explore?map=frame&method=pca")
+def test_a_dot_shows_its_clip(visit: Visit, mapped: Service) -> None:
+    page = visit(mapped, "/explore?map=frame&method=pca")
     map_drawn(page)
     page.wait_for_function("() => document.getElementById('plot').data.length > 2")
     place = dots(page)[0]

@@ -25,7 +25,7 @@ from tests.support.wait import until
 
 @pytest.mark.parametrize("words", ["yellow stars in the sky", "a striped background"])
 def test_the_slider_orders_as_the_service_does(visit: Visit, library: Service, words: str) -> None:
-    page = visit(library)
+    page = visit(library, "/explore?view=clips")
     search(page, words)
     orders = set()
     with library.client() as client:
