@@ -44,13 +44,10 @@ FLAGS = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests that look at a map go to one process, where there are several."""
-    if config.pluginmanager.has_plugin("xdist"):
-        for item in items:
-            if "mapped" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group("map"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The tests that look at a map go to one process where there are several: the others need not wait for it."""
+    if item.config.pluginmanager.has_plugin("xdist") and "mapped" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("map"))
 
 
 # --- the browser
@@ -218,13 +215,17 @@ def library(
 
 @pytest.fixture(scope="session")
 def mapped(
-    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, embedded: Copied, tiny: Embedder, decoder: Decoder
 ) -> Iterator[Service]:
     """The same with every map that a test looks at. UMAP is compiled when a process first uses it, which takes far
-    longer than to lay out: so all is laid out in one process, and the tests that need it are one group."""
-    settings = settings_for(embedded(tmp_path_factory.mktemp("mapped") / "data"))
-    _lay_out(settings, tiny, decoder, _MAPS)
-    with serving_here(settings, tiny, decoder) as running:
+    longer than to lay out: so all is laid out in one process, once, and no worker's child ever does."""
+
+    def make(data: Path) -> None:
+        embedded(data)
+        _lay_out(settings_for(data), tiny, decoder, _MAPS)
+
+    data = _copied(tmp_path_factory.mktemp("mapped") / "data", shared_folder / "browser-mapped", make)
+    with serving_here(settings_for(data), tiny, decoder) as running:
         yield running
 
 
