@@ -67,6 +67,18 @@ def quarters(width: int = 64, height: int = 48) -> np.ndarray:
     return picture
 
 
+def draw_captioned(folder: Path, count: int, *, seed: int, seconds: float) -> list[Path]:
+    """Draw `<category>/<clip>` files of 24 frames, each with a caption; return the clips, in their scenes' order."""
+    clips = []
+    for number, scene in enumerate(distinct_scenes(count, seed=seed)):
+        clip = folder / scene.category / f"clip{number:02d}.mp4"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(scene, clip, seconds=seconds, fps=round(24 / seconds), width=128, height=128)
+        clip.with_suffix(".txt").write_text(scene.caption, encoding="utf-8")
+        clips.append(clip)
+    return clips
+
+
 def draw_folder(folder: Path, count: int = 12, *, seed: int = 11) -> Path:
     """Draw `<category>/<clip>` files of one second; every third clip has no caption."""
     for number, scene in enumerate(distinct_scenes(count, seed=seed)):

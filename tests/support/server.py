@@ -94,9 +94,10 @@ def serving_here(
     worker: bool = True,
     patience: Patience | None = None,
     before: Callable[[Runtime], None] = lambda _: None,
+    port: int = 0,
 ) -> Iterator[Service]:
     """A real service on a socket, in a thread of this process; its worker is in another thread. `before` is called with
-    the runtime that answers, before the first request."""
+    the runtime that answers, before the first request. `port` is one that a service had before; 0: any that is free."""
 
     def start_worker(settings: Settings, _: Runtime) -> WorkerThread:
         return WorkerThread(settings, model, decoder)
@@ -111,7 +112,8 @@ def serving_here(
     beside: StartWorker | None = start_worker if worker else None
     app = create_app(settings, worker=beside, started=runtime, patience=patience)
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections may still linger on it
+        listening.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, http=Quick, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="service", daemon=True)
         thread.start()

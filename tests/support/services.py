@@ -4,6 +4,7 @@ started here, from the packages that the README names. A test asks for `environm
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -93,6 +94,8 @@ class ObjectStore:
     """An S3 of its own on a port of the loopback, whose objects are gone with it."""
 
     def __init__(self) -> None:
+        if importlib.util.find_spec("moto") is None:
+            missing("moto is not installed")
         self.port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],

@@ -1,0 +1,268 @@
+"""A browser, pages that are watched, and libraries of drawn clips that were embedded and laid out once.
+
+On every page the browser's console stays silent, no script fails, and nothing is asked of another host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from filelock import FileLock
+
+from service.config import Settings
+from service.embedder import Embedder
+from service.maps import Embedding
+from service.projection import Method
+from service.runtime import Runtime
+from service.video import Decoder
+from tests.support import services
+from tests.support.clips import draw_captioned
+from tests.support.library import embed_folder, settings_for
+from tests.support.page import WIDE, Visit
+from tests.support.server import Service, serving_here
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+FLAGS = (
+    "--no-sandbox",
+    # Graphics in software: maps are drawn by WebGL. Pages are painted without it, which is faster then.
+    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu-rasterization"),
+    # Nothing that a test does not ask for.
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
+    *("--no-first-run", "--disable-dev-shm-usage", "--disable-crash-reporter"),
+)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The tests that look at a map go to one process where there are several: the others need not wait for it."""
+    if item.config.pluginmanager.has_plugin("xdist") and "mapped" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("map"))
+
+
+# --- the browser
+
+
+@dataclass(frozen=True)
+class StartedBrowser:
+    """Chromium, and the event loop of what drives it."""
+
+    browser: Browser
+    loop: asyncio.AbstractEventLoop
+
+    @contextmanager
+    def used(self) -> Iterator[Browser]:
+        """The browser. Its driver marks its own loop as the thread's running one; without that mark nothing can be
+        asked of it, and with it no other test of this thread could run a loop."""
+        asyncio._set_running_loop(self.loop)
+        try:
+            yield self.browser
+        finally:
+            asyncio._set_running_loop(None)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedBrowser]:
+    """Chromium without a window, started once. What it writes is in the temporary folder."""
+    program = shutil.which("chromium")
+    if program is None:
+        services.missing("there is no chromium on the path")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        services.missing("playwright is not installed")
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(home))  # the driver makes the profile and keeps downloads there
+        playwright = sync_playwright().start()
+    try:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            args=FLAGS,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
+                "HOME": str(home),
+                "TMPDIR": str(home),
+            },
+        )
+        started = StartedBrowser(browser, asyncio.get_running_loop())
+    except BaseException:
+        playwright.stop()
+        raise
+    asyncio._set_running_loop(None)
+    yield started
+    with started.used():
+        browser.close()
+        playwright.stop()
+
+
+class Watched:
+    """Pages of fresh browser profiles, and what went wrong on them."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.wrong: list[str] = []
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+
+    def visit(
+        self, service: Service, address: str = "/explore", *, expected: str = "", store: str = "", **of: Any
+    ) -> Page:
+        """Open a page. `expected` is a pattern of console messages that the test provokes, for a browser reports every
+        answer that is an error; `store` is another host that may be asked. With `clock`, timers of the page can be
+        put forward."""
+        clock = of.pop("clock", False)
+        context = self._browser.new_context(**{"viewport": WIDE, **of})
+        self._contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)  # graphics in software, on a machine that does other things too
+        if clock:
+            page.clock.install()
+        self._watch(page, {urlsplit(service.url).netloc, store}, expected)
+        page.goto(service.url + address)
+        return page
+
+    def close(self) -> None:
+        """Close the pages, of which the service may not outlive any."""
+        while self._contexts:
+            self._contexts.pop().close()
+
+    def _watch(self, page: Page, hosts: set[str], expected: str) -> None:
+        def said(kind: str, text: str) -> None:
+            if kind != "debug" and not (expected and re.search(expected, text)):
+                self.wrong.append(f"{kind}: {text}")
+
+        def asked(url: str) -> None:
+            if urlsplit(url).scheme not in ("blob", "data", "file") and urlsplit(url).netloc not in hosts:
+                self.wrong.append(f"asked another host: {url}")
+
+        page.on("console", lambda message: said(message.type, message.text))
+        page.on("pageerror", lambda error: self.wrong.append(f"error: {error.stack or error}"))
+        page.on("request", lambda request: asked(request.url))
+
+
+@pytest.fixture
+def visit(chromium: StartedBrowser) -> Iterator[Visit]:
+    """`visit(service, "/explore?q=star")`: the page in a fresh browser profile, see `Watched.visit`."""
+    with chromium.used() as browser:
+        watched = Watched(browser)
+        try:
+            yield watched.visit
+        finally:
+            watched.close()
+        assert watched.wrong == []
+
+
+# --- libraries
+
+Copied = Callable[[Path], Path]
+
+
+def _once(path: Path, make: Callable[[Path], object]) -> Path:
+    """What `make` writes at `path`; under xdist made by the process that asks first, while the others wait."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            aside = path.with_name(f"{path.name}.part")
+            make(aside)
+            aside.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clips(shared_folder: Path) -> list[Path]:
+    """Twelve drawn clips of six seconds, with captions, in six categories; the first three are of three."""
+    made = _once(shared_folder / "browser-clips", lambda to: draw_captioned(to, 12, seed=5, seconds=6))
+    return sorted(made.rglob("*.mp4"), key=lambda clip: clip.name)
+
+
+def _copied(to: Path, once: Path, make: Callable[[Path], object]) -> Path:
+    """A copy of a library that is made once; one that is kept on servers is made anew."""
+    if services.environment(to):
+        make(to)
+    else:
+        shutil.copytree(_once(once, make), to, ignore=shutil.ignore_patterns("*.lock"))
+    return to
+
+
+@pytest.fixture(scope="session")
+def embedded(shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder) -> Copied:
+    """`embedded(to)`: a data folder of the twelve clips."""
+
+    def make(data: Path) -> None:
+        embed_folder(clips[0].parents[1], data, tiny, decoder)
+
+    return lambda to: _copied(to, shared_folder / "browser-embedded", make)
+
+
+@pytest.fixture(scope="session")
+def library(
+    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Embedder, decoder: Decoder
+) -> Iterator[Service]:
+    """A service with the twelve clips in it, for tests that leave those as they are and look at no map."""
+    data = embedded(tmp_path_factory.mktemp("library") / "data")
+    with serving_here(settings_for(data), tiny, decoder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mapped(
+    tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, embedded: Copied, tiny: Embedder, decoder: Decoder
+) -> Iterator[Service]:
+    """The same with every map that a test looks at. UMAP is compiled when a process first uses it, which takes far
+    longer than to lay out: so all is laid out in one process, once, and no worker's child ever does."""
+
+    def make(data: Path) -> None:
+        embedded(data)
+        _lay_out(settings_for(data), tiny, decoder, _MAPS)
+
+    data = _copied(tmp_path_factory.mktemp("mapped") / "data", shared_folder / "browser-mapped", make)
+    with serving_here(settings_for(data), tiny, decoder) as running:
+        yield running
+
+
+_MAPS: tuple[tuple[Embedding, Method, int], ...] = (
+    *(("aggregated", "umap", 2), ("aggregated", "umap", 3), ("frame", "umap", 2)),
+    *(("frame", "pca", 2), ("frame", "pca", 3)),
+)
+
+
+def _lay_out(
+    settings: Settings, model: Embedder, decoder: Decoder, wanted: Iterable[tuple[Embedding, Method, int]]
+) -> None:
+    runtime = Runtime(settings, model=model, decoder=decoder)
+    runtime.adopt()
+    for embedding, method, dimensions in wanted:
+        runtime.atlas.ready(runtime.atlas.spec(embedding, method, dimensions))
+    runtime.close()
+
+
+@pytest.fixture
+def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder) -> Path:
+    """The data folder of a library with the first three clips and their map by PCA, for a test that changes it."""
+
+    def make(data: Path) -> None:
+        chosen = data.with_name(f"{data.name}.clips")
+        for clip in clips[:3]:
+            (chosen / clip.parent.name).mkdir(parents=True, exist_ok=True)
+            for file in (clip, clip.with_suffix(".txt")):
+                shutil.copy(file, chosen / clip.parent.name)
+        embed_folder(chosen, data, tiny, decoder)
+        _lay_out(settings_for(data), tiny, decoder, [("aggregated", "pca", 2)])
+
+    return _copied(tmp_path / "data", shared_folder / "browser-few", make)
+
+
+@pytest.fixture
+def own_library(few: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Service]:
+    """A service with three clips, for a test that changes them. Ask for it before `visit`, to outlive its pages."""
+    with serving_here(settings_for(few), tiny, decoder) as running:
+        yield running
