@@ -104,7 +104,7 @@ def _rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> 
             continue
         own = {"videos": "key"}.get(table.name, "video_key")
         for rows in reading.execution_options(yield_per=_ROWS).execute(sa.select(table)).partitions():
-            values = [_free(table, dict(row._mapping)) for row in rows if getattr(row, own, None) not in without]
+            values = [_free(table, dict(row._mapping)) for row in rows if getattr(row, own, None) not in without]  # noqa: SLF001
             if values:
                 writing.execute(sa.insert(table), values)
     for column in _NUMBERED:

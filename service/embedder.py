@@ -75,7 +75,7 @@ class Embedder:
         self.sees = pictures
         self.batch = BATCH
         self._tokenizer = tokenizer
-        self._context_length = int(tokenizer.context_length)
+        self.context_length = int(tokenizer.context_length)
         self._lock = threading.Lock()
         self.device = device
         """Where the model runs, as torch writes it, or `openvino`."""
@@ -84,33 +84,33 @@ class Embedder:
         if not pictures:
             model.visual = None  # searches by words need only the text tower
         see, read = _towers(model, settings)
-        self._see: Tower = partial(_by_torch, see, "cpu")
-        self._read: Tower = partial(_by_torch, read, "cpu")
+        self.picture_tower: Tower = partial(by_torch, see, "cpu")
+        self.text_tower: Tower = partial(by_torch, read, "cpu")
         golden = [] if (device, precision) == ("cpu", "float32") else self._golden()
         if device == "openvino":
             self._compile(see, read, precision, keep / identity if keep else None)
         elif golden:
             layout = torch.channels_last if device.startswith("cuda") else torch.preserve_format
             model.to(device=device, dtype=getattr(torch, precision), memory_format=layout)
-            self._see, self._read = (partial(_by_torch, tower.to(device), device) for tower in (see, read))
+            self.picture_tower, self.text_tower = (partial(by_torch, tower.to(device), device) for tower in (see, read))
         if golden:
             self._compare(golden, precision)
             del see, read, golden
             gc.collect()  # torch's towers, where others are in their place
         if device.startswith("cuda") and pictures:
-            self.batch = self._best_batch()
+            self.batch = self.best_batch()
         width = self.embed_texts(["warm up"]).shape[1]
         self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
 
     def embed_pictures(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """(N, D) float32 unit vectors of (N, H, W, 3) uint8 pictures of the size `picture`."""
-        return self._run(self._see, np.ascontiguousarray(pixels))
+        return self._run(self.picture_tower, np.ascontiguousarray(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """(N, D) float32 unit vectors of N captions of any length, with no template added."""
-        windows = [self._windows(text) for text in texts]
+        windows = [self.windows(text) for text in texts]
         flat = [window for parts in windows for window, _ in parts]
-        vectors = iter(self._run(self._read, self._tokens(flat)))
+        vectors = iter(self._run(self.text_tower, self._tokens(flat)))
         sums = [np.sum([next(vectors).astype(np.float64) * tokens for _, tokens in parts], axis=0) for parts in windows]
         return normalise(np.stack(sums))
 
@@ -142,13 +142,13 @@ class Embedder:
         return normalise(np.concatenate(vectors))
 
     def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
-        pictures, tokens = (every[: -compiled.HELD] for every in self._examples())
+        pictures, tokens = (every[: -compiled.HELD] for every in self.examples())
         make = partial(compiled.tower, int8=precision == "int8", keep=keep)
-        self._read = make(partial(_traced, read, tokens), tokens, name="text")
+        self.text_tower = make(partial(_traced, read, tokens), tokens, name="text")
         if self.sees:
-            self._see = make(partial(_traced, see, pictures), pictures, name="picture")
+            self.picture_tower = make(partial(_traced, see, pictures), pictures, name="picture")
 
-    def _examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    def examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """(N, H, W, 3) pictures and (N, context) tokens of captions, those to compare with last."""
         from PIL import Image, ImageOps
 
@@ -163,8 +163,10 @@ class Embedder:
 
     def _golden(self) -> list[Vectors]:
         """(8, D) unit vectors of pictures, if it sees, and of words that it was not fitted to."""
-        pictures, tokens = (every[-compiled.HELD :] for every in self._examples())
-        towers = [(self._see, pictures), (self._read, tokens)] if self.sees else [(self._read, tokens)]
+        pictures, tokens = (every[-compiled.HELD :] for every in self.examples())
+        towers = (
+            [(self.picture_tower, pictures), (self.text_tower, tokens)] if self.sees else [(self.text_tower, tokens)]
+        )
         return [self._run(tower, inputs) for tower, inputs in towers]
 
     def _compare(self, golden: list[Vectors], precision: str) -> None:
@@ -180,17 +182,17 @@ class Embedder:
             )
         log.info("the model agrees with torch's float32 on the CPU", cosine=round(cosine, 5), least=least)
 
-    def _best_batch(self) -> int:
+    def best_batch(self) -> int:
         """How many pictures at a time go through fastest: twice as many, as long as that gains anything."""
         rate, size = 0.0, BATCH
         blank = np.zeros((_MOST, self.picture.height, self.picture.width, 3), dtype=np.uint8)
         while size <= _MOST:
             self.batch = size
-            self._run(self._see, blank[:size])  # the first one of a size is slow
+            self._run(self.picture_tower, blank[:size])  # the first one of a size is slow
             if self.batch < size:
                 return self.batch  # it did not fit
             started = time.perf_counter()
-            self._run(self._see, blank[:size])
+            self._run(self.picture_tower, blank[:size])
             faster = size / (time.perf_counter() - started)
             if faster < 1.05 * rate:
                 break
@@ -198,9 +200,9 @@ class Embedder:
         log.info("the batch that goes through fastest was found", batch=size // 2, pictures_per_second=round(rate))
         return size // 2
 
-    def _windows(self, text: str) -> list[tuple[str, int]]:
+    def windows(self, text: str) -> list[tuple[str, int]]:
         """The text in windows that fit the context, each with its number of tokens; at least one window."""
-        room = self._context_length - 2  # the start and the end token
+        room = self.context_length - 2  # the start and the end token
         windows: list[tuple[list[str], int]] = [([], 0)]
         for word, tokens in self._words(text, room):
             words, used = windows[-1]
@@ -213,16 +215,16 @@ class Embedder:
     def _words(self, text: str, room: int) -> Iterator[tuple[str, int]]:
         for word in text.split():
             # A "word" of a thousand letters is cut into pieces that fit; a token has at least one byte.
-            count = self._count(word)
+            count = self.count_tokens(word)
             if count <= room:
                 yield word, count
                 continue
             step = max(1, len(word) * room // count // 2)
             for start in range(0, len(word), step):
                 piece = word[start : start + step]
-                yield piece, min(room, self._count(piece))
+                yield piece, min(room, self.count_tokens(piece))
 
-    def _count(self, word: str) -> int:
+    def count_tokens(self, word: str) -> int:
         if hasattr(self._tokenizer, "encode"):
             return len(self._tokenizer.encode(word))
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
@@ -362,7 +364,7 @@ def _towers(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
     return See().eval(), Read().eval()
 
 
-def _by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
+def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
     import torch
 
     batch = torch.from_numpy(inputs)

@@ -93,7 +93,7 @@ class FolderImport:
         try:
             for entry in entries:
                 try:
-                    self._offer(entry)
+                    self.offer(entry)
                 except (ReelsError, OSError) as error:
                     self._settle(entry.path, "failed", str(error))
                 self._collect()
@@ -107,7 +107,7 @@ class FolderImport:
             self._settle(path, "failed", "the worker stopped before it was embedded; run the import again")
         return self._summary
 
-    def _offer(self, entry: Entry) -> None:
+    def offer(self, entry: Entry) -> None:
         stat = entry.path.stat()
         path = str(entry.path.resolve())
         with self._runtime.db.read() as connection:

@@ -65,8 +65,10 @@ class Follower:
         *,
         exact_up_to: int = EXACT_UP_TO,
         fresh: bool = False,
+        pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
-        """With `fresh` the snapshot that is there is not looked at."""
+        """With `fresh` the snapshot that is there is not looked at. A renewal that failed is tried again after
+        `pause_seconds`."""
         self.exact_up_to = exact_up_to
         self.refused: str | None = None
         """Why the snapshot that is there could not be used; None where it was, or where there is none."""
@@ -82,6 +84,7 @@ class Follower:
         self._saved = -1
         self._owner = FileLock(folder / f"{self._manifest.stem}.lock", is_singleton=False, thread_local=False)
         self._building: threading.Thread | None = None
+        self._pause_seconds = pause_seconds
         self._not_before = 0.0
         self._closed = False
         # Nearly always it is there: an index of frames is first built for a search, which is not to wait for a writer.
@@ -101,6 +104,16 @@ class Follower:
     def generation(self) -> Generation:
         """Whose vectors these are."""
         return self._generation
+
+    @property
+    def saved(self) -> int | None:
+        """The number of the last change in the snapshot on disk; None where there is none of this index."""
+        return None if self._saved < 0 else self._saved
+
+    def settle(self) -> None:
+        """Wait until nothing is renewed or saved beside."""
+        if (building := self._building) is not None:
+            building.join()
 
     @contextmanager
     def current(self) -> Iterator[tuple[Index, sa.Connection]]:
@@ -162,8 +175,7 @@ class Follower:
     def close(self, *, save: bool = True) -> None:
         """Save, and let go of every file; nothing can be searched afterwards."""
         self._closed = True
-        if self._building is not None:
-            self._building.join()
+        self.settle()
         if save:
             self.save()
         self._index.close()
@@ -283,7 +295,7 @@ class Follower:
             try:
                 work()
             except Exception as error:
-                self._not_before = time.monotonic() + _PAUSE_SECONDS
+                self._not_before = time.monotonic() + self._pause_seconds
                 log.exception("the index could not be renewed; the old one serves on", reason=str(error))
             finally:
                 self._building = None

@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 Outcome = Literal["created", "existing", "requeued"]
 
-_AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
+AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
 _PAUSE_SECONDS = 2.0  # after a fault of the machine; twice as long after the next
 _LONGEST_PAUSE_SECONDS = 30.0
 _LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
@@ -272,7 +272,7 @@ class Ingest:
     def _hungry(self, running: dict[Future[Sample], Video], batch: int) -> bool:
         """Whether the clips that are being decoded might leave a decoder or the model without work."""
         frames = sum(video.sampling.num_frames for video in running.values())
-        return len(running) <= self._threads or frames < max(2 * batch, _AHEAD_FRAMES)
+        return len(running) <= self._threads or frames < max(2 * batch, AHEAD_FRAMES)
 
     def _decode(self, video: Video, owner: str) -> Sample:
         with figures.SECONDS.labels("decode").time():

@@ -73,18 +73,26 @@ class MilvusFollower:
     refused: str | None = None  # there is no snapshot that could be
 
     def __init__(
-        self, database: Database, uri: str, generation: Generation, kind: Kind, *, exact_up_to: int = EXACT_UP_TO
+        self,
+        database: Database,
+        uri: str,
+        generation: Generation,
+        kind: Kind,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+        client: MilvusClient | None = None,
     ) -> None:
-        """Connects when first asked. Raises ConfigurationError where pymilvus is not installed."""
+        """Connects when first asked, where no `client` is given. Raises ConfigurationError where pymilvus is not
+        installed."""
         self.exact_up_to = exact_up_to
         self._db = database
         self._uri = uri
         self._generation = generation
-        self._kind = kind
-        self._layout = Layout(generation.dimension, captions=kind != "frame")
+        self.kind = kind
+        self.layout = Layout(generation.dimension, captions=kind != "frame")
         self._turn = threading.Lock()
         self._connecting = threading.Lock()
-        self._connection: MilvusClient | None = None
+        self._connection = client
         self._seen = ""  # the collection that was there when this process last looked
         self._tally: tuple[tuple[str, int], Tally] | None = None  # of a collection's version
         self._renewing: threading.Thread | None = None
@@ -96,6 +104,12 @@ class MilvusFollower:
     def generation(self) -> Generation:
         """Whose vectors these are."""
         return self._generation
+
+    @property
+    def collection(self) -> str:
+        """The name of the collection that serves; empty while there is none."""
+        row = self._fetch()
+        return "" if row is None else str(row.name)
 
     @contextmanager
     def current(self) -> Iterator[tuple[View, sa.Connection]]:
@@ -126,7 +140,7 @@ class MilvusFollower:
 
     def save(self) -> None:
         """Have the alias point here if this is the generation that answers. There is nothing else to save."""
-        if self._kind == "frame":
+        if self.kind == "frame":
             return
         with self._db.read() as connection:
             active, row = catalog.active_generation(connection), self._row(connection)
@@ -134,12 +148,12 @@ class MilvusFollower:
         if row is None or not row.name or active is None or active.id != self._generation.id:
             return
         with _reached():
-            there = self._client.list_aliases(row.name, timeout=_SECONDS).get("aliases", ())
+            there = self.client.list_aliases(row.name, timeout=_SECONDS).get("aliases", ())
             if alias not in there:
                 try:
-                    self._client.alter_alias(row.name, alias, timeout=_SECONDS)
+                    self.client.alter_alias(row.name, alias, timeout=_SECONDS)
                 except Exception:  # Lite and the server raise different ones where there is none yet
-                    self._client.create_alias(row.name, alias, timeout=_SECONDS)
+                    self.client.create_alias(row.name, alias, timeout=_SECONDS)
 
     def rebuild(self) -> None:
         """Make the collection anew from the database, and put it in the place of the one that serves meanwhile."""
@@ -155,13 +169,13 @@ class MilvusFollower:
             expected = catalog.ready_keys(connection)
             for start in range(0, len(expected), _BATCH):
                 some = expected[start : start + _BATCH]
-                theirs = catalog.searchable(connection, some, self._generation, self._kind)
+                theirs = catalog.searchable(connection, some, self._generation, self.kind)
                 order = np.argsort(theirs.keys, kind="stable")
                 found += differences(self._held(view.name, some), theirs, order)
             known = set(expected)
             found += [
                 f"the index holds video {key}, which is not ready or not there"
-                for key in sorted({_key(self._kind, row) for row in self._ids(view.name)} - known)
+                for key in sorted({_key(self.kind, row) for row in self._ids(view.name)} - known)
             ]
         return found
 
@@ -190,7 +204,7 @@ class MilvusFollower:
                 last = catalog.last_change(connection, self._generation.id)
                 changed = catalog.changed_since(connection, row.number, self._generation.id)
                 for start in range(0, len(changed), _BATCH):
-                    tally = Tally.of(self._layout, row)
+                    tally = Tally.of(self.layout, row)
                     batch = self._plan(connection, row.name, tally, changed[start : start + _BATCH])
                     number = last if start + _BATCH >= len(changed) else row.number
                     if batch.empty:  # what was only queued
@@ -218,7 +232,7 @@ class MilvusFollower:
             raise busy
         try:
             while True:
-                with self._db.alone(f"vectors-{self._generation.id}-{self._kind}") as taken:
+                with self._db.alone(f"vectors-{self._generation.id}-{self.kind}") as taken:
                     if taken:
                         with _reached():
                             yield
@@ -231,7 +245,7 @@ class MilvusFollower:
 
     def _arrive(self, row: sa.Row[Any], batch: _Batch) -> sa.Row[Any]:
         self._send(row.name, batch)
-        self._settle(row.name)
+        self.await_visible(row.name)
         return self._put(row, number=row.coming, batch=None)
 
     # --- rows of the table
@@ -240,7 +254,7 @@ class MilvusFollower:
         columns = [one for one in db.collections.c if whole or one.name not in ("moments", "batch")]
         return connection.execute(
             sa.select(*columns).where(
-                db.collections.c.generation == self._generation.id, db.collections.c.kind == self._kind
+                db.collections.c.generation == self._generation.id, db.collections.c.kind == self.kind
             )
         ).first()
 
@@ -249,7 +263,7 @@ class MilvusFollower:
             return self._row(connection, whole=True)
 
     def _put(self, before: sa.Row[Any] | None, **values: Any) -> sa.Row[Any]:
-        mine = {"generation": self._generation.id, "kind": self._kind}
+        mine = {"generation": self._generation.id, "kind": self.kind}
         table = db.collections
         with self._db.write() as connection:
             if before is None:
@@ -257,7 +271,7 @@ class MilvusFollower:
                 first = {"name": "", "index_type": "", **numbers, "largest": -1, "moments": b"", **values}
                 connection.execute(sa.insert(table).values(**mine, **first))
             else:
-                same = sa.and_(table.c.generation == self._generation.id, table.c.kind == self._kind)
+                same = sa.and_(table.c.generation == self._generation.id, table.c.kind == self.kind)
                 unchanged = sa.and_(table.c.name == before.name, table.c.number == before.number)
                 done = connection.execute(sa.update(table).where(same, unchanged).values(**values))
                 if done.rowcount != 1:  # the lock was lost with its connection, and another went on
@@ -272,7 +286,7 @@ class MilvusFollower:
         if known is None or known[0] != state:
             whole = self._row(connection, whole=True)
             assert whole is not None, "`row` is of the same snapshot"
-            known = self._tally = state, Tally.of(self._layout, whole)
+            known = self._tally = state, Tally.of(self.layout, whole)
         return known[1]
 
     # --- collections
@@ -280,10 +294,10 @@ class MilvusFollower:
     def _announce(self, row: sa.Row[Any] | None) -> str:
         """The name of a collection to come, written down so that one that never came to be is known, and removed."""
         if row is not None and row.next and self._is_there(row.next):
-            self._client.drop_collection(row.next, timeout=_SECONDS)
+            self.client.drop_collection(row.next, timeout=_SECONDS)
         with self._db.write() as connection:
             library = catalog.library_id(connection)
-        name = _name(library, self._generation.id, self._kind, secrets.token_hex(4))
+        name = _name(library, self._generation.id, self.kind, secrets.token_hex(4))
         self._put(row, next=name)
         return name
 
@@ -295,7 +309,7 @@ class MilvusFollower:
             index = self._wanted_index(self._expected(connection), old.index_type if old is not None else "")
         with _reached():
             self._create(name, index)
-            tally, number = Tally(self._layout), 0
+            tally, number = Tally(self.layout), 0
             with self._db.read() as connection:
                 last = catalog.last_change(connection, self._generation.id)
                 changed = catalog.changed_since(connection, 0, self._generation.id)
@@ -315,7 +329,7 @@ class MilvusFollower:
                     changed = catalog.changed_since(connection, number, self._generation.id)
                     for start in range(0, len(changed), _BATCH):
                         self._send(name, self._plan(connection, name, tally, changed[start : start + _BATCH]))
-                        self._settle(name)
+                        self.await_visible(name)
                 row = self._install(name, index, tally, last)
         seconds = round(time.perf_counter() - started, 1)
         log.info("a collection was made", collection=name, index=index, rows=tally.count, seconds=seconds)
@@ -323,11 +337,11 @@ class MilvusFollower:
             if not alone:
                 self._closing.wait(_LINGER_SECONDS)
             with _reached():
-                self._client.drop_collection(old.name, timeout=_SECONDS)
+                self.client.drop_collection(old.name, timeout=_SECONDS)
         return row
 
     def _install(self, name: str, index: str, tally: Tally, number: int) -> sa.Row[Any]:
-        self._settle(name)
+        self.await_visible(name)
         row = self._put(
             self._fetch(),
             name=name,
@@ -351,7 +365,7 @@ class MilvusFollower:
 
         def run() -> None:
             try:
-                with self._db.alone(f"renewal-{self._generation.id}-{self._kind}") as taken:
+                with self._db.alone(f"renewal-{self._generation.id}-{self.kind}") as taken:
                     if taken:
                         self.rebuild()
             except ReelsError as error:
@@ -368,7 +382,7 @@ class MilvusFollower:
         return "FLAT" if rows <= (self.exact_up_to // 2 if now == "HNSW" else self.exact_up_to) else "HNSW"
 
     def _expected(self, connection: sa.Connection) -> int:
-        if self._kind != "frame":
+        if self.kind != "frame":
             return len(catalog.ready_keys(connection))
         size = sa.select(sa.func.sum(sa.func.length(db.embeddings.c.vectors))).where(
             db.embeddings.c.generation == self._generation.id, db.embeddings.c.kind == "frame"
@@ -378,14 +392,14 @@ class MilvusFollower:
     # --- Milvus
 
     @property
-    def _client(self) -> MilvusClient:
+    def client(self) -> MilvusClient:
         with self._connecting:
             if self._connection is None:
                 self._connection = _connect(self._uri)
             return self._connection
 
     def _is_there(self, name: str) -> bool:
-        return bool(self._client.has_collection(name, timeout=_SECONDS))
+        return bool(self.client.has_collection(name, timeout=_SECONDS))
 
     def _create(self, name: str, index: str) -> None:
         from pymilvus import DataType, MilvusClient
@@ -394,31 +408,31 @@ class MilvusFollower:
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("video", DataType.INT64)
         schema.add_field("category", DataType.VARCHAR, max_length=4 * MAX_NAME_CHARACTERS)  # bytes; "" for none
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._layout.width)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.layout.width)
         indexes = MilvusClient.prepare_index_params()
         indexes.add_index("vector", index_type=index, metric_type="IP", params=_GRAPH if index == "HNSW" else {})
-        self._client.create_collection(name, schema=schema, index_params=indexes, timeout=60)
+        self.client.create_collection(name, schema=schema, index_params=indexes, timeout=60)
 
     def _plan(
         self, connection: sa.Connection, name: str, tally: Tally, keys: list[int], *, empty: bool = False
     ) -> _Batch:
         """What has to be sent so that the collection holds of these videos what the database does; the tally is
         brought to what it is then. With `empty` nothing of them is there yet."""
-        entries = catalog.searchable(connection, keys, self._generation, self._kind)
+        entries = catalog.searchable(connection, keys, self._generation, self.kind)
         # Keys ascend: of what is new nothing can be there, and asking for it takes a fifth of a second.
         known = [] if empty else [key for key in keys if key <= tally.largest]
         gone: list[int] = []
         if known:
             tally.add(self._held(name, known, gone), -1)
         tally.add(entries, 1)
-        batch = _Batch.from_entries(self._layout, self._kind, entries)
+        batch = _Batch.from_entries(self.layout, self.kind, entries)
         staying = set(batch.ids.tolist())
         batch.gone = np.array([row for row in gone if row not in staying], dtype=np.int64)
         return batch
 
     def _send(self, name: str, batch: _Batch) -> None:
         for ids in _chunks(batch.gone.tolist()):
-            self._client.delete(name, ids=ids, timeout=_SECONDS)
+            self.client.delete(name, ids=ids, timeout=_SECONDS)
         for places in _chunks(range(len(batch.ids))):
             rows = [
                 {
@@ -429,18 +443,18 @@ class MilvusFollower:
                 }
                 for n in places
             ]
-            self._client.upsert(name, rows, timeout=4 * _SECONDS)
+            self.client.upsert(name, rows, timeout=4 * _SECONDS)
 
-    def _settle(self, name: str) -> None:
+    def await_visible(self, name: str) -> None:
         """Wait until all that was sent can be found: searches need not wait, then, each by itself."""
         nobody, fields = "id in [-1]", ["id"]
-        self._client.query(name, filter=nobody, output_fields=fields, consistency_level="Strong", timeout=_SECONDS)
+        self.client.query(name, filter=nobody, output_fields=fields, consistency_level="Strong", timeout=_SECONDS)
 
     def _held(self, name: str, keys: Iterable[int], ids: list[int] | None = None) -> Entries:
         """What the collection holds of these videos, by key and frame; their row numbers are put into `ids`."""
         found: list[dict[str, Any]] = []
-        for some in _chunks(list(keys), _MOST // MAX_FRAMES if self._kind == "frame" else _BATCH):
-            found += self._client.query(
+        for some in _chunks(list(keys), _MOST // MAX_FRAMES if self.kind == "frame" else _BATCH):
+            found += self.client.query(
                 name,
                 filter=f"video in {some}",
                 output_fields=["id", "video", "category", "vector"],
@@ -450,18 +464,18 @@ class MilvusFollower:
         found.sort(key=lambda row: int(row["id"]))
         if ids is not None:
             ids += [int(row["id"]) for row in found]
-        rows = np.array([row["vector"] for row in found], dtype=np.float32).reshape(-1, self._layout.width)
-        pictures, captions, captioned = self._layout.split(rows)
+        rows = np.array([row["vector"] for row in found], dtype=np.float32).reshape(-1, self.layout.width)
+        pictures, captions, captioned = self.layout.split(rows)
         return Entries(
             np.array([row["video"] for row in found], dtype=np.int64),
             pictures,
-            captions if self._layout.captions else None,
+            captions if self.layout.captions else None,
             captioned,
             tuple(row["category"] or None for row in found),
         )
 
     def _ids(self, name: str) -> Iterator[int]:
-        rows = self._client.query_iterator(
+        rows = self.client.query_iterator(
             name, batch_size=_BATCH, filter="id >= 0", output_fields=["id"], timeout=_SECONDS
         )
         try:
@@ -475,7 +489,7 @@ class MilvusFollower:
         index: dict[str, Any] = {"ef": min(2 * _MOST, max(_BREADTH, count))} if row.index_type == "HNSW" else {}
         try:
             with _reached():
-                hits = self._client.search(
+                hits = self.client.search(
                     row.name,
                     [query.tolist()],
                     filter=_expression(where),
@@ -500,7 +514,7 @@ class View:
         self.name: str = row.name
         self.kind = f"milvus {row.index_type.lower()}"
         self.exact: bool = row.index_type == "FLAT"
-        self.layout = Layout(follower.generation.dimension, captions=follower._kind != "frame")
+        self.layout = Layout(follower.generation.dimension, captions=follower.kind != "frame")
         self._follower = follower
         self._row = row
         self._connection = connection
@@ -555,7 +569,7 @@ class View:
 
     def _read(self, rows: Rows) -> None:
         new = [row for row in rows.tolist() if row not in self._vectors]
-        entries = catalog.searchable(self._connection, new, self._follower.generation, self._follower._kind)
+        entries = catalog.searchable(self._connection, new, self._follower.generation, self._follower.kind)
         whole = self.layout.join(entries.pictures, entries.captions, entries.captioned)
         self._vectors.update(zip(entries.keys.tolist(), whole, strict=True))
 

@@ -81,7 +81,7 @@ class Worker:
             return self._runtime.atlas.place_new()
         self._left = True
         try:
-            self._runtime.ingest.process(lambda: self._claim(stop), self.owner)
+            self._runtime.ingest.process(lambda: self.claim(stop), self.owner)
         except ReelsError:
             self._left = False  # the machine's fault, not a video's
             raise
@@ -96,7 +96,8 @@ class Worker:
                 jobs.release(connection, self.owner, counts=self._left)
             self._left = None
 
-    def _claim(self, stop: threading.Event | None) -> list[int]:
+    def claim(self, stop: threading.Event | None = None) -> list[int]:
+        """Keys of jobs that are this worker's from now on; none once `stop` is set, or another model answers."""
         if stop is not None and stop.is_set():
             return []
         with self._runtime.db.read() as connection:

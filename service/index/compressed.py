@@ -76,7 +76,12 @@ class CompressedIndex(Index):
     def stale(self) -> bool:
         """See the base class."""
         outgrown = len(self) > _OUTGROWN * self._codec.trained_for
-        return super().stale or outgrown or any(segment.in_memory for segment in self._segments)
+        return super().stale or outgrown or self.in_memory
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether some of its rows are on no disk, for want of room."""
+        return any(segment.in_memory for segment in self._segments)
 
     def get(self, rows: Rows) -> Vectors:
         """See the base class."""
@@ -323,14 +328,14 @@ class _Segment:
         try:
             for low in range(0, self.count, 4096):
                 rows = np.arange(low, min(low + 4096, self.count))
-                for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):
+                for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):  # noqa: SLF001
                     data = mine.read(rows, kind)
                     its.write(data)
                     its.commit(data)
         except OSError:
             made.close()
             raise
-        made._codes = faiss.clone_index(self._codes)
+        made._codes = faiss.clone_index(self._codes)  # noqa: SLF001
         return made
 
     def scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> tuple[Rows, Vectors]:

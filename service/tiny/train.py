@@ -273,7 +273,7 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
         lr=LEARNING_RATE,
         betas=(0.9, 0.98),
     )
-    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     model.train()
     for step in range(steps):
         pace = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))

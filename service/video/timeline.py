@@ -61,12 +61,12 @@ class Timeline:
         self._keyframes = np.unique(np.array(keyframes, dtype=np.int64))
         self._origin = int(every[0]) if len(every) else 0
         # A clip that was cut without care begins with frames that refer to ones cut off: they cannot be shown.
-        self._stamps = every[every >= self._keyframes[0]] if len(self._keyframes) else every
+        self.stamps = every[every >= self._keyframes[0]] if len(self._keyframes) else every
         self._time_base = time_base
         self._trusted = trusted
-        gaps = np.diff(self._stamps)
+        gaps = np.diff(self.stamps)
         last = length or (int(np.median(gaps)) if len(gaps) else 0)
-        self._end = int(self._stamps[-1]) + last if len(self._stamps) else 0
+        self._end = int(self.stamps[-1]) + last if len(self.stamps) else 0
 
     @classmethod
     def read(cls, clip: Clip) -> Timeline:
@@ -95,33 +95,33 @@ class Timeline:
     @property
     def duration_seconds(self) -> float | None:
         """From the first frame's start to the last one's end."""
-        if not len(self._stamps):
+        if not len(self.stamps):
             return None
         return float(self._end - self._origin) * self._time_base or None
 
     def sampled(self, sampling: Sampling, *, keyframes: bool = False) -> list[int]:
         """The time stamps of the frames that `sampling` names; with `keyframes` of the keyframes nearest to those,
         which are fewer where a clip has fewer."""
-        if not len(self._stamps):
+        if not len(self.stamps):
             return []
-        chosen = self._stamps[choose(self._stamps.astype(np.float64), float(self._end), sampling)]
-        if keyframes and len(shown := np.intersect1d(self._keyframes, self._stamps)):
+        chosen = self.stamps[choose(self.stamps.astype(np.float64), float(self._end), sampling)]
+        if keyframes and len(shown := np.intersect1d(self._keyframes, self.stamps)):
             chosen = shown[np.unique(np.searchsorted((shown[1:] + shown[:-1]) / 2, chosen))]
         stamps: list[int] = chosen.tolist()
         return stamps
 
     def spread(self, count: int) -> list[int]:
         """The time stamps of `count` frames, evenly spread; of all, where there are fewer."""
-        if not len(self._stamps):
+        if not len(self.stamps):
             return []
-        stamps: list[int] = self._stamps[_evenly(self._stamps.astype(np.float64), float(self._end), count)].tolist()
+        stamps: list[int] = self.stamps[_evenly(self.stamps.astype(np.float64), float(self._end), count)].tolist()
         return stamps
 
     def effort(self, stamps: list[int]) -> int:
         """How many frames must be decoded, at most, to show the ones with these time stamps, ascending."""
         if not stamps:
             return 0
-        place = self._stamps.searchsorted
+        place = self.stamps.searchsorted
         if not (self._trusted and len(self._keyframes)):
             return int(place(stamps[-1])) + 1
         return sum(int(place(targets[-1]) - place(start)) + 1 for start, targets in self._runs(stamps))
@@ -149,8 +149,8 @@ class Timeline:
         for number, frame in enumerate(clip.read()):
             if not wanted:
                 return
-            if not self._trusted and number < len(self._stamps):
-                yield int(self._stamps[number]), frame  # frames come out in the order in which they are shown
+            if not self._trusted and number < len(self.stamps):
+                yield int(self.stamps[number]), frame  # frames come out in the order in which they are shown
             elif frame.pts is not None:
                 yield frame.pts, frame
 
@@ -175,7 +175,7 @@ class Timeline:
     def _runs(self, stamps: list[int]) -> Iterator[tuple[int, list[int]]]:
         """The targets in groups that are read in one go, each with the keyframe to begin at."""
         starts = self._keyframes[np.maximum(np.searchsorted(self._keyframes, stamps, side="right") - 1, 0)]
-        saved = np.searchsorted(self._stamps, starts[1:]) - np.searchsorted(self._stamps, stamps[:-1])
+        saved = np.searchsorted(self.stamps, starts[1:]) - np.searchsorted(self.stamps, stamps[:-1])
         first = 0
         for n in (*(np.flatnonzero(saved > _WORTH_A_SEEK) + 1).tolist(), len(stamps)):
             yield int(starts[first]), stamps[first:n]

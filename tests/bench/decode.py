@@ -120,7 +120,7 @@ def chosen(path: Path) -> list[int]:
     """The places, among all frames, of those that are wanted."""
     with Clip(path, LIMITS) as clip:
         timeline = Timeline.read(clip)
-    return [int(place) for place in np.searchsorted(timeline._stamps, timeline.sampled(TEN))]
+    return [int(place) for place in np.searchsorted(timeline.stamps, timeline.sampled(TEN))]
 
 
 def available(ways: dict[str, Way], clip: Path) -> dict[str, Way]:

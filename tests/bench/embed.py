@@ -44,7 +44,7 @@ def floating_point_operations(folder: str) -> int:
     """Of the picture tower for one picture."""
     embedder = load(folder, device="cpu")
     with FlopCounterMode(display=False) as counter:
-        embedder.embed_pictures(embedder._examples()[0][:1])
+        embedder.embed_pictures(embedder.examples()[0][:1])
     return counter.get_total_flops()
 
 
@@ -90,7 +90,7 @@ def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
             result[label] = f"not measured: {error}"
             continue
         result[label] = {"load_seconds": round(time.perf_counter() - started, 1)}
-    pictures = np.concatenate([embedders["torch float32"]._examples()[0]] * 2)
+    pictures = np.concatenate([embedders["torch float32"].examples()[0]] * 2)
     reference = embedders["torch float32"].embed_pictures(pictures[-8:])
     turns: dict[str, list[dict[str, float]]] = {label: [] for label in embedders}
     for _ in range(rounds):

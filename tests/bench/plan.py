@@ -130,7 +130,7 @@ def search(database: Database, uri: str, rows: int) -> dict[str, object]:
     with follower.current() as (view, _):
         there = len(view)
         name = view.name
-    client = follower._client
+    client = follower.client
     for start in range(there, rows, 1000):
         batch = normalise(rng.standard_normal((min(1000, rows - start), 2 * D + 1)))
         some = [
@@ -138,7 +138,7 @@ def search(database: Database, uri: str, rows: int) -> dict[str, object]:
             for n, row in enumerate(batch)
         ]
         client.insert(name, some)
-    follower._settle(name)
+    follower.await_visible(name)
     query = normalise(rng.standard_normal(2 * D + 1)).tolist()
     took = []
     for _ in range(400):

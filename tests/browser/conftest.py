@@ -64,11 +64,11 @@ class StartedBrowser:
     def used(self) -> Iterator[Browser]:
         """The browser. Its driver marks its own loop as the thread's running one; without that mark nothing can be
         asked of it, and with it no other test of this thread could run a loop."""
-        asyncio._set_running_loop(self.loop)
+        asyncio._set_running_loop(self.loop)  # noqa: SLF001
         try:
             yield self.browser
         finally:
-            asyncio._set_running_loop(None)
+            asyncio._set_running_loop(None)  # noqa: SLF001
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedBrowse
     except BaseException:
         playwright.stop()
         raise
-    asyncio._set_running_loop(None)
+    asyncio._set_running_loop(None)  # noqa: SLF001
     yield started
     with started.used():
         browser.close()

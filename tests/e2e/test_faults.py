@@ -27,6 +27,7 @@ from service.domain import Embeddings, Generation, Probe, Sampling
 from service.errors import Unavailable
 from service.files import FolderStore
 from service.follower import Follower
+from service.index.compressed import CompressedIndex
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import mount, mounted
@@ -274,7 +275,7 @@ switch = pathlib.Path(os.environ["SABOTAGE"])
 calls = 0
 
 def install(embedder):
-    honest = embedder._by_torch
+    honest = embedder.by_torch
 
     def by_torch(tower, device, inputs):
         global calls
@@ -291,7 +292,7 @@ def install(embedder):
             raise RuntimeError("too bright")
         return honest(tower, device, inputs)
 
-    embedder._by_torch = by_torch
+    embedder.by_torch = by_torch
 """
 
 
@@ -349,9 +350,7 @@ def test_a_clip_that_the_model_fails_at_fails_alone(
         library.recovered()
 
 
-def test_the_compressed_index_goes_on_in_memory(
-    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path) -> None:
     """A full disk under the index alone: what is committed is found, and a snapshot is whole or not there."""
     url = f"sqlite:///{tmp_path}/reelsrs.db"
     db.upgrade(url)
@@ -386,7 +385,7 @@ def test_the_compressed_index_goes_on_in_memory(
     for number in range(300):
         add(number)
     index = small_disk / "index"
-    follower = Follower(library, index, generation, "mean", exact_up_to=100)
+    follower = Follower(library, index, generation, "mean", exact_up_to=100, pause_seconds=0)
 
     def found(v: np.ndarray) -> float:
         with follower.current() as (now, _):
@@ -400,17 +399,19 @@ def test_the_compressed_index_goes_on_in_memory(
         assert found(add(number)) == pytest.approx(1, abs=1e-5)
     follower.save()
     assert sorted(path.name for path in index.iterdir()) == before, "half a snapshot was left"
-    assert any(segment.in_memory for segment in follower._index._segments)  # type: ignore[attr-defined]
+    with follower.current() as (now, _):
+        assert isinstance(now, CompressedIndex)
+        assert now.in_memory
     ballast.unlink()
-    monkeypatch.setattr(follower, "_not_before", 0.0)
     last = add(700)
     assert found(last) == pytest.approx(1, abs=1e-5)
-    if follower._building is not None:
-        follower._building.join()
-    assert not any(segment.in_memory for segment in follower._index._segments)  # type: ignore[attr-defined]
+    follower.settle()
+    with follower.current() as (now, _):
+        assert isinstance(now, CompressedIndex)
+        assert not now.in_memory
     follower.close()
     again = Follower(library, index, generation, "mean", exact_up_to=100)
-    assert again._saved > 0, "the snapshot was not used"
+    assert again.saved, "the snapshot was not used"
     with again.current() as (now, _):
         assert len(now) == 701
     again.close()

@@ -22,6 +22,7 @@ from service.vectors import aggregate
 from tests.support import services
 from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, change, fill, unit
+from tests.support.wait import until
 
 TABLE = "reelsrs_"
 
@@ -51,15 +52,12 @@ def _agrees(library: VectorLibrary, recommender: Recommender | None = None) -> N
 
 def _collections(library: VectorLibrary) -> set[str]:
     assert isinstance(library.follower, MilvusFollower)
-    return set(library.follower._client.list_collections())
+    return set(library.follower.client.list_collections())
 
 
-def _name(library: VectorLibrary, kind: str = "mean") -> str:
-    follower = library.follower if kind == "mean" else library.frames
-    assert isinstance(follower, MilvusFollower)
-    row = follower._fetch()
-    assert row is not None
-    return str(row.name)
+def _name(library: VectorLibrary) -> str:
+    assert isinstance(library.follower, MilvusFollower)
+    return library.follower.collection
 
 
 @pytest.mark.parametrize("step", ["before it is sent", "half sent", "before it is struck out"])
@@ -74,23 +72,27 @@ def test_a_crash_on_the_way_is_made_good_by_the_next(
     class Crash(Exception):
         pass
 
-    def crash(*_: Any) -> None:
+    def crash(*_: Any, **__: Any) -> None:
         raise Crash
 
     follower = library.follower
     assert isinstance(follower, MilvusFollower)
-    if step == "half sent":
-        send = follower._send
+    upsert, query = follower.client.upsert, follower.client.query
 
-        def half(name: str, batch: Any) -> None:
-            whole, batch.ids = batch.ids, batch.ids[: len(batch.ids) // 2]
-            send(name, batch)
-            batch.ids = whole
-            crash()
+    def half(name: str, rows: list[Any], **options: Any) -> None:
+        upsert(name, rows[: len(rows) // 2], **options)
+        crash()
 
-        monkeypatch.setattr(follower, "_send", half)
+    def settled(*arguments: Any, **options: Any) -> Any:
+        return crash() if options.get("consistency_level") == "Strong" else query(*arguments, **options)
+
+    if step == "before it is sent":
+        monkeypatch.setattr(follower.client, "delete", crash)
+        monkeypatch.setattr(follower.client, "upsert", crash)
+    elif step == "half sent":
+        monkeypatch.setattr(follower.client, "upsert", half)
     else:
-        monkeypatch.setattr(follower, "_send" if step == "before it is sent" else "_settle", crash)
+        monkeypatch.setattr(follower.client, "query", settled)
     with pytest.raises(Crash):
         like_video(library.recommender, next(iter(library.items)), weights=Weights(1, 0))
     monkeypatch.undo()
@@ -108,10 +110,11 @@ def test_a_crash_on_the_way_is_made_good_by_the_next(
 def test_a_first_filling_that_was_broken_off_is_begun_again_and_leaves_nothing(
     library: VectorLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: Any) -> None:
+    def crash(*_: Any, **__: Any) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(library.follower, "_settle", crash)
+    assert isinstance(library.follower, MilvusFollower)
+    monkeypatch.setattr(library.follower.client, "query", crash)
     with pytest.raises(RuntimeError, match="killed"), library.follower.current():
         pass
     left = _collections(library)
@@ -126,7 +129,7 @@ def test_a_collection_that_is_lost_is_made_anew(library: VectorLibrary) -> None:
     _agrees(library)
     lost = _name(library)
     assert isinstance(library.follower, MilvusFollower)
-    library.follower._client.drop_collection(lost)
+    library.follower.client.drop_collection(lost)
     with pytest.raises(Unavailable, match="cannot be reached"):
         _agrees(library)
     _agrees(library)
@@ -138,8 +141,8 @@ def test_what_differs_is_named_and_a_rebuild_mends_it(library: VectorLibrary) ->
     _agrees(library)
     keys = sorted(library.keys.values())
     assert isinstance(library.follower, MilvusFollower)
-    client, name = library.follower._client, _name(library)
-    stranger = {"id": 999_999, "video": 999_999, "category": "", "vector": [0.0] * library.follower._layout.width}
+    client, name = library.follower.client, _name(library)
+    stranger = {"id": 999_999, "video": 999_999, "category": "", "vector": [0.0] * library.follower.layout.width}
     client.upsert(name, [stranger, {**stranger, "id": keys[1], "video": keys[1]}])
     said = "\n".join(library.follower.differences())
     assert f"other vectors of video {keys[1]}" in said
@@ -177,11 +180,7 @@ def test_a_library_that_outgrows_the_exact_index_gets_another_beside_it(library:
     first = _name(library)
     fill(library, np.random.default_rng(5), 20)
     _agrees(library)  # exact, and the other one is being made
-    for _ in range(300):
-        if library.follower._renewing is None:
-            break
-        time.sleep(0.1)
-    assert _name(library) != first
+    until(lambda: _name(library) != first, 30, "the other collection serves")
     with library.follower.current() as (index, _):
         assert (index.kind, index.exact, len(index)) == ("milvus hnsw", False, 50)
     name = next(one for one, item in library.items.items() if item.t is not None)
@@ -212,7 +211,7 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
     _agrees(library)
     library.follower.save()
     assert isinstance(library.follower, MilvusFollower)
-    client = library.follower._client
+    client = library.follower.client
     with library.db.read() as connection:
         alias = TABLE + catalog.library_id(connection)
     assert client.describe_alias(alias)["collection_name"] == _name(library)
@@ -223,8 +222,7 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
             vectors = catalog.kinds(connection, key, GENERATION, "frame", "text")
             text = vectors["text"][0] if "text" in vectors else None
             catalog.put_embeddings(connection, key, another, aggregate(vectors["frame"], text))
-    beside = MilvusFollower(library.db, uri, another, "mean")
-    beside._connection = client  # a file of Lite is one process's, and one client's
+    beside = MilvusFollower(library.db, uri, another, "mean", client=client)  # a file of Lite has one client
     beside.save()
     with beside.current() as (index, _):
         assert len(index) == 30
@@ -234,9 +232,7 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
         generations.complete(connection, another)
         generations.switch(connection, another.id)
     beside.save()
-    row = beside._fetch()
-    assert row is not None
-    assert client.describe_alias(alias)["collection_name"] == row.name
+    assert client.describe_alias(alias)["collection_name"] == beside.collection
     assert len(_collections(library)) == 2, "the way back is open"
 
 

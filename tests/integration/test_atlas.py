@@ -15,7 +15,7 @@ import pytest
 from service import catalog, db, maps
 from service.atlas import Atlas, Cancelled
 from service.db import Database
-from service.domain import Generation, Probe, Sampling
+from service.domain import Embeddings, Generation, Probe, Sampling
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingest import Ingest
 from service.maps import Embedding, Map
@@ -183,15 +183,16 @@ def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: P
     library.db.close()
     shutil.copy(tmp_path / "reelsrs.db", other / "reelsrs.db")
     library.db = Database(f"sqlite:///{tmp_path}/reelsrs.db")
-    library.atlas._db = library.db
+    library.atlas = Atlas(library.db, library.folder, lambda: GENERATION, "mean")
     state = library.ready(method="umap")
     first, second = library.add(), library.add()
     library.atlas.place_new()
     together = library.places(state)
     with library.db.read() as connection:
         wanted = catalog.vectors_of(connection, library.keys.values(), GENERATION, "mean")
-    alone = Atlas(Database(f"sqlite:///{other}/reelsrs.db"), other / "atlas", lambda: GENERATION, "mean")
-    with alone._db.write() as connection:  # the second one alone, by the same vector
+    apart = Database(f"sqlite:///{other}/reelsrs.db")
+    alone = Atlas(apart, other / "atlas", lambda: GENERATION, "mean")
+    with apart.write() as connection:  # the second one alone, by the same vector
         video = catalog.add_video(
             connection,
             sha256="f" * 64,
@@ -204,15 +205,14 @@ def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: P
             probe=Probe("video/mp4", "h264", 64, 48, 3.0, 10.0),
         )
         vector = wanted[library.keys[second[0]]]
-        catalog.put_embeddings(connection, video.key, GENERATION, aggregate(vector, None))
-        catalog._put(connection, video.key, GENERATION, "mean", vector)
+        catalog.put_embeddings(connection, video.key, GENERATION, Embeddings(vector, vector[0], vector[0], None))
         catalog.update_video(connection, video.key, status="ready", frame_times=[0.5])
         catalog.record_change(connection, video.key)
     alone.place_new()
     points = alone.points(alone.find(state.id))
     assert tuple(points.coordinates[points.ids.index(video.id)].tolist()) == together[(second[0], -1)]
     assert (first[0], -1) in together
-    alone._db.close()
+    apart.close()
 
 
 def test_a_map_of_tsne_in_three_dimensions_says_what_it_lacks(library: Library) -> None:

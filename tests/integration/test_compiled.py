@@ -45,7 +45,7 @@ def cosines(torchs: Embedder) -> Callable[[Embedder], np.ndarray]:
     captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
 
     def compare(other: Embedder) -> np.ndarray:
-        pictures = torchs._examples()[0][-compiled.HELD :, ::-1, ::-1]
+        pictures = torchs.examples()[0][-compiled.HELD :, ::-1, ::-1]
         seen = torchs.embed_pictures(pictures) * other.embed_pictures(pictures)
         read = torchs.embed_texts(captions) * other.embed_texts(captions)
         return np.concatenate([seen, read]).sum(axis=1)
@@ -71,7 +71,7 @@ def test_single_precision_is_the_same_generation(
 
 
 def test_any_number_at_a_time(quantised: Embedder) -> None:
-    pictures = np.concatenate([quantised._examples()[0]] * 2)
+    pictures = np.concatenate([quantised.examples()[0]] * 2)
     together = quantised.embed_pictures(pictures)
     alone = np.concatenate([quantised.embed_pictures(pictures[n : n + 1]) for n in range(3)])
     np.testing.assert_allclose(together[:3], alone, atol=1e-3)

@@ -94,12 +94,12 @@ def test_long_captions_are_used_to_their_end(tiny: Embedder) -> None:
     long = "a red circle on a plain background " * 12
     plain, with_end = tiny.embed_texts([long, long + "#dog #beach"])
     assert not np.allclose(plain, with_end, atol=1e-4)
-    windows = tiny._windows(long + "#dog #beach")
+    windows = tiny.windows(long + "#dog #beach")
     assert len(windows) > 1
     assert " ".join(text for text, _ in windows).split() == (long + "#dog #beach").split()
-    room = tiny._context_length - 2
+    room = tiny.context_length - 2
     assert all(tokens <= room for _, tokens in windows)
-    assert all(len(tiny._tokenizer.encode(text)) <= room for text, _ in windows)
+    assert all(tiny.count_tokens(text) <= room for text, _ in windows)
     parts = tiny.embed_texts([text for text, _ in windows])
     average = (parts * np.array([[tokens] for _, tokens in windows])).sum(axis=0)
     np.testing.assert_allclose(with_end, average / np.linalg.norm(average), atol=1e-5)
@@ -109,7 +109,7 @@ def test_long_captions_are_used_to_their_end(tiny: Embedder) -> None:
 def test_any_text_gives_a_unit_vector(tiny: Embedder, text: str) -> None:
     vector = tiny.embed_texts([text])[0]
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-    assert "".join("".join(part.split()) for part, _ in tiny._windows(text)) == "".join(text.split())
+    assert "".join("".join(part.split()) for part, _ in tiny.windows(text)) == "".join(text.split())
 
 
 def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch
     one = load("tiny", device="cpu")
     texts = [f"number {number}" for number in range(40)]
     expected = one.embed_texts(texts)
-    sizes, read = [], one._read
+    sizes, read = [], one.text_tower
 
     def forward(tokens: np.ndarray) -> torch.Tensor:
         sizes.append(len(tokens))
@@ -125,7 +125,7 @@ def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch
             raise torch.OutOfMemoryError
         return read(tokens)
 
-    monkeypatch.setattr(one, "_read", forward)
+    monkeypatch.setattr(one, "text_tower", forward)
     np.testing.assert_allclose(one.embed_texts(texts), expected, atol=1e-5)
     assert sizes == [32, 16, 8, 8, 8, 8, 8]
     one.embed_texts(texts)
@@ -135,16 +135,16 @@ def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch
 
 def test_the_best_batch_fits_and_is_not_the_largest_for_its_own_sake(monkeypatch: pytest.MonkeyPatch) -> None:
     one = load("tiny", device="cpu")
-    assert BATCH <= one._best_batch() <= 1024
-    see = one._see
+    assert BATCH <= one.best_batch() <= 1024
+    see = one.picture_tower
 
     def small(pictures: np.ndarray) -> torch.Tensor:
         if len(pictures) > 70:
             raise torch.OutOfMemoryError
         return see(pictures[:1].repeat(len(pictures), axis=0) if len(pictures) < 3 else pictures)
 
-    monkeypatch.setattr(one, "_see", small)
-    assert one._best_batch() <= 64
+    monkeypatch.setattr(one, "picture_tower", small)
+    assert one.best_batch() <= 64
 
 
 @pytest.mark.parametrize("damage", ["picture", "text", "nan"])

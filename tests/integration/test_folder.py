@@ -128,6 +128,6 @@ def test_an_import_that_was_cut_off_is_taken_up_again(runtime: Runtime, data: Pa
     half = FolderImport(runtime, SAMPLING)
     runtime.adopt()
     for entry in scan(data)[:2]:
-        half._offer(entry)  # accepted, and then the machine stopped
+        half.offer(entry)  # accepted, and then the machine stopped
     done = _import(runtime, data)
     assert (done.embedded, len(done.failures)) == (3, 1)

@@ -201,7 +201,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     with pytest.raises(Unavailable, match="took over"):
         runtime.ingest.edit(videos[0].id, {"caption": "never"})
     worker = Worker(runtime)
-    assert worker._claim(None) == [], "claimed for a model that does not answer any more"
+    assert worker.claim() == [], "claimed for a model that does not answer any more"
     with runtime.db.write() as connection:
         claimed = generations.jobs.claim(connection, worker.owner, 4)
     given = iter([claimed])

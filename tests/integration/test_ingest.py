@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
 def test_no_more_is_claimed_than_keeps_the_model_busy(
     runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.ingest._AHEAD_FRAMES", 1)
+    monkeypatch.setattr("service.ingest.AHEAD_FRAMES", 1)
     monkeypatch.setattr(runtime.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [_accept(runtime, clip)[0] for clip in clips]
@@ -202,22 +203,29 @@ def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
     assert _now(runtime, video).status == "ready"
 
 
-def test_what_an_error_leaves_undone_is_given_back(
-    runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: ClipMaker) -> None:
     """The database is locked just when the result, and then the failure, is to be written."""
     video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    other = sqlite3.connect(runtime.settings.data_dir / "reelsrs.db", isolation_level=None)
+    worker, given = Worker(runtime), iter([True])
 
-    def locked(*_: object) -> None:
-        raise Unavailable("the database is busy")
+    def claim() -> list[int]:
+        if not next(given, False):
+            return []
+        claimed = worker.claim()
+        other.execute("BEGIN IMMEDIATE")  # nothing can be written from now on
+        return claimed
 
-    with monkeypatch.context() as broken:
-        broken.setattr(runtime.ingest, "_persist", locked)
-        broken.setattr(runtime.ingest, "_settle", locked)
-        with pytest.raises(Unavailable):
-            Worker(runtime).work_off()
+    runtime.db.patience_seconds = 0.1
+    with pytest.raises(Unavailable, match="busy"):
+        runtime.ingest.process(claim, worker.owner)
+    other.execute("ROLLBACK")
+    other.close()
+    assert _now(runtime, video).status == "processing"
+    with runtime.db.write() as connection:
+        jobs.release(connection, worker.owner, counts=False)
     assert _now(runtime, video).status == "queued"
-    Worker(runtime).work_off()
+    worker.work_off()
     assert _now(runtime, video).status == "ready"
 
 
@@ -241,30 +249,34 @@ def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, 
 
 
 def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
-    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder
+    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")[0]
-    real = runtime.ingest._store
+    real = tiny.embed_pictures
 
-    def slow(batch: object, owner: str) -> None:
+    def meanwhile(pixels: np.ndarray) -> np.ndarray:
         runtime.ingest.edit(video.id, {"caption": "second"})
-        real(batch, owner)  # type: ignore[arg-type]
+        return real(pixels)
 
-    runtime.ingest._store = slow  # type: ignore[method-assign]
-    Worker(runtime).work_off()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "embed_pictures", meanwhile)
+        Worker(runtime).work_off()
     np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["second"]), atol=1e-5)
 
 
-def test_a_video_deleted_while_it_is_embedded_stays_gone(runtime: Runtime, make_clip: ClipMaker) -> None:
+def test_a_video_deleted_while_it_is_embedded_stays_gone(
+    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
-    real = runtime.ingest._store
+    real = tiny.embed_pictures
 
-    def slow(batch: object, owner: str) -> None:
+    def meanwhile(pixels: np.ndarray) -> np.ndarray:
         runtime.ingest.delete(video.id)
-        real(batch, owner)  # type: ignore[arg-type]
+        return real(pixels)
 
-    runtime.ingest._store = slow  # type: ignore[method-assign]
-    Worker(runtime).work_off()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "embed_pictures", meanwhile)
+        Worker(runtime).work_off()
     with pytest.raises(NotFound):
         _now(runtime, video)
     assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
@@ -322,7 +334,9 @@ def test_a_start_removes_what_a_crash_left_and_nothing_else(
 ) -> None:
     kept, _ = _accept(runtime, make_clip("kept.mp4", numbered(5)))
     gone, _ = _accept(runtime, make_clip("gone.mp4", numbered(6)))
-    foreign = runtime.files._root / "ab" / ("ab" * 32) / "video"  # of a library that another database stands for
+    foreign = (
+        Path(runtime.settings.storage) / "ab" / ("ab" * 32) / "video"
+    )  # of a library that another database stands for
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"not ours")
 
@@ -337,11 +351,11 @@ def test_a_start_removes_what_a_crash_left_and_nothing_else(
         broken.setattr(runtime.files, "delete", die)
         with pytest.raises(RuntimeError):
             runtime.ingest.delete(gone.id)
-    stored = [path for path in runtime.files._root.glob("??/*/video") if path != foreign]
+    stored = [path for path in Path(runtime.settings.storage).glob("??/*/video") if path != foreign]
     assert len(stored) == 3
     assert runtime.ingest.repair() == 2
     assert runtime.files.video(kept.sha256).size_bytes
     assert foreign.exists()
-    assert len(list(runtime.files._root.glob("??/*/video"))) == 2
-    assert list((runtime.files._root / "incoming").iterdir()) == []
+    assert len(list(Path(runtime.settings.storage).glob("??/*/video"))) == 2
+    assert list((Path(runtime.settings.storage) / "incoming").iterdir()) == []
     assert runtime.ingest.repair() == 0

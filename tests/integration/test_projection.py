@@ -337,7 +337,7 @@ def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
         warnings.simplefilter("ignore")  # numba's and scikit-learn's
         model = UMAP(random_state=0, n_jobs=1).fit(vectors)
         theirs = model.transform(new)
-    made = Fit(model.embedding_, {"a": np.array(model._a), "b": np.array(model._b)})
+    made = Fit(model.embedding_, {"a": np.array(model._a), "b": np.array(model._b)})  # noqa: SLF001
     ours = _placed(new, vectors, made, "umap")
     near = graph.nearest(vectors, new, 15).rows
     middle = made.coordinates[near].mean(axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ def _again(library: VectorLibrary, folder: Path, aggregation: str = "mean") -> t
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> tuple[VectorLibrary, Path]:
+def filled(tmp_path: Path) -> Iterator[tuple[VectorLibrary, Path]]:
     """A library of forty videos."""
     library = VectorLibrary(tmp_path)
     fill(library, np.random.default_rng(3), 40)
-    return library, tmp_path
+    yield library, tmp_path
+    library.close()
 
 
 def _check(library: VectorLibrary, recommender: Recommender) -> None:
@@ -49,7 +51,7 @@ def test_a_snapshot_is_loaded_and_caught_up(
     library.add(unit(rng), unit(rng))
     library.caption(list(library.items)[3], unit(rng))
     follower, recommender = _again(library, folder)
-    assert follower._saved > 0, "the snapshot was not used"
+    assert follower.saved, "the snapshot was not used"
     _check(library, recommender)
     with follower.current() as (index, _):
         assert len(index) == len(library.items)
@@ -95,7 +97,7 @@ def test_a_snapshot_that_is_not_right_is_not_used(filled: tuple[VectorLibrary, P
     else:
         manifest.write_text(json.dumps({**words, "seen": words["seen"] + 1000}))
     follower, recommender = _again(library, folder)
-    assert follower._saved == -1, "the snapshot was used"
+    assert follower.saved is None, "the snapshot was used"
     _check(library, recommender)
 
 
