@@ -21,28 +21,12 @@ from tests.support import services  # noqa: E402
 from tests.support.clips import ClipMaker, draw_folder, encode  # noqa: E402
 from tests.support.library import PreparedLibrary, settings_for  # noqa: E402
 from tests.support.paths import SHARED_CLIPS  # noqa: E402
-from tests.support.processes import CHILD_ENVIRONMENT  # noqa: E402
-from tests.support.server import Server, Service, serving, serving_here  # noqa: E402
+from tests.support.server import Service, serving_here  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The long forms of the soak tests, and where the tests' libraries are."""
+    """The long forms of the soak tests."""
     parser.addoption("--soak", action="store_true", help="run the long forms of the soak tests")
-    parser.addoption(
-        "--distributed", action="store_true", help="libraries keep what they keep on servers, not in files"
-    )
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """The servers are the same for all tests."""
-    if session.config.getoption("--distributed"):
-        services.start()
-        CHILD_ENVIRONMENT.update({name: value for name, value in os.environ.items() if name.startswith("AWS_")})
-
-
-def pytest_sessionfinish() -> None:
-    """Nothing is left running."""
-    services.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -125,21 +109,6 @@ def prepared(shared_folder: Path) -> PreparedLibrary:
     folder = shared_folder / "prepared"
     folder.mkdir(exist_ok=True)
     return PreparedLibrary(folder)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Iterator[Server]:
-    """A real server with the twelve drawn clips in it; tests leave those as they are."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as running, running.client() as client:
-        for clip in sorted(drawn.rglob("*.mp4")):
-            text = clip.with_suffix(".txt")
-            form = {"category": clip.parent.name}
-            if text.exists():
-                form["caption"] = text.read_text(encoding="utf-8")
-            with clip.open("rb") as file:
-                answer = client.post("/v1/videos", params={"wait": 60}, files={"file": (clip.name, file)}, data=form)
-            assert answer.status_code == 201, answer.text
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -44,12 +44,6 @@ FLAGS = (
 )
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The tests that look at a map go to one process where there are several: the others need not wait for it."""
-    if item.config.pluginmanager.has_plugin("xdist") and "mapped" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.xdist_group("map"))
-
-
 # --- the browser
 
 

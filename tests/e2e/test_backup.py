@@ -19,9 +19,12 @@ import httpx
 import pytest
 
 from service.db import Database
-from tests.support.cli import reelsrs
+from service.embedder import Embedder
+from service.video import Decoder
+from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill
+from tests.support.library import PreparedLibrary
 from tests.support.rows import check_against_rows, items_of_rows, settled
 from tests.support.server import Server, serving
 
@@ -45,16 +48,17 @@ def _traffic(server: Server, clip: bytes, stop: threading.Event, seed: int) -> N
 
 
 def _restored(file: Path, data: Path) -> None:
-    done = reelsrs("restore", str(file), cwd=data.parent, REELSRS_DATA_DIR=str(data))
+    done = run("restore", str(file), cwd=data.parent, REELSRS_DATA_DIR=str(data))
     assert done.returncode == 0, done.stderr
 
 
 def _verified(data: Path) -> None:
-    done = reelsrs("index", "verify", "--deep", "--json", cwd=data.parent, REELSRS_DATA_DIR=str(data))
+    done = run("index", "verify", "--deep", "--json", cwd=data.parent, REELSRS_DATA_DIR=str(data))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMaker) -> None:
+def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMaker, soak: bool) -> None:
+    clients, backups = (3, 3) if soak else (1, 1)
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     files = []
     with serving(tmp_path / "live") as server, server.client() as client:
@@ -64,21 +68,26 @@ def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMa
             first = {"file": ("a.mp4", clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))}
             assert client.post("/v1/videos", files=first, data=form, params={"wait": 60}).status_code == 201
         stop = threading.Event()
-        threads = [threading.Thread(target=_traffic, args=(server, clip, stop, seed)) for seed in range(3)]
+        threads = [threading.Thread(target=_traffic, args=(server, clip, stop, seed)) for seed in range(clients)]
         for thread in threads:
             thread.start()
-        for number in range(3):
+        for number in range(backups):
             file = tmp_path / f"{number}.tar"
-            done = reelsrs("backup", str(file), cwd=tmp_path, REELSRS_DATA_DIR=str(server.data_dir))
+            done = run("backup", str(file), cwd=tmp_path, REELSRS_DATA_DIR=str(server.data_dir))
             assert done.returncode == 0, done.stderr
             files.append(file)
         stop.set()
         for thread in threads:
             thread.join()
         settled(client)
-        checked = reelsrs("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR=str(server.data_dir))
+        checked = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR=str(server.data_dir))
         assert checked.returncode == 0, checked.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "live", "live.log", "0.tar", "1.tar", "2.tar"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.mp4",
+        "live",
+        "live.log",
+        *(f"{number}.tar" for number in range(backups)),
+    }
     for file in files:
         data = tmp_path / f"restored {file.stem}"
         _restored(file, data)
@@ -99,11 +108,13 @@ def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMa
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
+def library(
+    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+) -> Path:
     """A folder with a data folder of the drawn clips in it, and its backup `backup.tar`."""
     folder = tmp_path_factory.mktemp("backup")
-    assert reelsrs("embed", "--data-folder", str(drawn), cwd=folder, REELSRS_MODEL="tiny").returncode == 0
-    done = reelsrs("backup", "backup.tar", cwd=folder)
+    prepared.copied(folder / "data", drawn, tiny, decoder)
+    done = run("backup", "backup.tar", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("12 videos, ")
     return folder
@@ -111,7 +122,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
 
 def _refused(file: Path, data: Path, words: str, *, code: int = 2) -> None:
     before = data.exists()
-    done = reelsrs("restore", str(file), cwd=data.parent, REELSRS_DATA_DIR=str(data))
+    done = run("restore", str(file), cwd=data.parent, REELSRS_DATA_DIR=str(data))
     assert done.returncode == code, done.stdout + done.stderr
     assert words in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
@@ -132,7 +143,7 @@ def test_only_an_empty_folder_is_filled(library: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / "mine").write_text("mine")
-    done = reelsrs("restore", str(library / "backup.tar"), cwd=tmp_path)
+    done = run("restore", str(library / "backup.tar"), cwd=tmp_path)
     assert (done.returncode, [path.name for path in data.iterdir()]) == (1, ["mine"])
     assert "data is not empty" in " ".join(done.stderr.split())
 
@@ -242,9 +253,9 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
     second.unlink()
     rows = sqlite3.connect(tmp_path / "data" / "reelsrs.db").execute("SELECT sha256, id FROM videos").fetchall()
     names = {dict(rows)[path.parent.name] for path in (first, second)}
-    checked = reelsrs("index", "verify", cwd=tmp_path)
+    checked = run("index", "verify", cwd=tmp_path)
     assert checked.returncode == 1
-    done = reelsrs("backup", "again.tar", cwd=tmp_path)
+    done = run("backup", "again.tar", cwd=tmp_path)
     assert done.returncode == 3
     for name in names:
         assert f"damaged in the library: video {name}" in done.stderr
@@ -257,18 +268,18 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
 def test_a_full_disk_leaves_nothing_half_done(library: Path, tmp_path: Path, small_disk: Path) -> None:
     size = (library / "backup.tar").stat().st_size
     fill(small_disk, size // 2)
-    done = reelsrs("backup", str(small_disk / "b.tar"), cwd=library)
+    done = run("backup", str(small_disk / "b.tar"), cwd=library)
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
     data = small_disk / "data"
-    done = reelsrs("restore", str(library / "backup.tar"), cwd=tmp_path, REELSRS_DATA_DIR=str(data))
+    done = run("restore", str(library / "backup.tar"), cwd=tmp_path, REELSRS_DATA_DIR=str(data))
     assert done.returncode == 1
     assert "full" in done.stderr or "No space left" in done.stderr
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def test_there_must_be_a_library(tmp_path: Path) -> None:
-    done = reelsrs("backup", "x.tar", cwd=tmp_path)
+    done = run("backup", "x.tar", cwd=tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
     assert "there is no library" in done.stderr

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from service import db
 from service.db import Database
 from tests.support import services
-from tests.support.cli import reelsrs
+from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.server import serving
 
@@ -77,7 +77,7 @@ def test_from_files_to_servers_and_back(
 
     def copied(target: dict[str, str], **environment: str) -> str:
         to = ("--to-database", target["REELSRS_DATABASE_URL"], "--to-storage", target["REELSRS_STORAGE_URL"])
-        done = reelsrs("copy", *to, cwd=tmp_path, **{**objects.environment, **environment})
+        done = run("copy", *to, cwd=tmp_path, **{**objects.environment, **environment})
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -91,8 +91,8 @@ def test_from_files_to_servers_and_back(
                 break
             time.sleep(0.1)
         client.delete(f"/v1/videos/{gone}")
-        assert reelsrs("keys", "create", "app", "--rights", "read", cwd=tmp_path).returncode == 0
-        assert reelsrs("keys", "revoke", "app", cwd=tmp_path).returncode == 0
+        assert run("keys", "create", "app", "--rights", "read", cwd=tmp_path).returncode == 0
+        assert run("keys", "revoke", "app", cwd=tmp_path).returncode == 0
         before = _answers(client)
         assert copied(servers).startswith("8 videos")
     now, then = _rows(servers["REELSRS_DATABASE_URL"]), _rows(files)
@@ -102,7 +102,7 @@ def test_from_files_to_servers_and_back(
     for name in ("videos", "embeddings", "changes", "generations", "library", "coordinates"):
         assert now[name] == then[name], name
 
-    verified = reelsrs("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="there", **servers)
+    verified = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="there", **servers)
     assert verified.returncode == 0, verified.stdout
     assert "8 rows, milvus flat" in verified.stdout
     with serving(tmp_path / "there", **servers) as server, server.client() as client:
@@ -111,7 +111,7 @@ def test_from_files_to_servers_and_back(
         assert client.get(f"/v1/videos/{new}/recommendations").status_code == 200
         assert client.delete(f"/v1/videos/{new}").status_code == 204
 
-    again = reelsrs(
+    again = run(
         "copy",
         *("--to-database", servers["REELSRS_DATABASE_URL"], "--to-storage", servers["REELSRS_STORAGE_URL"]),
         cwd=tmp_path,
@@ -122,7 +122,7 @@ def test_from_files_to_servers_and_back(
     assert copied(back, **{name: servers[name] for name in servers if name.startswith("REELSRS")}).startswith(
         "8 videos"
     )
-    verified = reelsrs("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="back")
+    verified = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="back")
     assert verified.returncode == 0, verified.stdout
     with serving(tmp_path / "back") as server, server.client() as client:
         assert _answers(client) == before
@@ -139,10 +139,10 @@ def test_a_clip_that_is_damaged_is_left_out_and_named(tmp_path: Path, make_clip:
     path = tmp_path / "data" / "media" / sha256[:2] / sha256 / "video"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     to = ("--to-database", f"sqlite:///{tmp_path}/new/reelsrs.db", "--to-storage", "new/media")
-    done = reelsrs("copy", *to, cwd=tmp_path)
+    done = run("copy", *to, cwd=tmp_path)
     assert done.returncode == 3
     assert names[1] in done.stderr
-    verified = reelsrs("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="new")
+    verified = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="new")
     assert verified.returncode == 0, verified.stdout
     with serving(tmp_path / "new") as server, server.client() as client:
         assert {video["id"] for video in client.get("/v1/videos").json()["items"]} == {names[0], names[2]}
@@ -150,6 +150,6 @@ def test_a_clip_that_is_damaged_is_left_out_and_named(tmp_path: Path, make_clip:
 
 @pytest.mark.parametrize("option", ["--to-database", "--to-storage"])
 def test_where_to_is_said(tmp_path: Path, option: str) -> None:
-    done = reelsrs("copy", option, "x", cwd=tmp_path)
+    done = run("copy", option, "x", cwd=tmp_path)
     assert done.returncode == 2
     assert "--to-" in done.stderr

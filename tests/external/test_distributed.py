@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,11 +25,12 @@ from service import db, jobs
 from service.db import Database
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
-from tests.support.processes import CHILD_ENVIRONMENT
+from tests.support.processes import CHILD_ENVIRONMENT, tied
 from tests.support.server import serving
+from tests.support.wait import until
 
-UPLOADS = 200
-KILLS = 6
+LONG = (200, 6)  # uploads, kills
+SHORT = (24, 2)
 AWAY_SECONDS = 4.0
 
 
@@ -115,7 +116,7 @@ class Cluster:
         log = self._folder / f"worker-{number}.log"
         with log.open("ab") as output:
             self.workers[number] = subprocess.Popen(
-                [sys.executable, "-m", "service", "worker"],
+                tied(sys.executable, "-m", "service", "worker"),
                 env={
                     **CHILD_ENVIRONMENT,
                     **self._environment,
@@ -176,13 +177,6 @@ def _watch(client: httpx.Client, seen: dict[str, float], stop: threading.Event) 
         stop.wait(0.2)  # answers of hundreds of hits take the time that workers need
 
 
-def _until(done: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def _agree(cluster: Cluster, ids: set[str]) -> None:
     """All is ready, once, and every service answers the same."""
     clients = cluster.clients()
@@ -209,7 +203,8 @@ def _agree(cluster: Cluster, ids: set[str]) -> None:
         assert len({answer.content for answer in answers}) == 1, path
 
 
-def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: bytes) -> None:
+def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: bytes, soak: bool) -> None:
+    uploads_wanted, kills = LONG if soak else SHORT
     rng = random.Random(7)
     for number in range(3):
         cluster.work(number)
@@ -231,15 +226,15 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
         watcher.start()
     try:
         with ThreadPoolExecutor(4) as pool:
-            uploads = [pool.submit(upload, number) for number in range(UPLOADS)]
-            for kill in range(KILLS):
+            uploads = [pool.submit(upload, number) for number in range(uploads_wanted)]
+            for kill in range(kills):
                 time.sleep(rng.uniform(1, 4))
                 victim = rng.choice(list(cluster.workers))
                 cluster.kill(victim)
                 cluster.work(10 + kill)
             for one in uploads:
                 one.result()
-        _until(lambda: all(set(found) == set(acknowledged) for found in seen), 300, "not all are found by all")
+        until(lambda: all(set(found) == set(acknowledged) for found in seen), 300, "not all are found by all")
     finally:
         stop.set()
         for watcher in watchers:
@@ -250,7 +245,7 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
     print(
         f"the last after the first by {np.percentile(behind, 50):.2f} s (p50), {np.percentile(behind, 99):.2f} s (p99)"
     )
-    assert len(acknowledged) == UPLOADS
+    assert len(acknowledged) == uploads_wanted
     _agree(cluster, set(acknowledged))
 
 
@@ -307,11 +302,11 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         for _ in range(2):
             upload(202)
         assert "reelsrs_jobs" in first.get("/metrics").text
-        _until(lambda: {hit["video"]["id"] for hit in _found(alone)} == known, 120, "not embedded meanwhile")
+        until(lambda: {hit["video"]["id"] for hit in _found(alone)} == known, 120, "not embedded meanwhile")
         time.sleep(AWAY_SECONDS)
     finally:
         cluster.vectors.mend()
-    _until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
+    until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
     assert {hit["video"]["id"] for hit in _found(first)} == known
 
     # The database: nothing can be answered, and whoever asks is told so.
@@ -327,7 +322,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         time.sleep(AWAY_SECONDS)
     finally:
         cluster.postgresql.start()
-    _until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
+    until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
     upload(202)
 
     # All workers: clips are taken, and wait.
@@ -337,7 +332,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         upload(202)
     cluster.work(99)
     everyone = (first, second, alone)
-    _until(lambda: all({hit["video"]["id"] for hit in _found(one)} == known for one in everyone), 180, "late")
+    until(lambda: all({hit["video"]["id"] for hit in _found(one)} == known for one in everyone), 180, "late")
     _agree(cluster, known)
     for service in cluster.services:
         assert service.process.poll() is None
@@ -350,30 +345,11 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluste
     client = cluster.clients()[0]
     ids = {_upload(client, clip, 20_000 + number).json()["id"] for number in range(12)}
     cluster.work(0)
-    _until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
+    until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
     process = cluster.workers.pop(0)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     states = {client.get(f"/v1/videos/{name}").json()["status"] for name in ids}
     assert states <= {"queued", "ready"}, states
     cluster.work(1)
-    _until(
-        lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up"
-    )
-
-
-def test_the_rest_suite_passes_with_everything_on_servers() -> None:
-    """The same tests, the same service, other settings. The rest of them takes a quarter of an hour, and is run so by
-    hand: `pytest --distributed tests/test_projections.py tests/test_generations.py` and so on."""
-    folder = Path(__file__).parent
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "--distributed", "-q", "-p", "no:cacheprovider"),
-            *(str(folder / name) for name in ("test_api.py", "test_search.py")),
-        ],
-        cwd=folder.parent,
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    until(lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up")

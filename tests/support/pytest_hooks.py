@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from collections import Counter
 
 import pytest
+
+_PR_SET_PDEATHSIG = 1
 
 HOW_TO_GET = {
     "shared clips": "real clips are looked for in ../shared/clips, beside the checkout",
@@ -16,12 +22,10 @@ HOW_TO_GET = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one process: they share what it has started. A file may name a larger group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+def pytest_configure() -> None:
+    """Have the kernel end a process of xdist with the one that controls it, however that ends. Linux only."""
+    if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

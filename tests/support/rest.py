@@ -55,3 +55,12 @@ def check_recommendations(client: httpx.Client, everything: list[Item], names: l
                 parts = hit["breakdown"]
                 total = parts["video"]["contribution"] + parts["text"]["contribution"]
                 assert total == pytest.approx(hit["score"], abs=1e-5)
+
+
+def upload_folder(client: httpx.Client, folder: Path) -> None:
+    """Upload every `<category>/<clip>` with the caption beside it, one after another; wait until each is ready."""
+    for clip in sorted(folder.rglob("*.mp4")):
+        text = clip.with_suffix(".txt")
+        form = {"caption": text.read_text(encoding="utf-8")} if text.exists() else {}
+        answer = upload(client, clip, category=clip.parent.name, **form)
+        assert answer.status_code == 201, answer.text

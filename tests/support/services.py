@@ -1,5 +1,5 @@
-"""Where the tests' libraries keep what they keep: in the data folder, or with `--distributed` on servers that are
-started here, from the packages that the README names. A test asks for `environment(data_dir)` and knows no more."""
+"""Servers that tests start, from the packages that the README names; and where a library keeps what it keeps: in its
+data folder, or on the servers that are `used`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from obstore.store import S3Store
+
+from tests.support.processes import tied
+from tests.support.wait import until
 
 
 def free_port() -> int:
@@ -38,7 +45,8 @@ def missing(what: str) -> NoReturn:
 
 
 class PostgreSQL:
-    """A cluster of its own, on a port of the loopback, without a password, gone with `remove`."""
+    """A cluster of its own, on a port of the loopback, without a password, gone with `remove`. The server is our child
+    and ends with us; nothing of it is outside its folder."""
 
     def __init__(self, *, durable: bool = False) -> None:
         binaries = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
@@ -50,23 +58,52 @@ class PostgreSQL:
         self.port = free_port()
         if os.getuid() == 0:  # it refuses to run as root; the package makes a user for it
             shutil.chown(self._folder, "postgres")
-        self._run("initdb", "-A", "trust", "-E", "UTF8", "--locale", "C", "-U", "reelsrs")
-        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=500"
-        self._options = options if durable else f"{options} -c fsync=off"
+        with (self._folder / "out").open("ab") as output:
+            made = self._command("initdb", "-A", "trust", "-E", "UTF8", "--locale", "C", "-U", "reelsrs")
+            subprocess.run(made, stdout=output, stderr=output, cwd="/", check=True)
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "max_connections": "500",
+            "unix_socket_directories": str(self._folder),
+            "dynamic_shared_memory_type": "mmap",
+            "fsync": "on" if durable else "off",
+        }
+        self._options = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self.start()
 
     def start(self) -> None:
         """Start it, again after a `stop`."""
-        self._run("pg_ctl", "start", "-w", "-o", self._options, "-l", str(self._folder / "log"))
+        with (self._folder / "log").open("ab") as output:
+            command = self._command("postgres", "-p", str(self.port), *self._options)
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/")
+        until(self._answers, 60, lambda: (self._folder / "log").read_text()[-2000:], every=0.05)
 
-    def stop(self, mode: str = "fast") -> None:
-        """Stop it; its data stays. `mode` as pg_ctl has it."""
-        self._run("pg_ctl", "stop", "-w", "-m", mode)
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop it; its data stays. "immediate": as if the machine had lost its power."""
+        self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
+        self._process.wait(60)
 
     def remove(self) -> None:
         """Stop it and remove its data."""
         self.stop("immediate")
         shutil.rmtree(self._folder)
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL ended:\n{(self._folder / 'log').read_text()[-2000:]}")
+        engine = sa.create_engine(self._url("postgres"), poolclass=sa.NullPool)
+        try:
+            engine.connect().close()
+        except sa.exc.OperationalError:
+            return False
+        return True
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        command = [str(self._binaries / program), "-D", str(self._folder / "data"), *arguments]
+        if os.getuid() == 0:
+            as_its_user = ("--reuid=postgres", "--regid=postgres", "--init-groups")
+            return ["setpriv", *as_its_user, "--pdeathsig", "KILL", "--", *command]
+        return tied(*command)
 
     def url(self, name: str) -> str:
         """The address of a database, which is made where it is not there."""
@@ -79,16 +116,6 @@ class PostgreSQL:
     def _url(self, name: str) -> str:
         return f"postgresql+psycopg://reelsrs@127.0.0.1:{self.port}/{name}"
 
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self._binaries / program), "-D", str(self._folder / "data"), *arguments]
-        if os.getuid() == 0:
-            command = ["runuser", "-u", "postgres", "--", *command]
-        # Not to a pipe: the server inherits it, and whoever reads would wait for the server's end.
-        with (self._folder / "out").open("ab") as output:
-            done = subprocess.run(command, stdout=output, stderr=output, cwd="/", check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{(self._folder / 'out').read_text()}")
-
 
 class ObjectStore:
     """An S3 of its own on a port of the loopback, whose objects are gone with it."""
@@ -98,7 +125,7 @@ class ObjectStore:
             missing("moto is not installed")
         self.port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            tied(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -166,7 +193,7 @@ class Milvus:
             relay = [sys.executable, str(Path(__file__).parent / "network_relay.py"), str(listener.fileno()), "19530"]
             server = [self._command, "--data", str(self._folder / "data")]
             self.process = subprocess.Popen(
-                [*apart, *relay, *server],
+                tied(*apart, *relay, *server),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -203,14 +230,13 @@ class Milvus:
         shutil.rmtree(self._folder)
 
 
+@dataclass(frozen=True)
 class Servers:
     """Everything that a distributed library needs."""
 
-    def __init__(self) -> None:
-        self.postgresql = PostgreSQL()
-        self.objects = ObjectStore()
-        self.milvus = Milvus()
-        os.environ.update(self.objects.environment)
+    postgresql: PostgreSQL
+    objects: ObjectStore
+    milvus: Milvus
 
     def environment(self, data_dir: Path) -> dict[str, str]:
         """The settings of the library whose data folder this is."""
@@ -221,12 +247,6 @@ class Servers:
             "REELSRS_VECTOR_STORE": f"milvus+{self.milvus.uri}",
         }
 
-    def remove(self) -> None:
-        """Stop them."""
-        self.postgresql.remove()
-        self.objects.remove()
-        self.milvus.remove()
-
 
 def _name(data_dir: Path) -> str:
     return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:20]
@@ -235,15 +255,17 @@ def _name(data_dir: Path) -> str:
 _started: list[Servers] = []
 
 
-def start() -> None:
-    """From now on libraries are distributed."""
-    _started.append(Servers())
-
-
-def stop() -> None:
-    """End the servers, if there are any."""
-    while _started:
-        _started.pop().remove()
+@contextmanager
+def used(servers: Servers) -> Iterator[None]:
+    """Libraries are on these servers until the block ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.objects.environment.items():
+            patch.setenv(name, value)
+        _started.append(servers)
+        try:
+            yield
+        finally:
+            _started.remove(servers)
 
 
 def environment(data_dir: Path) -> dict[str, str]:
