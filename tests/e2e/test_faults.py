@@ -30,11 +30,10 @@ from service.follower import Follower
 from service.index.compressed import CompressedIndex
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
-from tests.support.disks import mount, mounted
+from tests.support.disks import fill, mount, mounted
 from tests.support.model_patch import stand_in
 from tests.support.rows import check_against_rows, items_of_rows
 from tests.support.server import Server, serving
-from tests.support.vector_library import fill
 
 RECOVERY_SECONDS = 75  # the longest pause of a worker, and some
 
