@@ -33,6 +33,7 @@ from service.domain import (
 from service.embedder import Embedder
 from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
 from service.files import Incoming, Store
+from service.timing import Timing
 from service.vectors import aggregate
 from service.video import Decoder, Sample
 
@@ -41,8 +42,6 @@ log = structlog.get_logger(__name__)
 Outcome = Literal["created", "existing", "requeued"]
 
 AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
-_PAUSE_SECONDS = 2.0  # after a fault of the machine; twice as long after the next
-_LONGEST_PAUSE_SECONDS = 30.0
 _LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
 
 
@@ -98,7 +97,9 @@ class Ingest:
         *,
         max_upload_bytes: int,
         threads: int,
+        timing: Timing | None = None,
     ) -> None:
+        self._timing = timing or Timing()
         self._db = db
         self._files = files
         self._decoder = decoder
@@ -367,7 +368,7 @@ class Ingest:
         reason = str(error) or type(error).__name__
         pause = 0.0
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
-            pause = min(_PAUSE_SECONDS * 2**self._faults, _LONGEST_PAUSE_SECONDS)
+            pause = min(self._timing.pause_seconds * 2**self._faults, self._timing.longest_pause_seconds)
             self._faults = min(self._faults + 1, 10)
         log.warning("a video could not be embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
         with self._db.write() as connection:
@@ -378,7 +379,7 @@ class Ingest:
             elif isinstance(error, Undecodable | InvalidInput):
                 jobs.fail(connection, video.key, reason)
             else:
-                jobs.retry(connection, video.key, reason)
+                jobs.retry(connection, video.key, reason, self._timing.backoff_seconds)
         figures.CLIPS.labels("put off" if pause else "failed").inc()
 
 

@@ -12,7 +12,7 @@ from service import catalog, db
 
 LEASE_SECONDS = 30.0
 MAX_ATTEMPTS = 3
-_BACKOFF_SECONDS = 2.0
+BACKOFF_SECONDS = 2.0
 
 
 def enqueue(connection: sa.Connection, key: int) -> None:
@@ -77,13 +77,13 @@ def fail(connection: sa.Connection, key: int, reason: str) -> None:
     catalog.set_status(connection, key, "failed", 1.0, reason)
 
 
-def retry(connection: sa.Connection, key: int, reason: str) -> None:
-    """Something else is at fault: try again later, twice as late each time, until MAX_ATTEMPTS."""
+def retry(connection: sa.Connection, key: int, reason: str, backoff_seconds: float = BACKOFF_SECONDS) -> None:
+    """Something else is at fault: try again after so long, twice as late each time, until MAX_ATTEMPTS."""
     attempts = connection.execute(sa.select(db.jobs.c.attempts).where(db.jobs.c.video_key == key)).scalar_one()
     if attempts >= MAX_ATTEMPTS:
         fail(connection, key, f"gave up after {attempts} attempts: {reason}")
         return
-    later = db.now(connection) + _BACKOFF_SECONDS * 2 ** (attempts - 1)
+    later = db.now(connection) + backoff_seconds * 2 ** (attempts - 1)
     connection.execute(
         sa.update(db.jobs)
         .where(db.jobs.c.video_key == key)

@@ -26,6 +26,7 @@ from service.generations import State
 from service.ingest import Ingest
 from service.recommend import Recommender
 from service.reembed import Reembedding
+from service.timing import Timing
 from service.video import Decoder, Limits
 
 log = structlog.get_logger(__name__)
@@ -59,8 +60,10 @@ class Runtime:
         pictures: bool = True,
         model: Embedder | None = None,
         decoder: Decoder | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.settings = settings
+        self.timing = timing or Timing()
         self._pictures = pictures
         self._model = model  # the one that was loaded last
         self._shared_decoder = decoder
@@ -120,6 +123,7 @@ class Runtime:
             self.embedder,
             max_upload_bytes=self.settings.max_upload_bytes,
             threads=self._decoders,
+            timing=self.timing,
         )
 
     def reembedding(self, generation: Generation) -> Reembedding:

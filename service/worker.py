@@ -26,9 +26,6 @@ from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
-_IDLE_SECONDS = 0.2
-_AGAIN_SECONDS = 10.0  # after a model could not be loaded, say
-_LONGEST_PAUSE_SECONDS = 30.0
 _CLAIM = 4
 
 
@@ -53,16 +50,17 @@ class Worker:
         layouts.append(threading.Thread(target=Beside(self._runtime).run, args=(stop,), name="beside"))
         for thread in layouts:
             thread.start()
-        pause = _IDLE_SECONDS * 10
+        timing = self._runtime.timing
+        pause = timing.pause_seconds
         while not stop.is_set():
             try:
                 if not self._step(stop):
-                    stop.wait(_IDLE_SECONDS)
-                pause = _IDLE_SECONDS * 10
+                    stop.wait(timing.idle_seconds)
+                pause = timing.pause_seconds
             except ReelsError as error:  # a full disk or a locked database passes
                 log.warning("the worker waits", reason=str(error))
                 stop.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, timing.longest_pause_seconds)
         for thread in layouts:
             thread.join()
 
@@ -133,10 +131,10 @@ class Layouts:
         while not stop.is_set():
             try:
                 if not self._step(stop):
-                    stop.wait(_IDLE_SECONDS)
+                    stop.wait(self._runtime.timing.idle_seconds)
             except (ReelsError, OSError) as error:  # a process that cannot be started
                 log.warning("the layouts wait", reason=str(error))
-                stop.wait(_IDLE_SECONDS * 10)
+                stop.wait(self._runtime.timing.pause_seconds)
 
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
@@ -168,7 +166,7 @@ class Layouts:
     def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
         """Until it ends, is cancelled, or is to stop."""
         renewed = time.monotonic()
-        while process.poll() is None and not stop.wait(_IDLE_SECONDS):
+        while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
             with self._runtime.db.read() as connection:
                 if not maps.owns(connection, key, self._owner):
                     return
@@ -187,14 +185,15 @@ class Beside:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set."""
-        pause = _IDLE_SECONDS
+        timing = self._runtime.timing
+        pause = timing.idle_seconds
         while not stop.wait(pause):
-            pause = 5 * _IDLE_SECONDS
+            pause = 5 * timing.idle_seconds
             try:
                 with self._runtime.db.read() as connection:
                     wanted = generations.wanted(connection)
                 if wanted is not None and not self._step(wanted.id, stop):
-                    pause = _AGAIN_SECONDS
+                    pause = timing.again_seconds
             except ReelsError as error:
                 log.warning("the other generation waits", reason=str(error))
 
@@ -205,7 +204,7 @@ class Beside:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         ) as process:
-            while process.poll() is None and not stop.wait(_IDLE_SECONDS):
+            while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
                 pass
             if process.poll() is None:
                 process.terminate()

@@ -31,7 +31,7 @@ from service.drawing import distinct_scenes, write_clip
 from service.ingest import describe
 from service.runtime import Runtime
 from tests.backends import ObjectStore, PostgreSQL
-from tests.support.model_patch import stand_in
+from tests.bench.model_patch import stand_in
 
 STAND_IN = """
 import os, time

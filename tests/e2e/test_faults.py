@@ -1,8 +1,7 @@
 """Faults of the machine, one by one, against a real server: what is refused, what goes on, what is there afterwards.
 
 The data folder is a file system of its own, which can be filled (tmpfs) or told that it is broken (ext4, which then
-goes read-only under the open files, as it would in earnest). The model fails because a `sitecustomize` in the
-service's processes makes it, when a file says so.
+goes read-only under the open files, as it would in earnest). The model fails because its towers are told to.
 """
 
 from __future__ import annotations
@@ -15,33 +14,42 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
+import torch
 
 from service import catalog, db, jobs
 from service.db import Database
 from service.domain import Embeddings, Generation, Probe, Sampling
+from service.embedder import Embedder, Tower, load
 from service.errors import Unavailable
 from service.files import FolderStore
 from service.follower import Follower
 from service.index.compressed import CompressedIndex
+from service.runtime import Runtime
+from service.timing import Timing
+from service.video import Decoder
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill, mount, mounted
-from tests.support.model_patch import stand_in
+from tests.support.library import settings_for
 from tests.support.rows import check_against_rows, items_of_rows
-from tests.support.server import Server, serving
+from tests.support.server import Service, logged, serving, serving_here
+from tests.support.wait import until
 
-RECOVERY_SECONDS = 75  # the longest pause of a worker, and some
+RECOVERY_SECONDS = 60
+QUICK = Timing(0.02, pause_seconds=0.05, longest_pause_seconds=0.2, backoff_seconds=0.05)
 
 
 class Library:
     """A client of a server, who remembers what was acknowledged."""
 
-    def __init__(self, server: Server, clip: bytes) -> None:
+    def __init__(self, server: Service, clip: bytes) -> None:
         self.server = server
         self.client = server.client()
         self.client.timeout = httpx.Timeout(120)  # longer than anything here waits
@@ -88,9 +96,9 @@ class Library:
     def recovered(self) -> None:
         """Everything works, all that was acknowledged is ready, and the answers are NumPy's over the rows."""
         assert self.upload(wait=60).status_code == 201
-        until = time.monotonic() + RECOVERY_SECONDS
+        deadline = time.monotonic() + RECOVERY_SECONDS
         videos = {}
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             items = self.client.get("/v1/videos", params={"limit": 500}).json()["items"]
             videos = {video["id"]: video for video in items}
             if all(video["status"] == "ready" for video in videos.values()):
@@ -99,7 +107,7 @@ class Library:
         assert {video["status"] for video in videos.values()} == {"ready"}, videos
         assert not set(self.known) - videos.keys(), "acknowledged, and lost"
         self.reads()
-        assert self.checks()[0] == "ok"
+        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # asked anew once a second at most
         database = Database(services.database_url(self.server.data_dir))
         with database.read() as connection:
             assert jobs.depth(connection) == 0
@@ -122,18 +130,37 @@ def _refused(answer: httpx.Response, status: int) -> None:
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
+def _tried_in_vain(data_dir: Path) -> None:
+    """Wait until the worker has put some job off, and has begun it anew after that."""
+    database = Database(services.database_url(data_dir))
+    put_off: set[float] = set()
+
+    def often() -> bool:
+        with database.read() as connection:
+            put_off.update(connection.execute(sa.select(db.jobs.c.available_at)).scalars())
+        return len(put_off) > 30
+
+    until(often, 60, lambda: f"jobs were put off {len(put_off)} times")
+    database.close()
+
+
 def _nothing_half_written(folder: Path) -> None:
     """The worker may be in the midst of trying: a file that is still there later was left."""
     seen = set(folder.rglob("*.tmp"))
-    until = time.monotonic() + 5
-    while seen and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while seen and time.monotonic() < deadline:
         time.sleep(0.05)
         seen &= set(folder.rglob("*.tmp"))
     assert not seen, "half a file was left"
 
 
-def test_a_full_disk(small_disk: Path, clip: bytes) -> None:
-    with serving(small_disk / "data") as server, Library(server, clip) as library:
+def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+    settings = settings_for(small_disk / "data")
+    with (
+        logged(tmp_path / "log") as log,
+        serving_here(settings, tiny, decoder, timing=QUICK) as server,
+        Library(server, clip) as library,
+    ):
         for _ in range(3):
             assert library.upload(wait=60).status_code == 201
         library.reads()
@@ -148,18 +175,24 @@ def test_a_full_disk(small_disk: Path, clip: bytes) -> None:
         status, checks = library.checks()
         assert status == "degraded"
         assert "No space left" in checks["storage"]
-        time.sleep(10)  # the worker tries more often than a job may
+        waits = "the worker waits"  # more often than a job may be tried
+        until(lambda: log.read_text().count(waits) > 10, 60, lambda: log.read_text()[-2000:])
         library.reads()
         _nothing_half_written(server.data_dir / "media")
         ballast.unlink()
         library.recovered()
-        assert server.process.poll() is None
-        assert "Traceback" not in server.log.read_text()
+        assert "Traceback" not in log.read_text()
 
 
-def test_a_nearly_full_disk_leaves_nothing_behind(small_disk: Path, clip: bytes) -> None:
+def test_a_nearly_full_disk_leaves_nothing_behind(
+    small_disk: Path, clip: bytes, tiny: Embedder, decoder: Decoder
+) -> None:
     """Some kilobytes are left, again and again, so that the refusal comes at every step of an upload."""
-    with serving(small_disk / "data") as server, Library(server, clip) as library:
+    settings = settings_for(small_disk / "data")
+    with (
+        serving_here(settings, tiny, decoder, timing=QUICK) as server,
+        Library(server, clip) as library,
+    ):
         for _ in range(2):
             assert library.upload(wait=60).status_code == 201
         statuses = set()
@@ -175,8 +208,12 @@ def test_a_nearly_full_disk_leaves_nothing_behind(small_disk: Path, clip: bytes)
         assert not list((server.data_dir / "media" / "incoming").iterdir())
 
 
-def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes) -> None:
-    with serving(small_disk / "data") as server, Library(server, clip) as library:
+def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+    settings = settings_for(small_disk / "data")
+    with (
+        serving_here(settings, tiny, decoder, timing=QUICK) as server,
+        Library(server, clip) as library,
+    ):
         for _ in range(4):
             assert library.upload(wait=60).status_code == 201
         fill(small_disk, 64 << 10)  # SQLite writes down what it changes
@@ -186,7 +223,7 @@ def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes) -> No
         library.reads()
 
 
-def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes) -> None:
+def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
     """ext4 goes read-only by itself when it finds itself damaged, under all files that are open."""
     image = tmp_path / "image"
     with image.open("wb") as file:
@@ -198,7 +235,8 @@ def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes) -> None:
         trigger = Path(f"/sys/fs/ext4/{name}/trigger_fs_error")
         if not os.access(trigger, os.W_OK):
             pytest.skip("this kernel cannot be told to find a file system damaged")
-        with serving(disk / "data") as server, Library(server, clip) as library:
+        settings = settings_for(disk / "data")
+        with serving_here(settings, tiny, decoder, timing=QUICK) as server, Library(server, clip) as library:
             for _ in range(3):
                 assert library.upload(wait=60).status_code == 201
             library.reads()
@@ -214,11 +252,13 @@ def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes) -> None:
             library.reads()
 
 
-def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes) -> None:
+def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
     """Only the clips lie there, so that it can be made writable again under the running service."""
     with (
         mounted(tmp_path / "disk", "-t", "tmpfs", "tmpfs") as disk,
-        serving(tmp_path / "data", REELSRS_STORAGE_URL=str(disk / "media")) as server,
+        serving_here(
+            settings_for(tmp_path / "data", storage_url=str(disk / "media")), tiny, decoder, timing=QUICK
+        ) as server,
         Library(server, clip) as library,
     ):
         for _ in range(3):
@@ -231,14 +271,21 @@ def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes) -> N
         _refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
         assert library.checks()[0] == "degraded"
         library.reads()
-        time.sleep(8)
+        _tried_in_vain(server.data_dir)
         library.reads()
         mount("-o", "remount,rw", str(disk))
         library.recovered()
 
 
-def test_a_locked_database(tmp_path: Path, clip: bytes) -> None:
-    with serving(tmp_path / "data") as server, Library(server, clip) as library:
+def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+    def hurried(runtime: Runtime) -> None:
+        runtime.db.patience_seconds = 1
+
+    settings = settings_for(tmp_path / "data")
+    with (
+        serving_here(settings, tiny, decoder, timing=QUICK, before=hurried) as server,
+        Library(server, clip) as library,
+    ):
         for _ in range(3):
             assert library.upload(wait=60).status_code == 201
         library.reads()
@@ -258,62 +305,70 @@ def test_a_locked_database(tmp_path: Path, clip: bytes) -> None:
         for one in refused:
             answer, seconds = one.result()
             _refused(answer, 503)
-            assert seconds < 20, "one after another they waited"
+            assert seconds < 5, "one after another they waited"
         status, checks = library.checks()
         assert (status, checks["writing"]) == ("degraded", "the database is busy; try again")
-        time.sleep(4)
         other.execute("ROLLBACK")
         other.close()
         library.recovered()
         assert len(library.known) == 7  # eight, and one deleted
 
 
-SABOTAGE = """
-import os, pathlib
-switch = pathlib.Path(os.environ["SABOTAGE"])
-calls = 0
+class FailingModel:
+    """The small model, whose towers fail as `how` says."""
 
-def install(embedder):
-    honest = embedder.by_torch
+    def __init__(self) -> None:
+        self.how = ""
+        self.failures = 0
+        self._calls = 0
+        self.model = load("tiny", device="cpu")
+        self.model.picture_tower = self._failing(self.model.picture_tower)
+        self.model.text_tower = self._failing(self.model.text_tower)
 
-    def by_torch(tower, device, inputs):
-        global calls
-        calls += 1
-        how = switch.read_text() if switch.exists() else ""
-        if how == "all" or (how == "some" and calls % 3 == 0):
-            raise RuntimeError("the model is out of sorts")
-        if how == "memory":
-            raise MemoryError
-        if how == "device" and len(inputs) > 1:
-            import torch
-            raise torch.OutOfMemoryError("no memory on the device")
-        if how == "bright" and inputs.ndim == 4 and (inputs > 230).mean(axis=(1, 2, 3)).max() > 0.5:
-            raise RuntimeError("too bright")
-        return honest(tower, device, inputs)
+    def _failing(self, honest: Tower) -> Tower:
+        def tower(inputs: np.ndarray) -> object:
+            self._calls += 1
+            error = self._error(inputs)
+            if error is not None:
+                self.failures += 1
+                raise error
+            return honest(inputs)
 
-    embedder.by_torch = by_torch
-"""
+        return tower
+
+    def _error(self, inputs: np.ndarray) -> Exception | None:
+        if self.how == "all" or (self.how == "some" and self._calls % 3 == 0):
+            return RuntimeError("the model is out of sorts")
+        if self.how == "memory":
+            return MemoryError()
+        if self.how == "device" and len(inputs) > 1:
+            return torch.OutOfMemoryError("no memory on the device")
+        if self.how == "bright" and inputs.ndim == 4 and (inputs > 230).mean(axis=(1, 2, 3)).max() > 0.5:
+            return RuntimeError("too bright")
+        return None
 
 
-@pytest.fixture
-def sabotage(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A file that says how the model fails, and the environment of a service that looks there."""
-    switch = tmp_path / "switch"
-    return switch, {**stand_in(tmp_path / "sabotage", SABOTAGE), "SABOTAGE": str(switch)}
+@pytest.fixture(scope="module")
+def failing() -> FailingModel:
+    """A model of these tests' own."""
+    return FailingModel()
 
 
 @pytest.mark.parametrize("how", ["all", "memory", "some", "device"])
-def test_a_model_that_fails(tmp_path: Path, clip: bytes, sabotage: tuple[Path, dict[str, str]], how: str) -> None:
-    switch, environment = sabotage
-    with serving(tmp_path / "data", **environment) as server, Library(server, clip) as library:
+def test_a_model_that_fails(tmp_path: Path, clip: bytes, failing: FailingModel, decoder: Decoder, how: str) -> None:
+    failing.how = ""
+    settings = settings_for(tmp_path / "data")
+    # Where every third call fails a video has three attempts: they are not to be used up within a second.
+    timing = replace(QUICK, backoff_seconds=2) if how == "some" else QUICK
+    with serving_here(settings, failing.model, decoder, timing=timing) as server, Library(server, clip) as library:
         for _ in range(3):
             assert library.upload(wait=60).status_code == 201
-        switch.write_text(how)
+        failing.how, failing.failures = how, 0
         for _ in range(6):
             assert library.upload().status_code == 202, "it can wait until the model works again"
         library.reads(words=False)
         if how in ("all", "memory"):
-            time.sleep(12)  # more tries than a video has
+            until(lambda: failing.failures > 60, 60, "more tries than a video has")
             status, checks = library.checks()
             assert status == "degraded"
             assert "the model failed" in checks["model"]
@@ -325,27 +380,24 @@ def test_a_model_that_fails(tmp_path: Path, clip: bytes, sabotage: tuple[Path, d
             for _ in range(10):
                 asked = library.client.post("/v1/search/text", json={"query": f"words {random.random()}"})
                 assert asked.status_code in (200, 503)
-        switch.unlink()
+        failing.how = ""
         library.recovered()
 
 
 def test_a_clip_that_the_model_fails_at_fails_alone(
-    tmp_path: Path, clip: bytes, make_clip: ClipMaker, sabotage: tuple[Path, dict[str, str]]
+    tmp_path: Path, clip: bytes, make_clip: ClipMaker, failing: FailingModel, decoder: Decoder
 ) -> None:
-    switch, environment = sabotage
-    switch.write_text("bright")
+    failing.how = "bright"
     bright = make_clip("bright.mp4", [frame * 0 + 255 for frame in numbered(5)]).read_bytes()
-    with serving(tmp_path / "data", **environment) as server, Library(server, clip) as library:
+    settings = settings_for(tmp_path / "data")
+    with serving_here(settings, failing.model, decoder, timing=QUICK) as server, Library(server, clip) as library:
         answer = library.client.post("/v1/videos", files={"file": ("bright.mp4", bright)})
         for _ in range(5):
             assert library.upload().status_code == 202
-        name = answer.json()["id"]
-        until = time.monotonic() + 60
-        while (video := library.client.get(f"/v1/videos/{name}").json())["status"] != "failed":
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        assert "gave up after 3 attempts: the model failed: too bright" in video["error"]
-        library.client.delete(f"/v1/videos/{name}")
+        address = f"/v1/videos/{answer.json()['id']}"
+        until(lambda: library.client.get(address).json()["status"] == "failed", 60, "it is given up")
+        assert "gave up after 3 attempts: the model failed: too bright" in library.client.get(address).json()["error"]
+        library.client.delete(address)
         library.recovered()
 
 

@@ -23,6 +23,7 @@ from service.config import Settings
 from service.embedder import Embedder
 from service.guard import Patience, Protocol
 from service.runtime import Runtime
+from service.timing import Timing
 from service.video import Decoder
 from service.worker import StartWorker, Worker
 from tests.support import services
@@ -61,9 +62,9 @@ class WorkerThread:
     """A worker in this process, with a runtime of its own as a worker process has. Sharing model and decoder spares the
     seconds that loading and starting them takes."""
 
-    def __init__(self, settings: Settings, model: Embedder, decoder: Decoder) -> None:
+    def __init__(self, settings: Settings, model: Embedder, decoder: Decoder, timing: Timing) -> None:
         self._stop = threading.Event()
-        self._runtime = Runtime(settings, model=model, decoder=decoder)
+        self._runtime = Runtime(settings, model=model, decoder=decoder, timing=timing)
         self._runtime.adopt(wishes=False)
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
@@ -93,6 +94,7 @@ def serving_here(
     *,
     worker: bool = True,
     patience: Patience | None = None,
+    timing: Timing | None = None,
     before: Callable[[Runtime], None] = lambda _: None,
     port: int = 0,
 ) -> Iterator[Service]:
@@ -100,7 +102,7 @@ def serving_here(
     the runtime that answers, before the first request. `port` is one that a service had before; 0: any that is free."""
 
     def start_worker(settings: Settings, _: Runtime) -> WorkerThread:
-        return WorkerThread(settings, model, decoder)
+        return WorkerThread(settings, model, decoder, timing or Timing())
 
     class Quick(Protocol):
         pass

@@ -1,0 +1,21 @@
+"""How long the work behind the answers waits: one place, so that a test need not wait as long. See `guard.Patience` for
+what clients may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Pauses of the worker, seconds."""
+
+    idle_seconds: float = 0.2
+    """Between two looks at an empty queue."""
+    pause_seconds: float = 2.0
+    """After a fault of the machine; twice as long after the next, up to `longest_pause_seconds`."""
+    longest_pause_seconds: float = 30.0
+    backoff_seconds: float = 2.0
+    """Before another attempt at a video; twice as long before the next."""
+    again_seconds: float = 10.0
+    """After another model could not be loaded, or did not get to its end."""
