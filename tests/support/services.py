@@ -193,7 +193,7 @@ class Milvus:
             relay = [sys.executable, str(Path(__file__).parent / "network_relay.py"), str(listener.fileno()), "19530"]
             server = [self._command, "--data", str(self._folder / "data")]
             self.process = subprocess.Popen(
-                tied(*apart, *relay, *server),
+                [*apart, *relay, *server],  # ends with its input, and takes the server along
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
