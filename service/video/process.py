@@ -205,10 +205,12 @@ class _Child:
             return "closed its pipe"
         if code >= 0:
             return f"ended with status {code}"
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if name == "SIGKILL":
             return "was killed (SIGKILL), as the system does when memory runs out,"
-        return f"crashed ({name})"
+        if name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"):
+            return f"crashed ({name})"
+        return f"was ended ({name})"
 
     def close(self) -> None:
         if self._pipe is not None:

@@ -67,7 +67,7 @@ def test_a_mistake_costs_a_job_its_attempts_and_says_why(
     [
         (signal.SIGSEGV, r"the decoder crashed \(SIGSEGV\) on this file"),
         (signal.SIGKILL, r"the decoder was killed \(SIGKILL\), as the system does when memory runs out, on this file"),
-        (signal.SIGTERM, r"the decoder crashed \(SIGTERM\) on this file"),
+        (signal.SIGTERM, r"the decoder was ended \(SIGTERM\) on this file"),
     ],
 )
 def test_a_process_that_ends_in_the_middle_says_by_what(
