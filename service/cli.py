@@ -81,7 +81,7 @@ def status(arguments: list[str]) -> int:
     try:
         app(args=arguments, prog_name="reelsrs")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except InvalidInput as error:
         err.print(f"reelsrs: {error}", style="red", markup=False)
         return 2

@@ -225,6 +225,7 @@ class Embedder:
                 yield piece, min(room, self.count_tokens(piece))
 
     def count_tokens(self, word: str) -> int:
+        """Return how many tokens a text has, without the start and the end token."""
         if hasattr(self._tokenizer, "encode"):
             return len(self._tokenizer.encode(word))
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
@@ -365,6 +366,7 @@ def _towers(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
+    """Run a batch (N, ...) through a tower on a device; return (N, D), not normalised."""
     import torch
 
     batch = torch.from_numpy(inputs)

@@ -108,6 +108,7 @@ class FolderImport:
         return self._summary
 
     def offer(self, entry: Entry) -> None:
+        """Take one clip in, or bring its video up to date. Raises ReelsError, OSError where the clip cannot be had."""
         stat = entry.path.stat()
         path = str(entry.path.resolve())
         with self._runtime.db.read() as connection:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from service import catalog, db
+from service.timing import Timing
 
 LEASE_SECONDS = 30.0
 MAX_ATTEMPTS = 3
-BACKOFF_SECONDS = 2.0
+BACKOFF_SECONDS = Timing().backoff_seconds
 
 
 def enqueue(connection: sa.Connection, key: int) -> None:

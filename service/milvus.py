@@ -393,6 +393,7 @@ class MilvusFollower:
 
     @property
     def client(self) -> MilvusClient:
+        """The connection, made when first asked for."""
         with self._connecting:
             if self._connection is None:
                 self._connection = _connect(self._uri)

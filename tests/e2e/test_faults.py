@@ -107,7 +107,7 @@ class Library:
         assert {video["status"] for video in videos.values()} == {"ready"}, videos
         assert not set(self.known) - videos.keys(), "acknowledged, and lost"
         self.reads()
-        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # asked anew once a second at most
+        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # the service tries again once a second at most
         database = Database(services.database_url(self.server.data_dir))
         with database.read() as connection:
             assert jobs.depth(connection) == 0

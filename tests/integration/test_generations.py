@@ -16,13 +16,13 @@ from service import catalog, generations
 from service.domain import Picture, Sampling, Video, Weights
 from service.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
-from service.ingest import describe
 from service.runtime import Runtime
 from service.worker import Worker
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.queries import like_video
+from tests.support.uploads import accept
 
 SAMPLING = Sampling(4)
 
@@ -30,8 +30,8 @@ SAMPLING = Sampling(4)
 @pytest.fixture
 def filled(runtime: Runtime, make_clip: ClipMaker) -> tuple[Runtime, list[Video]]:
     """Six videos, five with captions, ready."""
-    videos = [_accept(runtime, make_clip(f"{n}.mp4", numbered(n)), caption=f"clip {n}") for n in range(8, 13)]
-    videos.append(_accept(runtime, make_clip("13.mp4", numbered(13))))
+    videos = [accept(runtime, make_clip(f"{n}.mp4", numbered(n)), caption=f"clip {n}") for n in range(8, 13)]
+    videos.append(accept(runtime, make_clip("13.mp4", numbered(13))))
     Worker(runtime).work_off()
     return runtime, videos
 
@@ -48,13 +48,6 @@ def other(filled: tuple[Runtime, list[Video]]) -> Any:
     yield start
     for one in opened:
         one.close()
-
-
-def _accept(runtime: Runtime, clip: Path, **words: str | None) -> Video:
-    with runtime.ingest.receive() as incoming:
-        incoming.write(clip.read_bytes())
-        incoming.finish()
-        return runtime.ingest.accept(incoming, describe(clip.name, sampling=SAMPLING, **words))[0]
 
 
 def _status(runtime: Runtime, video: Video) -> str:
@@ -146,7 +139,7 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     assert _kinds(runtime, videos[0], "float32") == {"frame", "mean", "max", "text"}
     runtime.ingest.resample(videos[2].id, Sampling(2))
     runtime.ingest.delete(videos[3].id)
-    late = _accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
+    late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
     Worker(runtime).work_off()
     assert _kinds(runtime, videos[2], "bfloat16") == set(), "the old frames' vectors stayed"
     moved.reembedding(generation).run(stop, keep_up=False)
@@ -177,7 +170,7 @@ def test_what_comes_after_it_was_complete_is_queued_when_it_is_switched_to(
         moved.switch(generation.id)
     moved.move_over(lambda _: None)
     runtime.follow()
-    late = _accept(moved, make_clip("late.mp4", numbered(20)))
+    late = accept(moved, make_clip("late.mp4", numbered(20)))
     Worker(moved).work_off()
     first = _states(moved)["float32"].generation.id
     moved.switch(first)
@@ -197,7 +190,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     moved.adopt()
     moved.move_over(lambda _: None)
     # `runtime` is a process that has not noticed yet.
-    late = _accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
+    late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
     with pytest.raises(Unavailable, match="took over"):
         runtime.ingest.edit(videos[0].id, {"caption": "never"})
     worker = Worker(runtime)
@@ -268,7 +261,7 @@ def test_other_weights_under_the_same_name_are_another_generation(
     settings = settings_for(tmp_path / "data").model_copy(update={"model": f"local-dir:{folder}"})
     first = Runtime(settings)
     assert first.adopt().id == tiny.generation.id
-    videos = [_accept(first, make_clip(f"{n}.mp4", numbered(n)), caption="words") for n in (8, 9)]
+    videos = [accept(first, make_clip(f"{n}.mp4", numbered(n)), caption="words") for n in (8, 9)]
     Worker(first).work_off()
     first.close()
     config = json.loads((folder / "open_clip_config.json").read_text())

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from tests.support.paths import ROOT
 
 CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
 # util-linux's way to have the kernel kill a process when the thread that started it ends, however that ends.
@@ -20,16 +15,6 @@ _TIED = [found, "--pdeathsig", "KILL", "--"] if (found := shutil.which("setpriv"
 def tied(*command: str) -> list[str]:
     """The command of a process that does not outlive us. Start it from a thread that lives as long as it shall."""
     return [*_TIED, *command]
-
-
-def python(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run this Python with the checkout on its path, to its end, and return what it said."""
-    given: dict[str, Any] = {
-        "env": {**CHILD_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        "capture_output": True,
-        "text": True,
-    }
-    return subprocess.run(tied(sys.executable, *arguments), check=check, **{**given, **options})
 
 
 def family(pid: int) -> set[int]:
