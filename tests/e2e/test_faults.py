@@ -458,7 +458,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     assert found(last) == pytest.approx(1, abs=1e-5)
 
     def on_disk() -> bool:
-        with follower.current() as (now, _):  # begins another renewal, should one have failed just now
+        with follower.current() as (now, _):  # a question begins the renewal again that failed just now
             assert isinstance(now, CompressedIndex)
             return not now.in_memory
 
