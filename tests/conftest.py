@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -14,14 +15,16 @@ import pytest
 pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.pytest_hooks"]
 
-from service.embedder import Embedder, load  # noqa: E402
-from service.runtime import Runtime  # noqa: E402
-from service.video import Decoder, Limits  # noqa: E402
-from tests.support import services  # noqa: E402
-from tests.support.clips import ClipMaker, draw_folder, encode  # noqa: E402
-from tests.support.library import PreparedLibrary, settings_for  # noqa: E402
-from tests.support.paths import SHARED_CLIPS  # noqa: E402
-from tests.support.server import Service, serving_here  # noqa: E402
+if TYPE_CHECKING:
+    from service.embedder import Embedder
+    from service.runtime import Runtime
+    from service.video import Decoder
+    from tests.support import services
+    from tests.support.clips import ClipMaker
+    from tests.support.library import PreparedLibrary
+    from tests.support.server import Service
+
+# What a fixture needs is imported by it: tests that need no model are not to wait for torch.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +43,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def shared_clips() -> Path:
     """The folder of real clips."""
+    from tests.support import services
+    from tests.support.paths import SHARED_CLIPS
+
     if not SHARED_CLIPS.is_dir():
         services.missing(f"the shared clips are not here: {SHARED_CLIPS}")
     return SHARED_CLIPS
@@ -64,12 +70,15 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Embedder:
     """The small model, loaded once."""
+    from service.embedder import load
+
     return load("tiny", device="cpu")
 
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> ClipMaker:
     """`make_clip("a.mp4", frames)` encodes frames, RGB uint8 (H, W, 3) each, into this test's folder."""
+    from tests.support.clips import encode
 
     def make(name: str, frames: list[np.ndarray], **options: object) -> Path:
         return encode(tmp_path / name, frames, **options)  # type: ignore[arg-type]
@@ -80,12 +89,16 @@ def make_clip(tmp_path: Path) -> ClipMaker:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `<category>/<clip>` of twelve drawn clips; every third has no caption."""
+    from tests.support.clips import draw_folder
+
     return draw_folder(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Decoder]:
     """Decoding processes, started once."""
+    from service.video import Decoder, Limits
+
     started = Decoder(Limits(3600, 8192 * 4352), processes=2)
     yield started
     started.close()
@@ -97,6 +110,9 @@ def decoder() -> Iterator[Decoder]:
 @pytest.fixture
 def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
     """An empty library. The model and the decoding processes are real, and started once for all tests."""
+    from service.runtime import Runtime
+    from tests.support.library import settings_for
+
     built = Runtime(settings_for(tmp_path / "data"), model=tiny, decoder=decoder)
     built.adopt()
     yield built
@@ -106,6 +122,8 @@ def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtim
 @pytest.fixture(scope="session")
 def prepared(shared_folder: Path) -> PreparedLibrary:
     """The library of the drawn clips, embedded once."""
+    from tests.support.library import PreparedLibrary
+
     folder = shared_folder / "prepared"
     folder.mkdir(exist_ok=True)
     return PreparedLibrary(folder)
@@ -116,6 +134,9 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
 ) -> Iterator[Service]:
     """A service in this process with the twelve drawn clips in it; tests leave those as they are."""
+    from tests.support.library import settings_for
+    from tests.support.server import serving_here
+
     data = prepared.copied(tmp_path_factory.mktemp("service") / "data", drawn, tiny, decoder)
     with serving_here(settings_for(data), tiny, decoder) as running:
         yield running
@@ -134,6 +155,8 @@ def client(service: Service) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[services.PostgreSQL]:
     """A database server."""
+    from tests.support import services
+
     started = services.PostgreSQL()
     yield started
     started.remove()
@@ -142,6 +165,8 @@ def postgresql() -> Iterator[services.PostgreSQL]:
 @pytest.fixture(scope="session")
 def objects() -> Iterator[services.ObjectStore]:
     """An object store."""
+    from tests.support import services
+
     started = services.ObjectStore()
     yield started
     started.remove()
@@ -150,6 +175,8 @@ def objects() -> Iterator[services.ObjectStore]:
 @pytest.fixture(scope="session")
 def milvus() -> Iterator[services.Milvus]:
     """A vector database."""
+    from tests.support import services
+
     started = services.Milvus()
     yield started
     started.remove()
