@@ -9,6 +9,10 @@ import sys
 from collections import Counter
 
 import pytest
+from hypothesis import Phase, settings
+
+# For mutation testing: that a test fails is enough, the smallest example of it is not asked for.
+settings.register_profile("first-failure", phases=(Phase.explicit, Phase.generate), database=None)
 
 _PR_SET_PDEATHSIG = 1
 
