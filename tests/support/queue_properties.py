@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 
 from service import catalog, db, dialects, jobs
 from service.db import Database
@@ -44,6 +45,26 @@ def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(db, "now", lambda connection: dialects.of(connection).now(connection) + seconds)
 
 
+class Clock:
+    """What the queue takes for the time, seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+
+def _waiting(database: Database) -> bool:
+    with database.read() as connection:
+        return jobs.waiting(connection)
+
+
+def _claimable(database: Database) -> list[int]:
+    """What a claim would give, in its order; nothing is claimed."""
+    with database.write() as connection:
+        found = jobs.claim(connection, "nobody", 8)
+        jobs.release(connection, "nobody", counts=False)
+    return found
+
+
 class QueueProperties:
     """Give a fixture `url`: the address of a database without a schema."""
 
@@ -55,12 +76,153 @@ class QueueProperties:
         yield opened
         opened.close()
 
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """A clock that stands still unless a test moves it."""
+        made = Clock()
+        monkeypatch.setattr(db, "now", lambda _: made.now)
+        return made
+
     def test_each_job_is_claimed_once_oldest_first(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
         assert _claim(database, "one", 2) == [videos[0].key, videos[1].key]
         assert _claim(database, "two") == [videos[2].key]
         assert _claim(database, "three") == []
         assert _status(database, videos[0]) == ("processing", None)
+
+    def test_a_lease_lasts_as_long_as_it_says(self, database: Database, clock: Clock) -> None:
+        video = _queued(database)
+        _claim(database, "one")
+        clock.now += jobs.LEASE_SECONDS
+        assert _claim(database, "two") == []
+        assert not _waiting(database)
+        clock.now += 0.001
+        assert _waiting(database)
+        assert _claim(database, "two") == [video.key]
+        clock.now += 10
+        with database.write() as connection:
+            jobs.renew(connection, "one")
+            jobs.renew(connection, "two")
+        clock.now += jobs.LEASE_SECONDS
+        assert _claim(database, "three") == []
+        clock.now += 0.001
+        assert _claim(database, "three") == [video.key]
+
+    def test_renewing_holds_on_to_ones_own_jobs_only(self, database: Database, clock: Clock) -> None:
+        first, second = _queued(database, "a"), _queued(database, "b")
+        assert _claim(database, "one", 1) == [first.key]
+        assert _claim(database, "two", 1) == [second.key]
+        clock.now += 20
+        with database.write() as connection:
+            jobs.renew(connection, "one")
+        clock.now += 20
+        assert _claim(database, "three") == [second.key]
+
+    def test_the_first_that_can_be_begun_is_the_first_begun(self, database: Database, clock: Clock) -> None:
+        videos = [_queued(database, name) for name in "abc"]
+        assert _waiting(database)
+        _claim(database, "one", 1)
+        with database.write() as connection:
+            jobs.retry(connection, videos[0].key, "it failed", 5.0)
+        assert _claim(database, "one", 3) == [videos[1].key, videos[2].key]
+        assert not _waiting(database)
+        clock.now += 5
+        assert _waiting(database)
+        assert _claim(database, "one", 3) == [videos[0].key]
+
+    def test_a_failed_attempt_waits_twice_as_long_each_time(self, database: Database, clock: Clock) -> None:
+        video = _queued(database)
+        for attempt, wait in ((1, 3.0), (2, 6.0)):
+            assert _claim(database, "one") == [video.key]
+            with database.write() as connection:
+                jobs.retry(connection, video.key, "it failed", 3.0)
+            assert _status(database, video) == ("queued", f"attempt {attempt} failed: it failed")
+            with database.read() as connection:
+                assert not jobs.owns(connection, video.key, "one")
+            clock.now += wait - 0.001
+            assert _claim(database, "one") == []
+            clock.now += 0.001
+        assert _claim(database, "one") == [video.key]
+        with database.write() as connection:
+            jobs.retry(connection, video.key, "it failed", 3.0)
+            assert jobs.depth(connection) == 0
+        assert _status(database, video) == ("failed", "gave up after 3 attempts: it failed")
+
+    def test_one_that_cannot_be_worked_on_waits_and_does_not_count(self, database: Database, clock: Clock) -> None:
+        video, other = _queued(database, "a"), _queued(database, "b")
+        for _ in range(2 * jobs.MAX_ATTEMPTS):
+            assert _claim(database, "one", 1) == [video.key]
+            with database.write() as connection:
+                jobs.postpone(connection, video.key, "the disk is full", 4.0)
+            assert _status(database, video) == ("queued", "the disk is full")
+            assert _claim(database, "one", 1) == [other.key]
+            with database.write() as connection:
+                jobs.release(connection, "one", counts=False)
+            clock.now += 3.999
+            assert _claimable(database) == [other.key]
+            clock.now += 0.001
+            assert _claimable(database) == [other.key, video.key]
+            with database.write() as connection:
+                jobs.postpone(connection, other.key, "", 0.0)
+        with database.read() as connection:
+            assert connection.execute(sa.select(db.jobs.c.attempts)).scalars().all() == [0, 0]
+
+    def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database, clock: Clock) -> None:
+        videos = [_queued(database, name) for name in "abc"]
+        with database.write() as connection:
+            jobs.postpone(connection, videos[2].key, "not yet", 0.0)  # which was never begun: no attempt is taken back
+        for owner, count in (("one", 1), ("two", 2)):
+            _claim(database, owner, count)
+        for owner, counts, expected in (("one", True, [1, 1, 1]), ("two", False, [1, 0, 0])):
+            with database.write() as connection:
+                jobs.release(connection, owner, counts=counts)
+                query = sa.select(db.jobs.c.attempts).order_by(db.jobs.c.video_key)
+                assert connection.execute(query).scalars().all() == expected
+        assert {_status(database, video)[0] for video in videos} == {"queued"}
+        assert sorted(_claim(database, "three")) == [video.key for video in videos]
+
+    def test_one_that_is_queued_again_starts_afresh(self, database: Database, clock: Clock) -> None:
+        video, other = _queued(database, "a"), _queued(database, "b")
+        _claim(database, "one", 1)
+        clock.now += 1
+        with database.write() as connection:
+            before = catalog.last_change(connection, "")
+            jobs.enqueue(connection, video.key)
+            assert catalog.last_change(connection, "") > before, "no index is told"
+            assert jobs.depth(connection) == 2
+            row = connection.execute(sa.select(db.jobs).where(db.jobs.c.video_key == video.key)).one()
+        assert (row.attempts, row.owner, row.lease_expires_at) == (0, None, None)
+        assert _status(database, video) == ("queued", None)
+        assert _claim(database, "two") == [other.key, video.key], "it is behind what waited before"
+
+    def test_a_finished_job_is_gone_and_others_are_not(self, database: Database) -> None:
+        video, other = _queued(database, "a"), _queued(database, "b")
+        assert _claim(database, "one") == [video.key, other.key]
+        with database.write() as connection:
+            jobs.finish(connection, video.key)
+            assert jobs.depth(connection) == 1
+            assert jobs.owns(connection, other.key, "one")
+            jobs.fail(connection, other.key, "it is no clip")
+            assert jobs.depth(connection) == 0
+        assert _status(database, video)[0] == "processing", "whoever finishes it says what it is"
+        assert _status(database, other) == ("failed", "it is no clip")
+
+    def test_the_age_is_that_of_the_oldest(self, database: Database, clock: Clock) -> None:
+        with database.read() as connection:
+            assert jobs.age(connection) == 0.0
+        first = _queued(database, "a")
+        clock.now += 7
+        second = _queued(database, "b")
+        clock.now += 2
+        with database.read() as connection:
+            assert jobs.age(connection) == pytest.approx(9, abs=0.5)
+            assert jobs.age(connection, first.key) == pytest.approx(9, abs=0.5)
+            assert jobs.age(connection, second.key) == pytest.approx(2, abs=0.5)
+            assert jobs.age(connection, 12345) == 0.0
+        with database.write() as connection:
+            for video in (first, second):
+                jobs.postpone(connection, video.key, "", 60.0)
+            assert jobs.age(connection) == 0.0
 
     def test_a_lease_runs_out_unless_it_is_renewed(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         video = _queued(database)
