@@ -167,7 +167,7 @@ class QueueProperties:
         with database.read() as connection:
             assert connection.execute(sa.select(db.jobs.c.attempts)).scalars().all() == [0, 0]
 
-    def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database, clock: Clock) -> None:
+    def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
         with database.write() as connection:
             jobs.postpone(connection, videos[2].key, "not yet", 0.0)  # which was never begun: no attempt is taken back
