@@ -1,8 +1,15 @@
-"""Which frames are taken of which time stamps, and how many must be decoded for them. No clip is read here."""
+"""Which frames are taken of which time stamps, and how many must be decoded for them.
+
+Packets are made up here; test_sampling reads clips.
+"""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,3 +114,217 @@ def test_effort_counts_from_the_keyframe_that_is_worth_a_seek() -> None:
 def test_effort_is_all_up_to_the_last_where_packets_and_frames_cannot_be_told_apart() -> None:
     assert _timeline(list(range(0, 100, 2)), list(range(0, 100, 10)), trusted=False).effort([30, 90]) == 46
     assert _timeline(list(range(100)), []).effort([30, 90]) == 91
+
+
+# --- packets
+
+
+@dataclass
+class MadeUpPacket:
+    """A packet that makes one frame."""
+
+    pts: int | None
+    is_keyframe: bool = False
+    dts: int | None = None
+    duration: int | None = 1
+    is_discard: bool = False
+
+
+class MadeUpClip:
+    """Packets as a container gives them, each making the frame of its time stamp (or of its number in `frames`).
+
+    seeks: to which packet a seek to a time stamp leads; to no other it can. read: time stamps of what was decoded,
+    each with whether only frames that others refer to were asked for.
+    """
+
+    def __init__(
+        self,
+        packets: list[MadeUpPacket],
+        seeks: dict[int, int] | None = None,
+        *,
+        frames: list[int] | None = None,
+        container_format: str = "mp4",
+        time_base: float | None = 0.1,
+    ) -> None:
+        self._packets = packets
+        self._frames = frames
+        self._seeks = seeks or {}
+        self._place = 0
+        self.decoded: list[tuple[int | None, bool]] = []
+        self.reopened = 0
+        self.container = SimpleNamespace(format=SimpleNamespace(name=container_format))
+        self.stream = SimpleNamespace(time_base=time_base, codec_context=SimpleNamespace(skip_frame="DEFAULT"))
+
+    def reopen(self) -> None:
+        self.reopened += 1
+        self._place = 0
+
+    def seek(self, stamp: int) -> bool:
+        self._place = self._seeks.get(stamp, self._place)
+        return stamp in self._seeks
+
+    def packets(self) -> Iterator[MadeUpPacket | None]:
+        while self._place < len(self._packets):
+            self._place += 1
+            yield self._packets[self._place - 1]
+        yield None
+
+    def decode(self, packet: MadeUpPacket | None) -> list[Any]:
+        if packet is None:
+            return []
+        self.decoded.append((packet.pts, self.stream.codec_context.skip_frame == "NONREF"))
+        if self._frames is not None and packet.pts not in self._frames:
+            return []
+        return [SimpleNamespace(pts=packet.pts)]
+
+    def read(self) -> Iterator[Any]:
+        for packet in self.packets():
+            yield from self.decode(packet)
+
+
+def _packets(count: int, *keyframes: int) -> list[MadeUpPacket]:
+    return [MadeUpPacket(number, number in keyframes) for number in range(count)]
+
+
+def _read(packets: list[MadeUpPacket], **options: Any) -> tuple[Timeline, MadeUpClip]:
+    clip = MadeUpClip(packets, **options)
+    timeline = Timeline.read(clip)  # type: ignore[arg-type]
+    clip.reopen()
+    clip.reopened = 0
+    return timeline, clip
+
+
+def _shown(timeline: Timeline, clip: MadeUpClip, stamps: list[int]) -> list[int]:
+    shown = []
+    for time_seconds, frame in timeline.frames(clip, stamps):  # type: ignore[arg-type]
+        assert time_seconds == pytest.approx((frame.pts - int(timeline.stamps[0])) * 0.1)
+        shown.append(frame.pts)
+    return shown
+
+
+def test_packets_are_listed_to_the_end() -> None:
+    # In the order of decoding: the frame that is shown last is not the last packet.
+    order = [(0, True, 1), (3, False, 7), (1, False, 2), (2, False, 2)]
+    timeline, _ = _read([MadeUpPacket(pts, key, duration=length) for pts, key, length in order])
+    assert timeline.stamps.tolist() == [0, 1, 2, 3]
+    assert timeline.duration_seconds == pytest.approx(1.0), "3 and its own length of 7"
+    assert timeline.effort([3]) == 4
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_a_last_frame_without_a_length_lasts_as_long_as_the_others(length: int | None) -> None:
+    timeline, _ = _read([MadeUpPacket(4 * n, n == 0, duration=length) for n in range(3)])
+    assert timeline.duration_seconds == pytest.approx(1.2)
+    timeline, _ = _read([MadeUpPacket(-5, True, duration=5), MadeUpPacket(-5, duration=9)])
+    assert timeline.duration_seconds == pytest.approx(0.5), "the first of two with one time stamp"
+
+
+def test_a_clip_without_a_time_base_has_no_duration() -> None:
+    assert _read(_packets(3, 0), time_base=None)[0].duration_seconds is None
+
+
+def test_a_packet_without_a_time_stamp_of_its_own_is_known_by_its_order() -> None:
+    packets = [MadeUpPacket(None, n % 10 == 0, dts=n) for n in range(40)]
+    timeline, _ = _read(packets)
+    assert timeline.stamps.tolist() == list(range(40))
+    assert timeline.effort([35]) == 36, "no packet is trusted to make a certain frame"
+    timeline, _ = _read([MadeUpPacket(None), *_packets(40, 0, 30)])
+    assert timeline.stamps.tolist() == list(range(40)), "one with neither is passed over"
+    assert timeline.effort([35]) == 36
+
+
+def test_packets_before_an_edit_are_not_shown_and_can_be_begun_at() -> None:
+    packets = _packets(40, 0, 20)
+    for packet in packets[:25]:
+        packet.is_discard = True
+    timeline, clip = _read(packets, seeks={20: 20})
+    assert timeline.stamps.tolist() == list(range(25, 40))
+    assert timeline.duration_seconds == pytest.approx(1.5)
+    assert _shown(timeline, clip, [27]) == [27]
+    assert [stamp for stamp, _ in clip.decoded] == list(range(20, 28))
+
+
+def test_stamps_of_an_avi_that_go_back_are_guesses() -> None:
+    backward = [MadeUpPacket(pts, pts % 10 == 0) for pts in (0, 2, 1, *range(3, 40))]
+    assert _read(backward)[0].effort([35]) == 6
+    assert _read(backward, container_format="avi")[0].effort([35]) == 36
+    assert _read(_packets(40, 0, 10, 20, 30), container_format="avi")[0].effort([35]) == 6
+
+
+# --- reading
+
+
+def test_only_what_a_frame_needs_is_decoded() -> None:
+    timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30})
+    assert _shown(timeline, clip, [12, 33]) == [12, 33]
+    assert clip.decoded == [
+        *((10, False), (11, True), (12, False)),  # those between are for frames that refer to them
+        *((30, False), (31, True), (32, True), (33, False)),
+    ]
+    assert clip.reopened == 0
+
+
+def test_one_reads_on_where_a_seek_saves_little() -> None:
+    timeline, clip = _read(_packets(40, 0, 10, 20, 30), seeks={0: 0, 10: 10, 20: 20, 30: 30})
+    assert _shown(timeline, clip, [16, 22, 35]) == [16, 22, 35]
+    assert [stamp for stamp, _ in clip.decoded] == [*range(10, 23), *range(30, 36)]
+
+
+def test_a_frame_before_every_keyframe_is_read_from_the_first() -> None:
+    timeline, clip = _read(_packets(40, 0, 30), seeks={0: 0, 30: 30})
+    assert _shown(timeline, clip, [0, 39]) == [0, 39]
+    assert [stamp for stamp, _ in clip.decoded] == [0, *range(30, 40)]
+
+
+def test_a_seek_that_leads_too_far_back_decodes_nothing_before_the_keyframe() -> None:
+    timeline, clip = _read(_packets(40, 0, 10, 30), seeks={30: 3, 0: 0})
+    assert _shown(timeline, clip, [33]) == [33]
+    assert [stamp for stamp, _ in clip.decoded] == [30, 31, 32, 33]
+
+
+def test_a_seek_that_leads_too_far_is_given_up_for_reading_from_the_start() -> None:
+    timeline, clip = _read(_packets(40, 0, 10, 20, 30), seeks={0: 0, 10: 20, 20: 20, 30: 30})
+    assert _shown(timeline, clip, [12, 33]) == [12, 33]
+    assert clip.reopened == 1
+    assert [stamp for stamp, _ in clip.decoded] == list(range(35)), "nothing was decoded on the wrong way"
+
+
+def test_a_container_that_cannot_seek_is_read_from_where_it_stands() -> None:
+    timeline, clip = _read(_packets(40, 0, 10, 30))
+    assert _shown(timeline, clip, [2, 33]) == [2, 33]
+    assert clip.reopened == 1, "for the first keyframe only"
+    assert [stamp for stamp, _ in clip.decoded] == [0, 1, 2, 30, 31, 32, 33]
+    clip.decoded.clear()
+    timeline, clip = _read(_packets(40, 0, 10, 30))
+    assert _shown(timeline, clip, [33]) == [33]
+    assert clip.reopened == 0
+
+
+def test_a_damaged_frame_is_replaced_by_the_next() -> None:
+    frames = [n for n in range(40) if n not in (12, 13, 33)]
+    timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30}, frames=frames)
+    assert _shown(timeline, clip, [12, 33]) == [14, 34]
+    assert clip.reopened == 1
+    # One frame that stands for two is given once.
+    timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30}, frames=frames)
+    assert _shown(timeline, clip, [12, 13, 33]) == [14, 34]
+    timeline, clip = _read(_packets(40, 0), seeks={0: 0}, frames=list(range(20)))
+    assert _shown(timeline, clip, [5, 25, 30]) == [5], "at the end there may be fewer"
+
+
+def test_frames_come_in_their_order_where_packets_do_not_tell() -> None:
+    packets = [MadeUpPacket(pts, pts == 0) for pts in (0, 2, 1, 4, 3, 6, 5)]
+    timeline, clip = _read(packets, container_format="avi")
+    shown = [
+        (round(time_seconds, 3), frame.pts)
+        for time_seconds, frame in timeline.frames(clip, [1, 4])  # type: ignore[arg-type]
+    ]
+    assert shown == [(0.1, 2), (0.4, 3)], "the second frame and the fifth, whatever their stamps"
+    assert clip.reopened == 1
+    # More frames than time stamps: those go by their own.
+    timeline, _ = _read(
+        [MadeUpPacket(0, True), MadeUpPacket(0), MadeUpPacket(1), MadeUpPacket(0)], container_format="avi"
+    )
+    longer = MadeUpClip([MadeUpPacket(n) for n in (0, 0, 5, 6)])
+    found = [frame.pts for _, frame in timeline.frames(longer, [1, 6])]  # type: ignore[arg-type]
+    assert found == [0, 6]
