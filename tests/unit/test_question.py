@@ -20,7 +20,7 @@ CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5)
 
 
 def _refused(field: str, words: str) -> Any:
-    return pytest.raises(InvalidInput, match=rf"^{field}.*{words}")
+    return pytest.raises(InvalidInput, match=rf"^{field}: {words}$")
 
 
 def _example(weight: float = 1.0) -> Example:
@@ -37,7 +37,7 @@ def test_a_question_has_the_defaults_that_are_documented() -> None:
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf"), -float("inf"), 1e6 + 1, -1e6 - 1])
 def test_a_weight_is_a_number_that_counts(weight: float) -> None:
     for make in (lambda: Like("a", weight), lambda: _example(weight)):
-        with _refused("weight", "greater than 0, at most 1000000, not "):
+        with _refused("weight", "must be a number greater than 0, at most 1000000, not .*"):
             make()
 
 
@@ -61,21 +61,21 @@ def test_nothing_is_both_liked_and_disliked() -> None:
 
 @pytest.mark.parametrize("diversity", [-0.01, 1.01, float("nan")])
 def test_diversity_is_from_0_to_1(diversity: float) -> None:
-    with _refused("diversity", "must be a number from 0 to 1, not"):
+    with _refused("diversity", "must be a number from 0 to 1, not .*"):
         replace(ONE, diversity=diversity)
     assert replace(ONE, diversity=1.0).diversity == 1.0
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
 def test_the_smallest_score_is_a_number(score: float) -> None:
-    with _refused("min_score", "must be a number, not"):
+    with _refused("min_score", "must be a number, not .*"):
         replace(ONE, min_score=score)
     assert replace(ONE, min_score=-3.0).min_score == -3.0
 
 
 @pytest.mark.parametrize("k", [0, 1001])
 def test_k_has_bounds(k: int) -> None:
-    with _refused("k", ""):
+    with _refused("k", f"must be from 1 to 1000, not {k}"):
         replace(ONE, k=k)
 
 
@@ -225,5 +225,5 @@ def test_a_cursor_belongs_to_one_question_and_one_state() -> None:
     CURSOR.check("q", "s")
     with _refused("cursor", "belongs to another question: send the parameters of the first page with it"):
         CURSOR.check("other", "s")
-    with pytest.raises(Gone, match="what the first page was compared with has changed since"):
+    with pytest.raises(Gone, match="^what the first page was compared with has changed since; ask for it again without a cursor$"):
         CURSOR.check("q", "other")
