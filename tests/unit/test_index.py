@@ -13,6 +13,7 @@ import pytest
 
 from service.domain import EVERY_CATEGORY, Categories, Entries
 from service.index import compressed
+from service.index import rows as index_rows
 from service.index.compressed import CompressedIndex
 from service.index.files import digest
 from service.index.flat import FlatIndex
@@ -137,6 +138,156 @@ def test_searches_filters_changes_and_snapshots(make: Make, tmp_path: Path) -> N
     assert sorted(again.keys.tolist()) == sorted(table.rows)
     index.close()
     loaded.close()
+
+
+def test_rows_are_joined_and_split_as_they_came() -> None:
+    rows = entries(6)
+    both, seen = Layout(D, captions=True), Layout(D, captions=False)
+    assert (both.width, seen.width) == (2 * D + 1, D)
+    joined = both.join(rows.pictures, rows.captions, rows.captioned)
+    assert (joined.shape, joined.dtype) == ((6, 2 * D + 1), np.dtype(np.float32))
+    assert joined[:, -1].tolist() == [0.0 if there else 1.0 for there in rows.captioned]
+    for mine, its in zip(both.split(joined), (rows.pictures, rows.captions, rows.captioned), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    wide = seen.join(rows.pictures.astype(np.float64)[::-1], None, rows.captioned)
+    assert (wide.dtype, wide.flags.c_contiguous) == (np.dtype(np.float32), True)
+    pictures, captions, captioned = seen.split(wide)
+    np.testing.assert_array_equal(pictures, rows.pictures[::-1])
+    assert (captions.shape, captions.any(), captioned.shape, captioned.any()) == ((6, D), False, (6,), False)
+    assert captioned.dtype == np.bool_
+
+
+def test_an_empty_index_answers_with_nothing(make: Make) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(40)
+    empty = FlatIndex(layout)
+    assert (len(empty), empty.rows, empty.stale, empty.serving) == (0, 0, False, False)
+    index = make(layout, rows)
+    for one, where, count in (
+        (empty, EVERY_CATEGORY, 3),
+        (index, EVERY_CATEGORY, 0),
+        (index, Categories(include=frozenset({"nobody"})), 3),
+    ):
+        found, products = one.search(np.ones(layout.width, np.float32), count, where)
+        assert (found.dtype, products.dtype, len(found), len(products)) == (np.int64, np.float32, 0, 0)
+    assert not empty.mean_caption.any()
+    assert empty.similarity(np.ones(D), np.ones(D)) == ((0.0, 0.0), (0.0, 0.0))
+    empty.replace(np.array([1, 2]), some(rows, slice(0, 0)))
+    assert len(empty) == 0
+
+
+def test_no_more_rows_are_answered_than_there_are(make: Make) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(40)
+    index = make(layout, rows)
+    index.replace(np.array([7]), some(rows, slice(0, 0)))
+    assert sorted(index.keys(index.search(np.ones(layout.width, np.float32), 99)[0]).tolist()) == [
+        key for key in range(40) if key != 7
+    ]
+
+
+def test_means_without_deviations(make: Make) -> None:
+    index = make(Layout(D, captions=True), entries(300))
+    q = np.random.default_rng(1).standard_normal((2, D))
+    seen, read = index.similarity(q[0], q[1])
+    assert index.similarity(q[0], q[1], deviations=False) == ((seen[0], 0.0), (read[0], 0.0))
+    assert seen[1] > 0
+    assert read[1] > 0
+
+
+def test_rows_of_one_video_stay_in_their_order(make: Make) -> None:
+    layout = Layout(D, captions=False)
+    rows = entries(90, captions=False)
+    keys = np.concatenate([np.full(30, 8), np.full(30, 3), np.full(30, 5)])
+    index = make(layout, Entries(keys, rows.pictures, None, rows.captioned, rows.categories))
+    assert index.alive().tolist() == [*range(30, 60), *range(60, 90), *range(30)]
+    assert index.rows_of(np.array([5, 8, 77])).tolist() == [*range(30), *range(60, 90)]
+    index.replace(np.array([3]), some(rows, slice(0, 0)))
+    assert index.alive().tolist() == [*range(60, 90), *range(30)]
+    assert index.rows_of(np.array([3])).tolist() == []
+    part = index.entries(25, 65)
+    assert part.keys.tolist() == [*[8] * 5, *[5] * 5]
+    assert part.captions is None
+    np.testing.assert_array_equal(part.pictures, rows.pictures[[*range(25, 30), *range(60, 65)]])
+    assert part.categories == tuple(rows.categories[row] for row in [*range(25, 30), *range(60, 65)])
+    assert not part.captioned.any()
+
+
+def test_a_random_part_is_of_what_is_alive(make: Make) -> None:
+    rows = entries(200)
+    index = make(Layout(D, captions=True), rows)
+    index.replace(np.arange(0, 200, 2), some(rows, slice(0, 0)))
+    chosen = index.some(30)
+    assert (len(chosen), len(set(chosen.tolist())), sorted(chosen.tolist())) == (30, 30, chosen.tolist())
+    assert (chosen % 2 == 1).all()
+    assert index.some(30).tolist() == chosen.tolist() != index.some(30, seed=1).tolist()
+    assert index.some(1000).tolist() == list(range(1, 200, 2))
+
+
+def test_too_much_that_is_dead_makes_an_index_stale(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_rows, "_DEAD_ANYWAY", 10)
+    rows = entries(100)
+    index = make(Layout(D, captions=True), rows)
+    for stop, stale in ((10, False), (25, False), (26, True)):
+        index.replace(np.arange(stop), some(rows, slice(0, 0)))
+        assert (len(index), index.rows, index.stale) == (100 - stop, 100, stale)
+    few = make(Layout(D, captions=True), some(rows, slice(0, 20)))
+    few.replace(np.arange(10), some(rows, slice(0, 0)))
+    assert not few.stale, "so few cost nothing"
+    few.replace(np.arange(11), some(rows, slice(0, 0)))
+    assert few.stale
+
+
+def test_filters_are_right_after_every_change_and_however_many_there_were(make: Make) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(200)
+    index, table = make(layout, rows), Table(layout, rows)
+    where = Categories(include=frozenset({"a"}))
+    for number in range(40):  # more than are remembered
+        table.check(index, Categories(exclude=frozenset({"b", f"nobody {number}"})), count=5)
+    table.check(index, where)
+    gone = next(key for key in table.rows if table.names[key] == "a")
+    index.replace(np.array([gone]), some(rows, slice(0, 0)))
+    del table.rows[gone]
+    table.check(index, where)
+    assert gone not in index.keys(index.search(np.ones(layout.width, np.float32), 200, where)[0])
+    late = Entries(np.array([500]), rows.pictures[:1], rows.captions[:1], rows.captioned[:1], ("late",))  # type: ignore[index]
+    index.replace(NOBODY, late)
+    only = Categories(include=frozenset({"late"}))
+    assert index.keys(index.search(np.ones(layout.width, np.float32), 200, only)[0]).tolist() == [500]
+
+
+def test_a_video_that_is_put_in_again_is_in_once(make: Make) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(50)
+    index = make(layout, rows)
+    for _ in range(3):
+        index.replace(np.array([49, 48]), some(rows, [49, 48]))  # the last keys are as well known as the first
+    assert (len(index), index.rows) == (50, 56)
+    Table(layout, rows).check(index)
+
+
+def test_columns_grow_past_what_they_began_with(tmp_path: Path) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(3000)
+    index = FlatIndex(layout)
+    for start, stop in ((0, 1000), (1000, 1024), (1024, 1025), (1025, 3000)):
+        index.replace(NOBODY, some(rows, slice(start, stop)))
+    Table(layout, rows).check(index)
+    assert index.keys(np.arange(3000)).tolist() == rows.keys.tolist()
+    state, files = index.freeze()(tmp_path)
+    assert (
+        {state["vectors"], state["table"]}
+        == {file.name for file in files}
+        == {path.name for path in tmp_path.iterdir()}
+    )
+    loaded = FlatIndex.load(layout, tmp_path, state)
+    Table(layout, rows).check(loaded)
+    loaded.replace(np.array([2999, 3000]), some(rows, [2999]))
+    assert len(loaded) == 3000
+    np.fromfile(tmp_path / state["vectors"], dtype=np.float32)[: 10 * layout.width].tofile(tmp_path / state["vectors"])
+    with pytest.raises(ValueError, match=r"^10 vectors of 3000 rows$"):
+        FlatIndex.load(layout, tmp_path, state)
 
 
 def test_moments_follow_through_changes(make: Make) -> None:
