@@ -65,6 +65,15 @@ def _claimable(database: Database) -> list[int]:
     return found
 
 
+def _progress(database: Database, video: Video) -> float:
+    with database.read() as connection:
+        return catalog.video_by_key(connection, video.key).progress
+
+
+def _attempts(connection: sa.Connection) -> list[int]:
+    return list(connection.execute(sa.select(db.jobs.c.attempts).order_by(db.jobs.c.video_key)).scalars())
+
+
 class QueueProperties:
     """Give a fixture `url`: the address of a database without a schema."""
 
@@ -165,7 +174,7 @@ class QueueProperties:
             with database.write() as connection:
                 jobs.postpone(connection, other.key, "", 0.0)
         with database.read() as connection:
-            assert connection.execute(sa.select(db.jobs.c.attempts)).scalars().all() == [0, 0]
+            assert _attempts(connection) == [0, 0]
 
     def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
@@ -176,8 +185,7 @@ class QueueProperties:
         for owner, counts, expected in (("one", True, [1, 1, 1]), ("two", False, [1, 0, 0])):
             with database.write() as connection:
                 jobs.release(connection, owner, counts=counts)
-                query = sa.select(db.jobs.c.attempts).order_by(db.jobs.c.video_key)
-                assert connection.execute(query).scalars().all() == expected
+                assert _attempts(connection) == expected
         assert {_status(database, video)[0] for video in videos} == {"queued"}
         assert sorted(_claim(database, "three")) == [video.key for video in videos]
 
@@ -223,6 +231,46 @@ class QueueProperties:
             for video in (first, second):
                 jobs.postpone(connection, video.key, "", 60.0)
             assert jobs.age(connection) == 0.0
+
+    def test_how_far_a_job_is_is_said_at_every_step(self, database: Database, clock: Clock) -> None:
+        video = _queued(database)
+        assert _progress(database, video) == 0.0
+        for give_up, progress in (
+            (lambda connection: jobs.postpone(connection, video.key, "", 0.0), 0.0),
+            (lambda connection: jobs.release(connection, "one", counts=False), 0.0),
+            (lambda connection: jobs.retry(connection, video.key, "", 0.0), 0.0),
+            (lambda connection: jobs.enqueue(connection, video.key), 0.0),
+            (lambda connection: jobs.fail(connection, video.key, ""), 1.0),
+        ):
+            assert _claim(database, "one") == [video.key]
+            assert _progress(database, video) == 0.05
+            with database.write() as connection:
+                give_up(connection)
+            assert _progress(database, video) == progress
+            with database.read() as connection:
+                assert not jobs.owns(connection, video.key, "one"), "it is nobody's"
+            clock.now += 0.001
+
+    def test_what_befalls_one_job_does_not_befall_the_others(self, database: Database) -> None:
+        videos = [_queued(database, name) for name in "abc"]
+        for owner in ("one", "two", "three"):
+            assert len(_claim(database, owner, 1)) == 1
+        with database.write() as connection:
+            jobs.postpone(connection, videos[0].key, "", 0.0)
+            assert _attempts(connection) == [0, 1, 1]
+            jobs.release(connection, "two")
+            assert _attempts(connection) == [0, 1, 1], "it counts unless it is said not to"
+            assert jobs.owns(connection, videos[2].key, "three")
+            jobs.finish(connection, videos[1].key)
+            assert _attempts(connection) == [0, 1]
+
+    def test_giving_one_up_does_not_keep_the_next_from_being_begun(self, database: Database, clock: Clock) -> None:
+        hopeless, sound = _queued(database, "a"), _queued(database, "b")
+        for _ in range(jobs.MAX_ATTEMPTS):
+            assert _claim(database, "dead", 1) == [hopeless.key]
+            clock.now += jobs.LEASE_SECONDS + 1
+        assert _claim(database, "other", 2) == [sound.key]
+        assert _status(database, hopeless) == ("failed", "gave up after 3 attempts: the worker died each time")
 
     def test_a_lease_runs_out_unless_it_is_renewed(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         video = _queued(database)
