@@ -25,7 +25,7 @@ import torch
 
 from service import catalog, db, jobs
 from service.db import Database
-from service.domain import Embeddings, Generation, Probe, Sampling
+from service.domain import Embeddings, Generation
 from service.embedder import Embedder, Tower, load
 from service.errors import Unavailable
 from service.files import FolderStore
@@ -38,7 +38,7 @@ from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill, mount, mounted
 from tests.support.library import settings_for
-from tests.support.rows import check_against_rows, items_of_rows
+from tests.support.rows import add_row, check_against_rows, items_of_rows
 from tests.support.server import Service, logged, serving, serving_here
 from tests.support.wait import until
 
@@ -417,17 +417,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
         v = vector()
         with library.write() as connection:
             catalog.activate_generation(connection, generation)
-            video = catalog.add_video(
-                connection,
-                sha256=str(number),
-                size_bytes=1,
-                filename="a",
-                title="a",
-                caption=None,
-                category=None,
-                sampling=Sampling(1),
-                probe=Probe("video/mp4", "h264", 1, 1, 1.0, 1.0),
-            )
+            video = add_row(connection, number)
             catalog.put_embeddings(connection, video.key, generation, Embeddings(v[None], v, v, None))
             catalog.set_status(connection, video.key, "ready", 1.0)
             catalog.record_change(connection, video.key)

@@ -15,12 +15,13 @@ import pytest
 from service import catalog, db, maps
 from service.atlas import Atlas, Cancelled
 from service.db import Database
-from service.domain import Embeddings, Generation, Probe, Sampling
+from service.domain import Embeddings, Generation
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingest import Ingest
 from service.maps import Embedding, Map
 from service.projection import Method
 from service.vectors import aggregate, normalise
+from tests.support.rows import add_row
 
 D = 16
 GENERATION = Generation("g1", "made-up", D, "float32")
@@ -59,17 +60,7 @@ class Library:
                 frames = normalise(centre + 0.1 * self.random.normal(size=(3, D)))
                 if near is not None:
                     frames[:] = near
-                video = catalog.add_video(
-                    connection,
-                    sha256=f"{number:064x}",
-                    size_bytes=1,
-                    filename="a.mp4",
-                    title="a",
-                    caption=None,
-                    category=category,
-                    sampling=Sampling(3),
-                    probe=Probe("video/mp4", "h264", 64, 48, 3.0, 10.0),
-                )
+                video = add_row(connection, number, category=category, frames=3)
                 text = frames[0] if number % 2 else None
                 catalog.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
                 catalog.update_video(connection, video.key, status="ready", frame_times=[0.5, 1.5, 2.5])
@@ -193,17 +184,7 @@ def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: P
     apart = Database(f"sqlite:///{other}/reelsrs.db")
     alone = Atlas(apart, other / "atlas", lambda: GENERATION, "mean")
     with apart.write() as connection:  # the second one alone, by the same vector
-        video = catalog.add_video(
-            connection,
-            sha256="f" * 64,
-            size_bytes=1,
-            filename="",
-            title="",
-            caption=None,
-            category=None,
-            sampling=Sampling(1),
-            probe=Probe("video/mp4", "h264", 64, 48, 3.0, 10.0),
-        )
+        video = add_row(connection, 999)
         vector = wanted[library.keys[second[0]]]
         catalog.put_embeddings(connection, video.key, GENERATION, Embeddings(vector, vector[0], vector[0], None))
         catalog.update_video(connection, video.key, status="ready", frame_times=[0.5])

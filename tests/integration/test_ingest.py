@@ -18,28 +18,15 @@ from service import catalog, db, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
-from service.ingest import Description, describe
 from service.runtime import Runtime
 from service.vectors import aggregate
 from service.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.queries import like_video
+from tests.support.uploads import accept, offer, status_of
 
 SAMPLING = Sampling(4)
-
-
-def _accept(runtime: Runtime, clip: Path, **words: str | None) -> tuple[Video, str]:
-    description: Description = describe(clip.name, sampling=SAMPLING, **words)
-    with runtime.ingest.receive() as incoming:
-        incoming.write(clip.read_bytes())
-        incoming.finish()
-        return runtime.ingest.accept(incoming, description)
-
-
-def _now(runtime: Runtime, video: Video) -> Video:
-    with runtime.db.read() as connection:
-        return catalog.video(connection, video.id)
 
 
 def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
@@ -49,10 +36,10 @@ def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
 
 def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
     clips = sorted(drawn.rglob("*.mp4"))[:3]
-    videos = [_accept(runtime, clip, caption=f"clip {n}")[0] for n, clip in enumerate(clips)]
+    videos = [accept(runtime, clip, caption=f"clip {n}") for n, clip in enumerate(clips)]
     assert [video.status for video in videos] == ["queued"] * 3
     Worker(runtime).work_off()
-    first = _now(runtime, videos[0])
+    first = status_of(runtime, videos[0])
     assert (first.status, first.progress, first.error) == ("ready", 1.0, None)
     assert len(first.frame_times) == 4
     frames = _vectors(runtime, first, "frame")
@@ -70,7 +57,7 @@ def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, ma
     clip = make_clip("a.mp4", numbered(10))
     runtime.ingest  # noqa: B018 - built before the threads ask for it
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: _accept(runtime, clip, caption="x"), range(8)))
+        answers = list(pool.map(lambda _: offer(runtime, clip, caption="x"), range(8)))
     assert len({video.id for video, _ in answers}) == 1
     assert sorted(outcome for _, outcome in answers) == ["created"] + ["existing"] * 7
 
@@ -78,7 +65,7 @@ def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, ma
 def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
     """Each video's vectors are those it has when it is embedded alone."""
     clips = sorted(drawn.rglob("*.mp4"))[:5]
-    videos = [_accept(runtime, clip)[0] for clip in clips]
+    videos = [accept(runtime, clip) for clip in clips]
     Worker(runtime).work_off()
     for video, clip in zip(videos, clips, strict=True):
         alone = tiny.embed_pictures(runtime.decoder.sample(clip, SAMPLING, tiny.picture).pixels)
@@ -90,7 +77,7 @@ def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Pa
 def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
     runtime: Runtime, make_clip: ClipMaker
 ) -> None:
-    slow = _accept(runtime, make_clip("slow.mp4", numbered(10)))[0]
+    slow = accept(runtime, make_clip("slow.mp4", numbered(10)))
     with ThreadPoolExecutor(2) as pool:  # starts both children
         list(pool.map(runtime.decoder.probe, [runtime.files.video(slow.sha256)] * 2))
     pid = runtime.decoder.child_pids[0]  # the one that is asked next
@@ -99,15 +86,15 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
     worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
     worker.start()
     try:
-        _until(lambda: _now(runtime, slow).status == "processing")
-        later = _accept(runtime, make_clip("later.mp4", numbered(12)))[0]
-        _until(lambda: _now(runtime, later).status == "ready")
-        assert _now(runtime, slow).status == "processing"
+        _until(lambda: status_of(runtime, slow).status == "processing")
+        later = accept(runtime, make_clip("later.mp4", numbered(12)))
+        _until(lambda: status_of(runtime, later).status == "ready")
+        assert status_of(runtime, slow).status == "processing"
     finally:
         os.kill(pid, signal.SIGCONT)
         stop.set()
         worker.join()
-    assert _now(runtime, slow).status == "ready"  # what was claimed is brought to its end
+    assert status_of(runtime, slow).status == "ready"  # what was claimed is brought to its end
 
 
 def test_no_more_is_claimed_than_keeps_the_model_busy(
@@ -116,7 +103,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
     monkeypatch.setattr("service.ingest.AHEAD_FRAMES", 1)
     monkeypatch.setattr(runtime.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
-    videos = [_accept(runtime, clip)[0] for clip in clips]
+    videos = [accept(runtime, clip) for clip in clips]
     most = 0
 
     def claim() -> list[int]:
@@ -127,7 +114,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
         return claimed
 
     runtime.ingest.process(claim, "me")
-    assert {_now(runtime, video).status for video in videos} == {"ready"}
+    assert {status_of(runtime, video).status for video in videos} == {"ready"}
     # One more than there are decoders is on its way to the model, as many are in it, and as many are being stored.
     assert len(videos) > most
     assert most <= 3 * (runtime.decoder.processes + 1)
@@ -145,7 +132,7 @@ def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, t
     for content in (b"", b"words"):
         bad.write_bytes(content)
         with pytest.raises(Undecodable):
-            _accept(runtime, bad)
+            offer(runtime, bad)
     with runtime.db.read() as connection:
         assert catalog.status_counts(connection) == {}
     assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
@@ -153,36 +140,36 @@ def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, t
 
 def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Runtime, make_clip: ClipMaker) -> None:
     good, bad = (
-        _accept(runtime, make_clip("a.mp4", numbered(10)))[0],
-        _accept(runtime, make_clip("b.mp4", numbered(12)))[0],
+        accept(runtime, make_clip("a.mp4", numbered(10))),
+        accept(runtime, make_clip("b.mp4", numbered(12))),
     )
     stored = runtime.files.video(bad.sha256).path
     assert stored is not None
     whole = stored.read_bytes()
     stored.write_bytes(b"the disk forgot")
     Worker(runtime).work_off()
-    assert _now(runtime, good).status == "ready"
-    failed = _now(runtime, bad)
+    assert status_of(runtime, good).status == "ready"
+    failed = status_of(runtime, bad)
     assert failed.status == "failed"
     assert failed.error is not None
     assert "not a video" in failed.error
     stored.write_bytes(whole)
-    again, outcome = _accept(runtime, make_clip("c.mp4", numbered(12)))
+    again, outcome = offer(runtime, make_clip("c.mp4", numbered(12)))
     assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
     stored.write_bytes(b"the disk forgot again")
     Worker(runtime).work_off()
-    assert _now(runtime, bad).status == "failed"
+    assert status_of(runtime, bad).status == "failed"
     stored.write_bytes(whole)
     assert runtime.ingest.retry(bad.id).status == "queued"  # nothing need be sent for that
     Worker(runtime).work_off()
-    assert _now(runtime, bad).status == "ready"
+    assert status_of(runtime, bad).status == "ready"
     assert runtime.ingest.retry(bad.id).status == "ready"
 
 
 def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
     runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    video = accept(runtime, make_clip("a.mp4", numbered(10)))
     now = [time.time()]
     monkeypatch.setattr(db, "now", lambda _: now[0])
 
@@ -193,19 +180,19 @@ def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
         broken.setattr(runtime.files, "put_pictures", full)
         for pause in (2, 4, 8, 16, 30, 30):
             Worker(runtime).work_off()
-            waiting = _now(runtime, video)
+            waiting = status_of(runtime, video)
             assert (waiting.status, waiting.error) == ("queued", "no room left")
             now[0] += pause - 0.1
             with runtime.db.read() as connection:
                 assert not jobs.waiting(connection)
             now[0] += 0.2
     Worker(runtime).work_off()
-    assert _now(runtime, video).status == "ready"
+    assert status_of(runtime, video).status == "ready"
 
 
 def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: ClipMaker) -> None:
     """The database is locked just when the result, and then the failure, is to be written."""
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    video = accept(runtime, make_clip("a.mp4", numbered(10)))
     other = sqlite3.connect(runtime.settings.data_dir / "reelsrs.db", isolation_level=None)
     worker, given = Worker(runtime), iter([True])
 
@@ -221,16 +208,16 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
         runtime.ingest.process(claim, worker.owner)
     other.execute("ROLLBACK")
     other.close()
-    assert _now(runtime, video).status == "processing"
+    assert status_of(runtime, video).status == "processing"
     with runtime.db.write() as connection:
         jobs.release(connection, worker.owner, counts=False)
-    assert _now(runtime, video).status == "queued"
+    assert status_of(runtime, video).status == "queued"
     worker.work_off()
-    assert _now(runtime, video).status == "ready"
+    assert status_of(runtime, video).status == "ready"
 
 
 def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Embedder) -> None:
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")[0]
+    video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")
     Worker(runtime).work_off()
     before = _vectors(runtime, video, "frame")
     edited = runtime.ingest.edit(video.id, {"caption": "new words", "category": "films"})
@@ -239,7 +226,7 @@ def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, 
     assert np.array_equal(_vectors(runtime, video, "frame"), before)  # type: ignore[arg-type]
     runtime.ingest.edit(video.id, {"caption": None})
     assert _vectors(runtime, video, "text") is None
-    assert _now(runtime, video).category == "films"
+    assert status_of(runtime, video).category == "films"
     with pytest.raises(InvalidInput, match="title"):
         runtime.ingest.edit(video.id, {"title": " "})
     with pytest.raises(InvalidInput, match="caption"):
@@ -251,7 +238,7 @@ def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, 
 def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
     runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")[0]
+    video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")
     real = tiny.embed_pictures
 
     def meanwhile(pixels: np.ndarray) -> np.ndarray:
@@ -267,7 +254,7 @@ def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
 def test_a_video_deleted_while_it_is_embedded_stays_gone(
     runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    video = _accept(runtime, make_clip("a.mp4", numbered(10)))[0]
+    video = accept(runtime, make_clip("a.mp4", numbered(10)))
     real = tiny.embed_pictures
 
     def meanwhile(pixels: np.ndarray) -> np.ndarray:
@@ -278,7 +265,7 @@ def test_a_video_deleted_while_it_is_embedded_stays_gone(
         patch.setattr(tiny, "embed_pictures", meanwhile)
         Worker(runtime).work_off()
     with pytest.raises(NotFound):
-        _now(runtime, video)
+        status_of(runtime, video)
     assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
 
 
@@ -302,18 +289,18 @@ def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runt
         thread.start()
     for _ in range(60):
         try:
-            _accept(runtime, clip)
+            offer(runtime, clip)
         except Undecodable as error:
             assert "send them once more" in str(error)
     stop.set()
     for thread in threads:
         thread.join()
-    video, _ = _accept(runtime, clip)
+    video = accept(runtime, clip)
     assert runtime.files.video(video.sha256).read(0, 1 << 30) == clip.read_bytes()
 
 
 def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
-    videos = [_accept(runtime, clip)[0] for clip in sorted(drawn.rglob("*.mp4"))[:4]]
+    videos = [accept(runtime, clip) for clip in sorted(drawn.rglob("*.mp4"))[:4]]
     Worker(runtime).work_off()
     by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"), model=tiny)
     for folder in Path(runtime.settings.storage).glob("??"):  # nothing is read from the clips any more
@@ -332,8 +319,8 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
 def test_a_start_removes_what_a_crash_left_and_nothing_else(
     runtime: Runtime, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, _ = _accept(runtime, make_clip("kept.mp4", numbered(5)))
-    gone, _ = _accept(runtime, make_clip("gone.mp4", numbered(6)))
+    kept = accept(runtime, make_clip("kept.mp4", numbered(5)))
+    gone = accept(runtime, make_clip("gone.mp4", numbered(6)))
     foreign = (
         Path(runtime.settings.storage) / "ab" / ("ab" * 32) / "video"
     )  # of a library that another database stands for
@@ -346,7 +333,7 @@ def test_a_start_removes_what_a_crash_left_and_nothing_else(
     with monkeypatch.context() as broken:
         broken.setattr(catalog, "add_video", die)
         with pytest.raises(RuntimeError):
-            _accept(runtime, make_clip("never.mp4", numbered(7)))
+            offer(runtime, make_clip("never.mp4", numbered(7)))
     with monkeypatch.context() as broken:
         broken.setattr(runtime.files, "delete", die)
         with pytest.raises(RuntimeError):

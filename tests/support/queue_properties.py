@@ -9,22 +9,13 @@ import sqlalchemy as sa
 
 from service import catalog, db, dialects, jobs
 from service.db import Database
-from service.domain import Probe, Sampling, Video
+from service.domain import Video
+from tests.support.rows import add_row
 
 
 def _queued(database: Database, name: str = "a") -> Video:
     with database.write() as connection:
-        video = catalog.add_video(
-            connection,
-            sha256=name,
-            size_bytes=1,
-            filename="",
-            title="",
-            caption=None,
-            category=None,
-            sampling=Sampling(1),
-            probe=Probe("video/mp4", "h264", 1, 1, None, None),
-        )
+        video = add_row(connection, ord(name))
         jobs.enqueue(connection, video.key)
     return video
 

@@ -9,7 +9,31 @@ import httpx
 import sqlalchemy as sa
 
 from service import catalog, db
+from service.domain import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
+
+
+def add_row(
+    connection: sa.Connection,
+    number: int,
+    *,
+    caption: str | None = None,
+    category: str | None = None,
+    frames: int = 1,
+    seconds: float = 3.0,
+) -> Video:
+    """A video that is made up, in the rows only: no two numbers have the same bytes."""
+    return catalog.add_video(
+        connection,
+        sha256=f"{number:064x}",
+        size_bytes=1,
+        filename="a.mp4",
+        title="a",
+        caption=caption,
+        category=category,
+        sampling=Sampling(frames),
+        probe=Probe("video/mp4", "h264", 64, 48, seconds, 10.0),
+    )
 
 
 def settled(client: httpx.Client) -> list[dict[str, Any]]:

@@ -6,16 +6,23 @@ from pathlib import Path
 
 from service import catalog
 from service.domain import Sampling, Video
-from service.ingest import describe
+from service.ingest import Outcome, describe
 from service.runtime import Runtime
+
+
+def offer(
+    runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None
+) -> tuple[Video, Outcome]:
+    """Take a clip in, to be embedded later; and whether it was there."""
+    with runtime.ingest.receive() as incoming:
+        incoming.write(clip.read_bytes())
+        incoming.finish()
+        return runtime.ingest.accept(incoming, describe(clip.name, sampling=sampling or Sampling(4), **words))
 
 
 def accept(runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None) -> Video:
     """Take a clip in, to be embedded later."""
-    with runtime.ingest.receive() as incoming:
-        incoming.write(clip.read_bytes())
-        incoming.finish()
-        return runtime.ingest.accept(incoming, describe(clip.name, sampling=sampling or Sampling(4), **words))[0]
+    return offer(runtime, clip, sampling=sampling, **words)[0]
 
 
 def status_of(runtime: Runtime, video: Video) -> Video:

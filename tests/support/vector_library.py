@@ -15,13 +15,14 @@ import pytest
 
 from service import catalog, db
 from service.db import Database
-from service.domain import Generation, Probe, Sampling, Weights
+from service.domain import Generation, Weights
 from service.engines import Follows
 from service.follower import EXACT_UP_TO, Follower
 from service.milvus import MilvusFollower
 from service.recommend import Answer, Recommender
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same
+from tests.support.rows import add_row
 
 D = 12
 GENERATION = Generation("g-test", "test", D, "float32")
@@ -65,16 +66,13 @@ class VectorLibrary:
         embeddings = aggregate(shown, t)
         times = [n + 0.5 for n in range(len(shown))]
         with self.db.write() as connection:
-            video = catalog.add_video(
+            video = add_row(
                 connection,
-                sha256=f"{self._count:064x}",
-                size_bytes=1,
-                filename="a.mp4",
-                title="a",
+                self._count,
                 caption=None if t is None else "caption",
                 category=category,
-                sampling=Sampling(len(shown)),
-                probe=Probe("video/mp4", "h264", 64, 48, float(len(shown)), 10.0),
+                frames=len(shown),
+                seconds=float(len(shown)),
             )
             catalog.put_embeddings(connection, video.key, GENERATION, embeddings)
             catalog.update_video(connection, video.key, status="ready", frame_times=times)
