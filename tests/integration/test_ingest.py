@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from service import catalog, db, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
@@ -194,26 +195,29 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
     """The database is locked just when the result, and then the failure, is to be written."""
     video = accept(runtime, make_clip("a.mp4", numbered(10)))
     other = sqlite3.connect(runtime.settings.data_dir / "reelsrs.db", isolation_level=None)
-    worker, given = Worker(runtime), iter([True])
 
-    def claim() -> list[int]:
-        if not next(given, False):
-            return []
-        claimed = worker.claim()
-        other.execute("BEGIN IMMEDIATE")  # nothing can be written from now on
-        return claimed
+    class Locked(Worker):
+        """From what it claims first on nothing can be written."""
 
+        def claim(self, stop: threading.Event | None = None) -> list[int]:
+            if claimed := super().claim(stop):
+                other.execute("BEGIN IMMEDIATE")
+            return claimed
+
+    worker = Locked(runtime)
     runtime.db.patience_seconds = 0.1
     with pytest.raises(Unavailable, match="busy"):
-        runtime.ingest.process(claim, worker.owner)
+        worker.work_off()
+    other.execute("ROLLBACK")
+    assert status_of(runtime, video).status == "processing"
+    Worker(runtime).work_off()
+    assert status_of(runtime, video).status == "processing", "it is another's while its lease lasts"
+    with pytest.raises(Unavailable, match="busy"):
+        worker.work_off()  # who gives it back before anything else, and claims it again
     other.execute("ROLLBACK")
     other.close()
-    assert status_of(runtime, video).status == "processing"
-    with runtime.db.write() as connection:
-        jobs.release(connection, worker.owner, counts=False)
-    assert status_of(runtime, video).status == "queued"
-    worker.work_off()
-    assert status_of(runtime, video).status == "ready"
+    with runtime.db.read() as connection:
+        assert connection.execute(sa.select(db.jobs.c.attempts)).scalar() == 1, "it was not the video's fault"
 
 
 def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Embedder) -> None:
