@@ -12,7 +12,7 @@ import pytest
 from hypothesis import Phase, settings
 
 # For mutation testing: that a test fails is enough, the smallest example of it is not asked for.
-settings.register_profile("first-failure", phases=(Phase.explicit, Phase.generate), database=None)
+settings.register_profile("first-failure", phases=(Phase.explicit, Phase.generate), database=None, max_examples=10)
 
 _PR_SET_PDEATHSIG = 1
 

@@ -59,8 +59,8 @@ class RecommendProperties:
     """Give a fixture `milvus_at` where Milvus keeps the vectors."""
 
     def examples(self, wanted: int) -> int:
-        """How many examples are tried where a fast engine takes so many."""
-        return wanted
+        """How many examples are tried where a fast engine takes so many; no more than hypothesis's profile says."""
+        return min(wanted, settings.default.max_examples)
 
     @pytest.fixture
     def milvus_at(self) -> MilvusAt:
