@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.domain import Picture, Sampling
+from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, Undecodable
-from service.video import Limits, choose, probe, sample
+from service.video import Limits, choose, fit, probe, sample
 from service.video.container import Clip
+from service.video.sampling import Sample, still
+from service.video.timeline import Timeline
 from tests.support.clips import ClipMaker, numbered, quarters
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)
@@ -272,3 +276,111 @@ def test_limits_are_named(make_clip: ClipMaker) -> None:
         probe(clip, Limits(2, 2_000_000))
     with pytest.raises(InvalidInput, match="3,072 pixels"):
         probe(clip, Limits(600, 3_000))
+
+
+# --- what a sample holds
+
+
+@pytest.mark.parametrize(
+    ("times", "pixels", "jpegs"),
+    [(0, (0, 8, 8, 3), 0), (2, (3, 8, 8, 3), 2), (2, (2, 8, 8, 3), 1), (2, (2, 8, 8, 4), 2), (0, (0, 8, 8, 4), 0)],
+)
+def test_a_sample_has_as_many_times_as_pictures(times: int, pixels: tuple[int, ...], jpegs: int) -> None:
+    described = Probe("video/mp4", "h264", 8, 8, 1.0, 10.0)
+    words = re.escape(f"{times} times, pixels {pixels}, {jpegs} pictures do not fit")
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        Sample(described, np.zeros(times), np.zeros(pixels, np.uint8), (b"",) * jpegs)
+
+
+def test_the_duration_is_what_the_frames_say(make_clip: ClipMaker) -> None:
+    # An mkv says when it ends by its last time stamp, and nothing of how long that frame is shown.
+    clip = make_clip("a.mkv", numbered(5), stamps=[0, 1, 2, 3, 9])
+    found = sample(clip, Sampling(2), SMALL, LIMITS)
+    with Clip(clip, LIMITS) as opened:
+        assert found.probe.duration_seconds == Timeline.read(opened).duration_seconds
+    assert (found.probe.width, found.probe.height) == (64, 48)
+    assert found.pixels.shape == (2, 32, 32, 3)
+    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in found.jpegs)
+
+
+def test_a_clip_that_takes_too_much_decoding_is_refused_and_says_so(make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(30), options={"g": "100", "qp": "10"})
+    frames = 23  # up to the middle of the last of two shares
+    cost = frames * (64 * 48 + 100_000)  # a frame, however small, costs something
+    assert len(sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost)).times) == 2
+    words = (
+        "file: it has so few keyframes that 23 frames of 64 x 48 must be decoded to show a few; "
+        "encode it with a keyframe every few seconds, or cut it"
+    )
+    with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
+        sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost - 1))
+    # The keyframe alone is had for little.
+    fewer = sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost - 1), keyframes=True)
+    assert fewer.times.tolist() == [0.0]
+
+
+def test_as_many_threads_as_are_asked_for_give_the_same_frames(make_clip: ClipMaker, tmp_path: Path) -> None:
+    clip = make_clip("a.mp4", numbered(30), options={"g": "5", "qp": "10"})
+    one, two = (sample(clip, Sampling(6), SMALL, LIMITS, threads=threads) for threads in (1, 2))
+    assert np.array_equal(one.pixels, two.pixels)
+    with Clip(clip, LIMITS, 1) as opened:
+        assert opened.stream.codec_context.thread_count == 1
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_picture_is_fitted_whatever_its_format(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    shown = Image.fromarray(quarters())
+    shown.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    with Image.open(path) as saved:
+        expected = fit(saved.convert("RGB"), SMALL, (64, 48))
+    assert np.array_equal(still(path, SMALL, LIMITS), expected)
+    with path.open("rb") as file:
+        assert np.array_equal(still(file, SMALL, LIMITS), expected)
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    Image.fromarray(quarters(48, 48)).save(path, exif=exif)
+    turned = fit(Image.fromarray(np.rot90(quarters(48, 48), -1)), SMALL, (48, 48))
+    assert np.array_equal(still(path, SMALL, LIMITS), turned)
+
+
+def test_a_picture_of_any_mode_is_taken(tmp_path: Path) -> None:
+    for mode in ("L", "P", "RGBA", "1", "LA"):
+        Image.fromarray(quarters()).convert(mode).save(tmp_path / "a.png")
+        assert still(tmp_path / "a.png", SMALL, LIMITS).shape == (32, 32, 3)
+
+
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow itself would take without a word
+    words = "file: the picture has 20,000 x 10,000 pixels; at most 2,000,000 are taken"
+    with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
+        still(path, SMALL, LIMITS)
+    Image.new("L", (2_000, 1_000)).save(path)
+    assert still(path, SMALL, LIMITS).shape == (32, 32, 3)
+    Image.new("L", (2_001, 1_000)).save(path)
+    with pytest.raises(InvalidInput, match=r"the picture has 2,001 x 1,000 pixels"):
+        still(path, SMALL, LIMITS)
+    Image.new("1", (14_000, 14_000)).save(path)
+    assert still(path, SMALL, replace(LIMITS, max_pixels=14_000 * 14_000)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "TIFF", "cut"])
+def test_what_is_not_a_picture_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no picture" if kind == "text" else b"")
+    if kind in ("TIFF", "cut"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+            path, "TIFF" if kind == "TIFF" else "PNG"
+        )
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(Undecodable, match=r"^the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read$"):
+        still(path, SMALL, LIMITS)
