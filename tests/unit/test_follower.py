@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -438,7 +439,8 @@ def test_a_renewal_that_fails_is_begun_again_after_a_pause(
 
     monkeypatch.setattr(CompressedIndex, "train", failing)
     now = [time.monotonic()]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter, time=time.time)
+    monkeypatch.setattr(module, "time", clock)
     library.add(unit(np.random.default_rng(1)), None)
 
     def ask(later: float) -> tuple[int, str]:
