@@ -96,6 +96,18 @@ def test_moments_reach_over_neighbours_that_answer_nearly_as_well() -> None:
     assert spans(similarities, 2.0) == [Span(0, 6, 2)]
 
 
+def test_a_moment_reaches_as_far_as_frames_answer_nearly_as_well() -> None:
+    similarities = np.full(12, 0.1)
+    similarities[2:10] = 0.9
+    similarities[6] = 1.0
+    assert spans(similarities, 0.4)[0] == Span(2, 9, 6)
+
+
+def test_frames_that_answer_alike_are_moments_in_their_order() -> None:
+    apart = np.array([0.5, 0.1] * 40)
+    assert [span.best for span in spans(apart, 0.0)] == [*range(0, 80, 2), *range(1, 80, 2)]
+
+
 def test_a_moment_does_not_reach_into_another() -> None:
     # The second peak would reach 0.8 again; that frame belongs to the first.
     assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2) == [Span(0, 0, 0), Span(1, 2, 2), Span(3, 3, 3)]
@@ -115,3 +127,4 @@ def test_a_moment_lasts_half_way_to_its_neighbours() -> None:
     assert interval(times, Span(2, 3, 2), None) == (2.5, 4.0)
     assert interval(times, Span(3, 3, 3), 3.0) == (3.75, 4.0), "it does not end before its last frame"
     assert interval([0.5], Span(0, 0, 0), 2.0) == (0.0, 2.0)
+    assert interval([0.5], Span(0, 0, 0), None) == (0.0, 0.5)
