@@ -18,13 +18,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service import backup, catalog
 from service.db import Database
 from service.embedder import Embedder
+from service.runtime import Runtime
 from service.video import Decoder
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill
-from tests.support.library import PreparedLibrary
+from tests.support.library import PreparedLibrary, settings_for
 from tests.support.rows import check_against_rows, items_of_rows, settled
 from tests.support.server import Server, serving
 
@@ -228,8 +230,6 @@ def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, member: Callable
 
 def test_a_row_without_its_bytes_is_refused(library: Path, tmp_path: Path) -> None:
     """By a backup that is whole by its manifest."""
-    from service import backup
-
     with tarfile.open(library / "backup.tar") as tar:
         content = {one.name: tar.extractfile(one).read() for one in tar.getmembers()}  # type: ignore[union-attr]
     gone = next(name for name in content if name.endswith("/video"))
@@ -263,6 +263,33 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
     _restored(tmp_path / "again.tar", tmp_path / "other")
     kept = sqlite3.connect(tmp_path / "other" / "reelsrs.db").execute("SELECT count(*) FROM videos").fetchone()
     assert kept == (11,)
+
+
+def test_a_clip_that_goes_while_a_backup_is_taken_is_left_out(
+    library: Path, tmp_path: Path, tiny: Embedder, decoder: Decoder
+) -> None:
+    _restored(library / "backup.tar", tmp_path / "data")
+    settings = settings_for(tmp_path / "data")
+    runtime = Runtime(settings, model=tiny, decoder=decoder)
+    with runtime.db.read() as connection:
+        first, *_, last = catalog.list_videos(connection, status="ready", limit=100)
+    gone = []
+
+    def step(number: int, _: int) -> None:
+        """Called once the database was copied, before any bytes are."""
+        if number == 0:
+            for video in (first, last):
+                runtime.ingest.delete(video.id)
+                gone.append(video.id)
+
+    summary = backup.back_up(settings, tmp_path / "x.tar", step)
+    runtime.close()
+    assert (summary.videos, summary.damaged) == (10, [])
+    _restored(tmp_path / "x.tar", tmp_path / "other")
+    _verified(tmp_path / "other")
+    kept = sqlite3.connect(tmp_path / "other" / "reelsrs.db").execute("SELECT id FROM videos").fetchall()
+    assert len(kept) == 10
+    assert not {name for (name,) in kept} & set(gone)
 
 
 def test_a_full_disk_leaves_nothing_half_done(library: Path, tmp_path: Path, small_disk: Path) -> None:
