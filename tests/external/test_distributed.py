@@ -23,9 +23,11 @@ import sqlalchemy as sa
 
 from service import db, jobs
 from service.db import Database
+from service.worker import owner_of
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import CHILD_ENVIRONMENT, tied
+from tests.support.rows import owners
 from tests.support.server import serving
 from tests.support.wait import until
 
@@ -134,6 +136,11 @@ class Cluster:
         process.kill()
         process.wait()
 
+    def busy(self) -> list[int]:
+        """The workers that hold jobs."""
+        held = owners(self.url)
+        return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
+
     def clients(self) -> list[httpx.Client]:
         """One of each service."""
         clients = [self._stack.enter_context(service.client()) for service in self.services]
@@ -228,9 +235,9 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
         with ThreadPoolExecutor(4) as pool:
             uploads = [pool.submit(upload, number) for number in range(uploads_wanted)]
             for kill in range(kills):
-                time.sleep(rng.uniform(1, 4))
-                victim = rng.choice(list(cluster.workers))
-                cluster.kill(victim)
+                time.sleep(rng.uniform(1, 4) if soak else 0)
+                until(cluster.busy, 120, "no worker holds a job")
+                cluster.kill(rng.choice(cluster.busy() or list(cluster.workers)))
                 cluster.work(10 + kill)
             for one in uploads:
                 one.result()

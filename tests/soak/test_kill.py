@@ -1,8 +1,8 @@
 """The plug is pulled, again and again, under uploads, searches, edits and deletions.
 
 After every start: what was acknowledged is there, nothing is stuck, the index answers as NumPy does over the rows, and
-no file lies about that no row refers to. Twice always, a hundred times with `--soak`; the moments are drawn from the
-number of the kill.
+no file lies about that no row refers to. Twice always, while jobs are held; a hundred times with `--soak`, at moments
+that are drawn from the number of the kill.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from service.db import Database
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import family
-from tests.support.rows import check_against_rows, items_of_rows, settled
+from tests.support.rows import check_against_rows, items_of_rows, owners, settled
 from tests.support.server import Server, serving
 from tests.support.traffic import Known, Traffic
+from tests.support.wait import until
 
 
 def _wait_for(known: Known, uploads: int) -> None:
@@ -35,9 +36,19 @@ def _wait_for(known: Known, uploads: int) -> None:
     raise AssertionError("no upload was acknowledged within a minute")
 
 
-def _pull_the_plug(server: Server, rng: random.Random) -> None:
+def _embed_one(server: Server, known: Known, clip: bytes, number: int) -> None:
+    """From here on the worker is there: it takes seconds to load its model."""
+    with server.client() as client:
+        client.timeout = 120
+        file = {"file": ("a.mp4", clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))}
+        answer = client.post("/v1/videos", files=file, data={"caption": "first"}, params={"wait": 60})
+        assert answer.status_code == 201, answer.text
+        known.captions[answer.json()["id"]] = {"first"}
+
+
+def _pull_the_plug(server: Server, *, whole: bool) -> None:
     """The service alone, or all of its processes at once."""
-    everybody = {server.process.pid} if rng.random() < 0.5 else family(server.process.pid)
+    everybody = family(server.process.pid) if whole else {server.process.pid}
     for pid in everybody:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -82,11 +93,18 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path, make_clip: ClipMa
         started = time.monotonic()
         with serving(tmp_path / "data") as server:
             slowest = max(slowest, time.monotonic() - started)
+            if not soak:
+                _embed_one(server, known, clip, number)
             traffic = Traffic(server, known, clip, number)
             if number % 4 or not soak:  # most in the middle of it, however slow the machine
                 _wait_for(known, known.uploads + 1)
-            time.sleep(rng.uniform(0.05, 4 if soak else 1))
-            _pull_the_plug(server, rng)
+            if soak:
+                time.sleep(rng.uniform(0.05, 4))
+                whole = rng.random() < 0.5
+            else:  # what is held is lost with its worker, or is given back by one that outlives the service
+                whole = number == 0
+                until(lambda: owners(services.database_url(tmp_path / "data")), 60, "nobody holds a job")
+            _pull_the_plug(server, whole=whole)
             traffic.stop()
         assert known.wrong == []
         with serving(tmp_path / "data") as server:

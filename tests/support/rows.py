@@ -9,6 +9,7 @@ import httpx
 import sqlalchemy as sa
 
 from service import catalog, db
+from service.db import Database
 from service.domain import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
 
@@ -34,6 +35,16 @@ def add_row(
         sampling=Sampling(frames),
         probe=Probe("video/mp4", "h264", 64, 48, seconds, 10.0),
     )
+
+
+def owners(url: str) -> set[str]:
+    """Who holds jobs in this database."""
+    database = Database(url)
+    with database.read() as connection:
+        held = connection.execute(sa.select(db.jobs.c.owner).where(db.jobs.c.owner.is_not(None)))
+        found = set(held.scalars())
+    database.close()
+    return found
 
 
 def settled(client: httpx.Client) -> list[dict[str, Any]]:
