@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -473,7 +474,7 @@ def test_nothing_is_begun_once_it_is_closed(filled: tuple[VectorLibrary, Path]) 
 
 def test_a_database_that_cannot_be_read_is_said(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
-    with sqlite3.connect(folder / "reelsrs.db") as other:
+    with closing(sqlite3.connect(folder / "reelsrs.db", isolation_level=None)) as other:
         other.execute("update embeddings set vectors = x'00' where kind = 'mean'")
     with pytest.raises(ValueError, match=r"reshape|buffer"):
         _follow(library, folder)
