@@ -85,8 +85,7 @@ class Follower:
         self._owner = FileLock(folder / f"{self._manifest.stem}.lock", is_singleton=False, thread_local=False)
         self._building: threading.Thread | None = None
         self._pause_seconds = pause_seconds
-        self._not_before = 0.0  # of another renewal
-        self._failed = False
+        self._retry_at: float | None = None  # monotonic seconds; None unless the last renewal failed
         self._closed = False
         # Nearly always it is there: an index of frames is first built for a search, which is not to wait for a writer.
         with db.read() as connection:
@@ -126,7 +125,7 @@ class Follower:
             with self._db.read() as connection:
                 with self._gate.reading():
                     known = self._seen == catalog.last_change(connection, self._generation.id)
-                    if known and not (self._failed and self._may_renew()):
+                    if known and not (self._retry_at and self._may_renew()):
                         yield self._index, connection
                         return
                 with self._gate.writing(), _named():
@@ -273,7 +272,7 @@ class Follower:
                 old.close()
         self._seen = max(self._seen, last)
         if not now and self._may_renew():
-            self._failed = False
+            self._retry_at = None
             if self._wants_another():
                 self._start(self._rebuild)
             elif self._seen - self._saved > _SAVE_EVERY:
@@ -294,15 +293,14 @@ class Follower:
         return self._index.stale or self._wanted_kind() != self._index.kind
 
     def _may_renew(self) -> bool:
-        return self._building is None and not self._closed and time.monotonic() >= self._not_before
+        return self._building is None and not self._closed and time.monotonic() >= (self._retry_at or 0)
 
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
                 work()
             except Exception as error:
-                self._not_before = time.monotonic() + self._pause_seconds
-                self._failed = True
+                self._retry_at = time.monotonic() + self._pause_seconds
                 log.exception("the index could not be renewed; the old one serves on", reason=str(error))
             finally:
                 self._building = None

@@ -180,7 +180,7 @@ class QueueProperties:
         assert {_status(database, video)[0] for video in videos} == {"queued"}
         assert sorted(_claim(database, "three")) == [video.key for video in videos]
 
-    def test_one_that_is_queued_again_starts_afresh(self, database: Database, clock: Clock) -> None:
+    def test_one_that_is_queued_again_has_all_its_attempts(self, database: Database, clock: Clock) -> None:
         video, other = _queued(database, "a"), _queued(database, "b")
         _claim(database, "one", 1)
         clock.now += 1
@@ -203,7 +203,7 @@ class QueueProperties:
             assert jobs.owns(connection, other.key, "one")
             jobs.fail(connection, other.key, "it is no clip")
             assert jobs.depth(connection) == 0
-        assert _status(database, video)[0] == "processing", "whoever finishes it says what it is"
+        assert _status(database, video)[0] == "processing", "the caller records the result"
         assert _status(database, other) == ("failed", "it is no clip")
 
     def test_the_age_is_that_of_the_oldest(self, database: Database, clock: Clock) -> None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from service import db
 from service import follower as module
-from service.domain import Weights
+from service.domain import Entries, Weights
 from service.errors import StorageFull
 from service.follower import Follower
 from service.index import rows
@@ -164,6 +164,14 @@ def _kind(follower: Follower) -> str:
         return index.kind
 
 
+def _falsify(follower: Follower, keys: list[int], change: Callable[[Entries], Entries]) -> None:
+    """Put other rows of these videos into the index than the database has."""
+    with follower.current() as (index, _):
+        made: Any = index
+        rows_now = made.entries_at(made.rows_of(np.array(keys)))
+        made.replace(np.array(keys), change(rows_now))
+
+
 def _names(folder: Path) -> set[str]:
     return {path.name for path in (folder / "index").iterdir()}
 
@@ -193,15 +201,14 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
         library.keys[name] for name in [next(name for name in names if library.items[name].t is not None), *names[5:7]]
     )
     captions = next(library.keys[name] for name in names[7:] if library.items[name].t is not None)
-    with follower.current() as (index, _):
-        made: Any = index
-        wrong = made.entries_at(made.rows_of(np.array([pictures, captions, category])))
-        wrong.pictures[wrong.keys == pictures] = unit(rng)
-        wrong.captions[wrong.keys == captions] = unit(rng)
-        other = tuple(
-            "other" if key == category else name for key, name in zip(wrong.keys, wrong.categories, strict=True)
-        )
-        made.replace(wrong.keys, replace(wrong, categories=other))
+
+    def wrong(now: Entries) -> Entries:
+        now.pictures[now.keys == pictures] = unit(rng)
+        now.captions[now.keys == captions] = unit(rng)  # type: ignore[index]
+        other = tuple("other" if key == category else name for key, name in zip(now.keys, now.categories, strict=True))
+        return replace(now, categories=other)
+
+    _falsify(follower, [pictures, captions, category], wrong)
     assert sorted(follower.differences()) == sorted(
         [
             f"the index has other vectors of video {pictures}",
@@ -234,10 +241,7 @@ def test_a_caption_that_is_only_said_to_be_there_is_a_difference(filled: tuple[V
     library, folder = filled
     follower = _follow(library, folder)
     key = next(library.keys[item.id] for item in library.items.values() if item.t is None)
-    with follower.current() as (index, _):
-        made: Any = index
-        wrong = made.entries_at(made.rows_of(np.array([key])))
-        made.replace(wrong.keys, replace(wrong, captioned=np.array([True])))
+    _falsify(follower, [key], lambda now: replace(now, captioned=np.array([True])))
     assert follower.differences() == [f"the index has other vectors of video {key}"]
 
 
@@ -379,7 +383,7 @@ def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
     follower.close()
 
 
-def test_an_index_that_is_mostly_dead_is_made_anew(
+def test_an_index_that_is_mostly_dead_is_rebuilt(
     filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library, folder = filled
