@@ -155,7 +155,7 @@ class _Child:
         return None if self._process is None else self._process.pid
 
     def ask(
-        self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float
+        self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float, *, again: bool = True
     ) -> tuple[dict[str, Any], list[bytes]]:
         pipe, pid = self._started()
         try:
@@ -183,6 +183,10 @@ class _Child:
                 deadline += time.monotonic() - began  # a slow store is not the clip's fault
             blobs = [pipe.recv_bytes() for _ in range(header.get("blobs", 0))]
         except (EOFError, OSError) as error:
+            if again and isinstance(error, BrokenPipeError | ConnectionResetError):
+                # It ended before it read all that it was sent: of the clip that says nothing, unless it happens again.
+                self.close()
+                return self.ask(request, source, timeout_seconds, again=False)
             raise Undecodable(f"the decoder {self._end()} on this file") from error
         self.unconfined = header["unconfined"]
         if self.unconfined and not _Child._complained:

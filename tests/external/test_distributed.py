@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,17 @@ class Cluster:
             "REELSRS_STORAGE_URL": objects.url("library"),
         }
         self.workers: dict[int, subprocess.Popen[bytes]] = {}
-        stack.callback(lambda: [self.kill(number) for number in list(self.workers)])
+        self._numbers = count()
+        stack.callback(self.kill_all)
         engines = {"one": f"milvus+http://127.0.0.1:{self.vectors.port}", "alone": "faiss"}
         self.services = [
             stack.enter_context(serving(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment))
             for name, engine in (("one", engines["one"]), ("two", engines["one"]), ("alone", engines["alone"]))
         ]
 
-    def work(self, number: int) -> None:
+    def work(self) -> None:
         """Start a worker, on a machine of its own as far as files go."""
+        number = next(self._numbers)
         log = self._folder / f"worker-{number}.log"
         with log.open("ab") as output:
             self.workers[number] = subprocess.Popen(
@@ -136,10 +139,23 @@ class Cluster:
         process.kill()
         process.wait()
 
+    def kill_all(self) -> None:
+        """Kill every worker."""
+        for number in list(self.workers):
+            self.kill(number)
+
     def busy(self) -> list[int]:
         """The workers that hold jobs."""
         held = owners(self.url)
         return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
+
+    def ids(self) -> set[str]:
+        """Of every video that is known."""
+        database = Database(self.url)
+        with database.read() as connection:
+            found = set(connection.execute(sa.select(db.videos.c.id)).scalars())
+        database.close()
+        return found
 
     def clients(self) -> list[httpx.Client]:
         """One of each service."""
@@ -211,19 +227,25 @@ def _agree(cluster: Cluster, ids: set[str]) -> None:
 
 
 def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: bytes, soak: bool) -> None:
-    uploads_wanted, kills = LONG if soak else SHORT
+    wanted, kills = LONG if soak else SHORT
     rng = random.Random(7)
-    for number in range(3):
-        cluster.work(number)
-    stop = threading.Event()
+    cluster.kill_all()
+    before = cluster.ids()
+    for _ in range(3):
+        cluster.work()
+    stop, killed = threading.Event(), threading.Event()
+    numbers = count()
     seen: list[dict[str, float]] = [{}, {}, {}]
     acknowledged: dict[str, float] = {}
 
-    def upload(number: int) -> None:
-        began = time.monotonic()
-        answer = _upload(clients[number % 2], clip, number)
-        assert answer.status_code == 202, answer.text
-        acknowledged[answer.json()["id"]] = began
+    def upload() -> None:
+        while (number := next(numbers)) < wanted or not killed.is_set():
+            began = time.monotonic()
+            answer = _upload(clients[number % 2], clip, number)
+            assert answer.status_code == 202, answer.text
+            acknowledged[answer.json()["id"]] = began
+            if number >= wanted:  # the workers are to have something to do, not to be buried
+                killed.wait(0.5)
 
     clients = cluster.clients()
     watchers = [
@@ -233,15 +255,18 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
         watcher.start()
     try:
         with ThreadPoolExecutor(4) as pool:
-            uploads = [pool.submit(upload, number) for number in range(uploads_wanted)]
-            for kill in range(kills):
-                time.sleep(rng.uniform(1, 4) if soak else 0)
-                until(cluster.busy, 120, "no worker holds a job")
-                cluster.kill(rng.choice(cluster.busy() or list(cluster.workers)))
-                cluster.work(10 + kill)
-            for one in uploads:
+            uploading = [pool.submit(upload) for _ in range(4)]
+            try:
+                for _ in range(kills):
+                    time.sleep(rng.uniform(1, 4) if soak else 0)
+                    until(cluster.busy, 120, "no worker holds a job")
+                    cluster.kill(rng.choice(cluster.busy() or list(cluster.workers)))
+                    cluster.work()
+            finally:
+                killed.set()
+            for one in uploading:
                 one.result()
-        until(lambda: all(set(found) == set(acknowledged) for found in seen), 300, "not all are found by all")
+        until(lambda: all(acknowledged.keys() <= found.keys() for found in seen), 300, "not all are found by all")
     finally:
         stop.set()
         for watcher in watchers:
@@ -252,17 +277,17 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
     print(
         f"the last after the first by {np.percentile(behind, 50):.2f} s (p50), {np.percentile(behind, 99):.2f} s (p99)"
     )
-    assert len(acknowledged) == uploads_wanted
-    _agree(cluster, set(acknowledged))
+    assert len(acknowledged) >= wanted
+    _agree(cluster, before | set(acknowledged))
 
 
 def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # noqa: PLR0915 one story, told in order
     """The object store, the vectors, the database, and all workers: one after another, while clips come and questions
     are asked."""
     if not cluster.workers:
-        cluster.work(0)
+        cluster.work()
     first, second, alone = cluster.clients()
-    known = {hit["video"]["id"] for hit in _found(first)}
+    known = cluster.ids()
     number = 10_000
 
     def upload(expected: int) -> None:
@@ -278,6 +303,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
 
     for _ in range(6):
         upload(202)
+    until(lambda: _found(first), 60, "nothing is embedded")
 
     # The object store: what is known is searched as before; clips are neither taken nor given.
     cluster.cable.cut()
@@ -333,11 +359,10 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
     upload(202)
 
     # All workers: clips are taken, and wait.
-    for victim in list(cluster.workers):
-        cluster.kill(victim)
+    cluster.kill_all()
     for _ in range(4):
         upload(202)
-    cluster.work(99)
+    cluster.work()
     everyone = (first, second, alone)
     until(lambda: all({hit["video"]["id"] for hit in _found(one)} == known for one in everyone), 180, "late")
     _agree(cluster, known)
@@ -347,16 +372,16 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
 
 
 def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluster, clip: bytes) -> None:
-    for victim in list(cluster.workers):
-        cluster.kill(victim)
+    cluster.kill_all()
     client = cluster.clients()[0]
     ids = {_upload(client, clip, 20_000 + number).json()["id"] for number in range(12)}
-    cluster.work(0)
+    cluster.work()
     until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
-    process = cluster.workers.pop(0)
+    ((_, process),) = cluster.workers.items()
+    cluster.workers.clear()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     states = {client.get(f"/v1/videos/{name}").json()["status"] for name in ids}
     assert states <= {"queued", "ready"}, states
-    cluster.work(1)
+    cluster.work()
     until(lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up")

@@ -80,6 +80,20 @@ def test_a_process_that_dies_or_hangs_costs_one_video(make_clip: ClipMaker) -> N
     decoder.close()
 
 
+def test_a_process_that_dies_before_it_reads_the_request_costs_no_video(make_clip: ClipMaker) -> None:
+    clip = make_clip("a.mp4", numbered(20))
+    decoder = Decoder(Limits(600, 2_000_000), processes=1)
+    decoder.probe(clip)
+    (pid,) = decoder.child_pids
+    os.kill(pid, signal.SIGSTOP)
+    killing = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    killing.start()
+    assert decoder.probe(clip).width == 64
+    killing.join()
+    assert decoder.child_pids != (pid,)
+    decoder.close()
+
+
 def test_a_clip_that_takes_too_long_is_at_fault(make_clip: ClipMaker) -> None:
     clip = make_clip("a.mp4", numbered(256, 640, 360))
     decoder = Decoder(Limits(600, 2_000_000, timeout_seconds=0.5), processes=1)
