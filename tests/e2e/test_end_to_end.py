@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.support import services
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.rest import check_recommendations, items, upload
+from tests.support.rows import settled
 from tests.support.server import serving
 
 # What PyAV cannot decode: three that are no videos, one that is only sound.
@@ -82,12 +82,7 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path, make_clip: ClipMa
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
     with serving(data) as server, server.client() as client:
-        deadline = time.monotonic() + 90  # a lease of the killed worker's may have to run out first
-        while time.monotonic() < deadline:
-            videos = client.get("/v1/videos", params={"limit": 100}).json()["items"]
-            if all(video["status"] == "ready" for video in videos):
-                break
-            time.sleep(0.5)
+        videos = settled(client)
         assert {video["id"] for video in videos} == {answer.json()["id"] for answer in answers}
         assert [video["status"] for video in videos] == ["ready"] * 12
 

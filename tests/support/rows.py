@@ -47,6 +47,15 @@ def owners(url: str) -> set[str]:
     return found
 
 
+def end_leases(url: str) -> None:
+    """As if the time of every lease had passed: what a killed worker held is anybody's. Nothing may be at work."""
+    database = Database(url)
+    with database.write() as connection:
+        for held in (db.jobs, db.projections):
+            connection.execute(sa.update(held).where(held.c.owner.is_not(None)).values(lease_expires_at=0.0))
+    database.close()
+
+
 def settled(client: httpx.Client) -> list[dict[str, Any]]:
     """All videos, once none is on its way."""
     for _ in range(1200):
