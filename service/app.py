@@ -45,6 +45,7 @@ from service.routes import generations, projections, search, system, videos
 from service.routes.common import compressed, problems, require_key, require_read
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
+from service.timing import Timing
 from service.video import Decoder
 from service.worker import StartWorker, WorkerProcess
 
@@ -67,7 +68,6 @@ STATUSES: dict[type[ReelsError], int] = {
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
 _PAGE = Path(__file__).parent / "explore"
-_FOLLOW_SECONDS = 1.0
 
 # Of every answer that does not say otherwise: what a browser is not to do with it.
 _CAUTION = {
@@ -205,10 +205,16 @@ def _document_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def start(settings: Settings, *, model: Embedder | None = None, decoder: Decoder | None = None) -> Runtime:
-    """Everything that answers need, loaded and warm. `model` and `decoder` as Runtime takes them. Raises ReelsError
-    where it cannot be had."""
-    runtime = Runtime(settings, pictures=False, model=model, decoder=decoder)
+def start(
+    settings: Settings,
+    *,
+    model: Embedder | None = None,
+    decoder: Decoder | None = None,
+    timing: Timing | None = None,
+) -> Runtime:
+    """Everything that answers need, loaded and warm. `model`, `decoder` and `timing` as Runtime takes them. Raises
+    ReelsError where it cannot be had."""
+    runtime = Runtime(settings, pictures=False, model=model, decoder=decoder, timing=timing)
     check_access(runtime)
     runtime.ingest.repair()
     runtime.adopt()
@@ -219,7 +225,7 @@ def start(settings: Settings, *, model: Embedder | None = None, decoder: Decoder
 async def _following(runtime: Runtime) -> None:
     """Another process may have switched to another model; until it is loaded here, the one before answers."""
     while True:
-        await asyncio.sleep(_FOLLOW_SECONDS)
+        await asyncio.sleep(runtime.timing.follow_seconds)
         try:
             await run_in_threadpool(runtime.follow, warm=True)
             runtime.trouble = None

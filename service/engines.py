@@ -14,6 +14,7 @@ from service.domain import Generation, Kind
 from service.follower import Follower
 from service.index.rows import Searchable
 from service.milvus import PREFIX, MilvusFollower
+from service.timing import Timing
 
 
 class Follows(Protocol):
@@ -44,11 +45,14 @@ class Follows(Protocol):
         """Let go of everything; nothing can be searched afterwards."""
 
 
-def follow(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follows:
+def follow(
+    settings: Settings, database: Database, generation: Generation, kind: Kind, timing: Timing | None = None
+) -> Follows:
     """The index of a generation's videos, or with `kind` "frame" of its frames."""
     if settings.vector_store.startswith(PREFIX):
-        return MilvusFollower(database, settings.vector_store.removeprefix(PREFIX), generation, kind)
-    return Follower(database, settings.data_dir / "index", generation, kind)
+        uri = settings.vector_store.removeprefix(PREFIX)
+        return MilvusFollower(database, uri, generation, kind, timing=timing)
+    return Follower(database, settings.data_dir / "index", generation, kind, timing=timing)
 
 
 def rebuilt(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follows:

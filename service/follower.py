@@ -36,6 +36,7 @@ from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.files import digest, write_whole
 from service.index.flat import FlatIndex
 from service.index.rows import Index, Layout, SavedFile
+from service.timing import Timing
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,6 @@ EXACT_UP_TO = 50_000
 
 _BATCH = 4096
 _SAVE_EVERY = 20_000  # changes
-_PAUSE_SECONDS = 60.0  # after a renewal failed
 _STRAY_SECONDS = 7 * 24 * 3600
 _KINDS: dict[str, type[Index]] = {"flat": FlatIndex, "compressed": CompressedIndex}
 
@@ -65,10 +65,9 @@ class Follower:
         *,
         exact_up_to: int = EXACT_UP_TO,
         fresh: bool = False,
-        pause_seconds: float = _PAUSE_SECONDS,
+        timing: Timing | None = None,
     ) -> None:
-        """With `fresh` the snapshot that is there is not looked at. A renewal that failed is tried again after
-        `pause_seconds`."""
+        """With `fresh` the snapshot that is there is not looked at. Of `timing`, `renewal_pause_seconds` counts."""
         self.exact_up_to = exact_up_to
         self.refused: str | None = None
         """Why the snapshot that is there could not be used; None where it was, or where there is none."""
@@ -84,7 +83,7 @@ class Follower:
         self._saved = -1
         self._owner = FileLock(folder / f"{self._manifest.stem}.lock", is_singleton=False, thread_local=False)
         self._building: threading.Thread | None = None
-        self._pause_seconds = pause_seconds
+        self._timing = timing or Timing()
         self._retry_at: float | None = None  # monotonic seconds; None unless the last renewal failed
         self._closed = False
         # Nearly always it is there: an index of frames is first built for a search, which is not to wait for a writer.
@@ -300,7 +299,7 @@ class Follower:
             try:
                 work()
             except Exception as error:
-                self._retry_at = time.monotonic() + self._pause_seconds
+                self._retry_at = time.monotonic() + self._timing.renewal_pause_seconds
                 log.exception("the index could not be renewed; the old one serves on", reason=str(error))
             finally:
                 self._building = None

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from service import catalog, db
 from service.timing import Timing
 
-LEASE_SECONDS = 30.0
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = Timing().backoff_seconds
+LEASE_SECONDS = Timing().lease_seconds
 
 
 def enqueue(connection: sa.Connection, key: int) -> None:
@@ -34,8 +34,8 @@ def waiting(connection: sa.Connection) -> bool:
     return connection.execute(query).first() is not None
 
 
-def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
-    """Keys of at most `limit` videos, oldest first, that are now `owner`'s for LEASE_SECONDS."""
+def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: float = LEASE_SECONDS) -> list[int]:
+    """Keys of at most `limit` videos, oldest first, that are now `owner`'s for so long."""
     now = db.now(connection)
     rows = connection.execute(
         sa.select(db.jobs).where(_claimable(now)).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
@@ -48,16 +48,16 @@ def claim(connection: sa.Connection, owner: str, limit: int) -> list[int]:
         connection.execute(
             sa.update(db.jobs)
             .where(db.jobs.c.video_key == row.video_key)
-            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=now + LEASE_SECONDS)
+            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=now + lease_seconds)
         )
         catalog.set_status(connection, row.video_key, "processing", 0.05)
         claimed.append(row.video_key)
     return claimed
 
 
-def renew(connection: sa.Connection, owner: str) -> None:
-    """Hold on to everything that `owner` has claimed for another LEASE_SECONDS."""
-    until = db.now(connection) + LEASE_SECONDS
+def renew(connection: sa.Connection, owner: str, lease_seconds: float = LEASE_SECONDS) -> None:
+    """Hold on to everything that `owner` has claimed, for so long from now on."""
+    until = db.now(connection) + lease_seconds
     connection.execute(sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=until))
 
 

@@ -22,13 +22,14 @@ from service import catalog, db
 from service.domain import Keys, Kind, Vectors
 from service.errors import NotFound
 from service.projection import Method
+from service.timing import Timing
 from service.vectors import pack, unpack
 
 Embedding = Literal["frame", "aggregated", "text"]
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 MapStatus = Literal["queued", "running", "ready", "failed"]
 
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = Timing().lease_seconds
 CANCELLED = "cancelled"
 
 
@@ -190,9 +191,13 @@ def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, ke
 
 
 def claim(
-    connection: sa.Connection, owner: str, methods: Collection[Method] = METHODS, key: int | None = None
+    connection: sa.Connection,
+    owner: str,
+    methods: Collection[Method] = METHODS,
+    key: int | None = None,
+    lease_seconds: float = LEASE_SECONDS,
 ) -> int | None:
-    """What `waiting` found, now `owner`'s for LEASE_SECONDS."""
+    """What `waiting` found, now `owner`'s for `lease_seconds`."""
     found = waiting(connection, methods, key)
     if found is not None:
         _set(
@@ -202,15 +207,21 @@ def claim(
             progress=0.0,
             error=None,
             owner=owner,
-            lease_expires_at=_until(connection),
+            lease_expires_at=db.now(connection) + lease_seconds,
         )
     return found
 
 
-def renew(connection: sa.Connection, key: int, owner: str, progress: float | None = None) -> bool:
-    """Hold on to a claim, and say how far it is. False once it is not `owner`'s any more: cancelled, deleted, queued
-    afresh, or claimed by another after the lease ran out."""
-    values: dict[str, Any] = {"lease_expires_at": _until(connection)}
+def renew(
+    connection: sa.Connection,
+    key: int,
+    owner: str,
+    progress: float | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> bool:
+    """Hold on to a claim for `lease_seconds` from now on, and say how far it is. False once it is not `owner`'s any
+    more: cancelled, deleted, queued afresh, or claimed by another after the lease ran out."""
+    values: dict[str, Any] = {"lease_expires_at": db.now(connection) + lease_seconds}
     if progress is not None:
         values["progress"] = progress
     mine = sa.and_(db.projections.c.key == key, db.projections.c.owner == owner)
@@ -477,10 +488,6 @@ def _map(row: sa.Row[Any]) -> Map:
 
 def _set(connection: sa.Connection, key: int, **values: Any) -> None:
     connection.execute(sa.update(db.projections).where(db.projections.c.key == key).values(values))
-
-
-def _until(connection: sa.Connection) -> float:
-    return db.now(connection) + LEASE_SECONDS
 
 
 def _now() -> datetime:

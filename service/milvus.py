@@ -42,6 +42,7 @@ from service.domain import Vectors as Matrix
 from service.errors import ConfigurationError, ReelsError, Unavailable
 from service.follower import EXACT_UP_TO, differences
 from service.index.rows import Layout, Rows
+from service.timing import Timing
 from service.vectors import Moments
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ PREFIX = "milvus+"
 _SECONDS = 10.0  # for an answer of Milvus
 _PATIENCE_SECONDS = 15.0  # for another process that brings the collection up to date
 _LINGER_SECONDS = 5.0  # what served until a moment ago may still be asked
-_PAUSE_SECONDS = 60.0  # after a renewal failed
 _TRIES = 4
 _BATCH = 1024  # videos; of rows, what one message holds
 _MOST = 16_384  # rows of an answer, Milvus's own limit
@@ -81,6 +81,7 @@ class MilvusFollower:
         *,
         exact_up_to: int = EXACT_UP_TO,
         client: MilvusClient | None = None,
+        timing: Timing | None = None,
     ) -> None:
         """Connects when first asked, where no `client` is given. Raises ConfigurationError where pymilvus is not
         installed."""
@@ -96,6 +97,7 @@ class MilvusFollower:
         self._seen = ""  # the collection that was there when this process last looked
         self._tally: tuple[tuple[str, int], Tally] | None = None  # of a collection's version
         self._renewing: threading.Thread | None = None
+        self._timing = timing or Timing()
         self._not_before = 0.0
         self._closing = threading.Event()
         _import()
@@ -369,7 +371,7 @@ class MilvusFollower:
                     if taken:
                         self.rebuild()
             except ReelsError as error:
-                self._not_before = time.monotonic() + _PAUSE_SECONDS
+                self._not_before = time.monotonic() + self._timing.renewal_pause_seconds
                 log.warning("the collection could not be renewed; the old one serves on", reason=str(error))
             finally:
                 self._renewing = None

@@ -31,8 +31,6 @@ from service.video import Decoder, Limits
 
 log = structlog.get_logger(__name__)
 
-_LINGER_SECONDS = 60.0  # what answered until a switch may still be in the middle of an answer
-
 
 class OtherWeights(Unavailable):
     """A model of that name is there, but with other weights than those that the library was embedded with."""
@@ -314,7 +312,7 @@ class Runtime:
                     serving.embedder()
                     serving.warm()
                 self._put(serving)
-            while self._former and time.monotonic() - self._former[0][0] > _LINGER_SECONDS:
+            while self._former and time.monotonic() - self._former[0][0] > self.timing.linger_seconds:
                 self._former.pop(0)[1].close()
 
     def _serving_of(self, generation: Generation) -> Serving:
@@ -387,7 +385,7 @@ class Serving:
 
     def _follow(self, kind: Kind) -> Follows:
         runtime = self._runtime
-        return follow(runtime.settings, runtime.db, self.generation, kind)
+        return follow(runtime.settings, runtime.db, self.generation, kind, runtime.timing)
 
     @cached_property
     def recommender(self) -> Recommender:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Pauses of the worker, seconds."""
+    """Pauses and leases, seconds."""
 
     idle_seconds: float = 0.2
     """Between two looks at an empty queue."""
@@ -19,3 +19,11 @@ class Timing:
     """Before another attempt at a video; twice as long before the next."""
     again_seconds: float = 10.0
     """After another model could not be loaded, or did not get to its end."""
+    lease_seconds: float = 30.0
+    """For which a worker holds what it has claimed; it renews its leases three times in it."""
+    renewal_pause_seconds: float = 60.0
+    """After the index could not be made anew."""
+    follow_seconds: float = 1.0
+    """Between two looks at which model is to answer."""
+    linger_seconds: float = 60.0
+    """For which a model that answered until a switch stays: it may be in the middle of an answer."""

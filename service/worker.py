@@ -106,13 +106,13 @@ class Worker:
             ):
                 return []
         with self._runtime.db.write() as connection:
-            return jobs.claim(connection, self.owner, _CLAIM)
+            return jobs.claim(connection, self.owner, _CLAIM, self._runtime.timing.lease_seconds)
 
     def _renew(self, stop: threading.Event) -> None:
-        while not stop.wait(jobs.LEASE_SECONDS / 3):
+        while not stop.wait(self._runtime.timing.lease_seconds / 3):
             try:
                 with self._runtime.db.write() as connection:
-                    jobs.renew(connection, self.owner)
+                    jobs.renew(connection, self.owner, self._runtime.timing.lease_seconds)
             except ReelsError as error:
                 log.warning("the leases were not renewed", reason=str(error))
 
@@ -142,7 +142,7 @@ class Layouts:
             if maps.waiting(connection, self._methods) is None:
                 return False
         with db.write() as connection:
-            key = maps.claim(connection, self._owner, self._methods)
+            key = maps.claim(connection, self._owner, self._methods, lease_seconds=self._runtime.timing.lease_seconds)
         if key is None:
             return False
         with subprocess.Popen(
@@ -165,15 +165,15 @@ class Layouts:
 
     def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
         """Until it ends, is cancelled, or is to stop."""
-        renewed = time.monotonic()
+        renewed, lease = time.monotonic(), self._runtime.timing.lease_seconds
         while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
             with self._runtime.db.read() as connection:
                 if not maps.owns(connection, key, self._owner):
                     return
-            if time.monotonic() - renewed > maps.LEASE_SECONDS / 3:
+            if time.monotonic() - renewed > lease / 3:
                 renewed = time.monotonic()
                 with self._runtime.db.write() as connection:
-                    maps.renew(connection, key, self._owner)
+                    maps.renew(connection, key, self._owner, lease_seconds=lease)
 
 
 class Beside:

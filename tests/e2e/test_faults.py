@@ -426,7 +426,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     for number in range(300):
         add(number)
     index = small_disk / "index"
-    follower = Follower(library, index, generation, "mean", exact_up_to=100, pause_seconds=0)
+    follower = Follower(library, index, generation, "mean", exact_up_to=100, timing=Timing(renewal_pause_seconds=0))
 
     def found(v: np.ndarray) -> float:
         with follower.current() as (now, _):

@@ -58,7 +58,7 @@ def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
     def loaded(script: str) -> set[str]:
         done = subprocess.run(
             [sys.executable, "-c", f"{script}\nimport sys; print(*sys.modules)"],
-            env={**CHILD_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            env=CHILD_ENVIRONMENT,
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -306,13 +306,11 @@ def test_a_layout_can_be_cancelled_and_asked_for_again(library: Library) -> None
     assert library.atlas.find(done.id).points == 120
 
 
-def test_a_lease_runs_out_and_another_takes_over(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_runs_out_and_another_takes_over(library: Library) -> None:
     library.add(5)
     state, _ = library.atlas.ask(library.atlas.spec("aggregated", "pca", 2))
     with library.db.write() as connection:
-        monkeypatch.setattr(maps, "LEASE_SECONDS", -1)
-        assert maps.claim(connection, "dead") == state.key
-        monkeypatch.setattr(maps, "LEASE_SECONDS", 30)
+        assert maps.claim(connection, "dead", lease_seconds=-1) == state.key
         assert maps.claim(connection, "alive") == state.key
         assert maps.claim(connection, "third") is None
     with pytest.raises(Cancelled):

@@ -7,7 +7,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-CHILD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")}
+from tests.support.paths import ROOT
+
+CHILD_ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")},
+    "PYTHONPATH": str(ROOT),  # what is tested is this checkout, whatever is installed
+}
 # util-linux's way to have the kernel kill a process when the thread that started it ends, however that ends.
 _TIED = [found, "--pdeathsig", "KILL", "--"] if (found := shutil.which("setpriv")) else []
 

@@ -109,7 +109,7 @@ def serving_here(
 
     if patience is not None:
         Quick.patience = patience
-    runtime = start(settings, model=model, decoder=decoder)
+    runtime = start(settings, model=model, decoder=decoder, timing=timing)
     before(runtime)
     beside: StartWorker | None = start_worker if worker else None
     app = create_app(settings, worker=beside, started=runtime, patience=patience)

@@ -26,6 +26,7 @@ from service.follower import Follower
 from service.index import rows
 from service.index.compressed import CompressedIndex
 from service.recommend import Recommender
+from service.timing import Timing
 from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit
 
@@ -434,7 +435,7 @@ def test_a_renewal_that_fails_is_begun_again_after_a_pause(
     filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     library, folder = filled
-    follower = _follow(library, folder, exact_up_to=40, pause_seconds=60)
+    follower = _follow(library, folder, exact_up_to=40, timing=Timing(renewal_pause_seconds=60))
     train = CompressedIndex.train
     tries = []
 
