@@ -158,6 +158,7 @@ class _Child:
         self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float, *, again: bool = True
     ) -> tuple[dict[str, Any], list[bytes]]:
         pipe, pid = self._started()
+        begun = False
         try:
             size_bytes = source.size_bytes if isinstance(source, Blob) else None
             pipe.send_bytes(json.dumps({**request, "size_bytes": size_bytes}).encode())
@@ -171,7 +172,7 @@ class _Child:
                     if worked < timeout_seconds / 4:  # it hardly had its turn: of the clip that says nothing
                         raise Overloaded("the machine is too busy to decode a clip in time; try again", _BUSY_SECONDS)
                     raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
-                header = json.loads(pipe.recv_bytes())
+                header, begun = json.loads(pipe.recv_bytes()), True
                 if "read" not in header or not isinstance(source, Blob):
                     break
                 began = time.monotonic()
@@ -183,9 +184,8 @@ class _Child:
                 deadline += time.monotonic() - began  # a slow store is not the clip's fault
             blobs = [pipe.recv_bytes() for _ in range(header.get("blobs", 0))]
         except (EOFError, OSError) as error:
-            if again and isinstance(error, BrokenPipeError | ConnectionResetError):
-                # It ended before it read all that it was sent: of the clip that says nothing, unless it happens again.
-                self.close()
+            if again and not begun and isinstance(error, BrokenPipeError | ConnectionResetError):
+                self.close()  # it ended before it read the request: of the clip that says nothing
                 return self.ask(request, source, timeout_seconds, again=False)
             raise Undecodable(f"the decoder {self._end()} on this file") from error
         self.unconfined = header["unconfined"]

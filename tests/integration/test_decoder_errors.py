@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.domain import Picture, Sampling
+from service.domain import Blob, Picture, Sampling
 from service.errors import InternalError, Unavailable, Undecodable
 from service.runtime import Runtime
 from service.video import Decoder, Limits
 from service.worker import Worker
 from tests.support.clips import ClipMaker, numbered
+from tests.support.processes import ended
 from tests.support.uploads import accept, status_of
+from tests.support.wait import until
 
 SMALL = Picture(32, 32)
 
@@ -74,17 +75,17 @@ def test_a_process_that_ends_in_the_middle_says_by_what(
     single: Decoder, make_clip: ClipMaker, number: signal.Signals, words: str
 ) -> None:
     clip = make_clip("a.mp4", numbered(3))
+    data = clip.read_bytes()
     single.probe(clip)
     (pid,) = single.child_pids
-    os.kill(pid, signal.SIGSTOP)  # so that it is asked, and has not answered
 
-    def end() -> None:
-        os.kill(pid, number)
-        os.kill(pid, signal.SIGCONT)
+    def read(start: int, length: int) -> bytes:
+        os.kill(pid, number)  # it has asked for bytes of the clip, and waits for them
+        until(lambda: ended(pid))
+        return data[start : start + length]
 
-    threading.Timer(0.3, end).start()
     with pytest.raises(Undecodable, match=words):
-        single.probe(clip)
+        single.probe(Blob(len(data), read))
     assert single.probe(clip).width == 64
 
 

@@ -329,12 +329,12 @@ def test_a_copy_lands_where_its_original_is(method: Method, dimensions: int) -> 
 
 
 def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
-    from umap import UMAP
-
     vectors, _ = _clusters(600, clusters=6)
     new, _ = _clusters(60, clusters=6, seed=7)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numba's and scikit-learn's
+        warnings.simplefilter("ignore")  # its own, numba's and scikit-learn's
+        from umap import UMAP
+
         model = UMAP(random_state=0, n_jobs=1).fit(vectors)
         theirs = model.transform(new)
     made = Fit(model.embedding_, {"a": np.array(model._a), "b": np.array(model._b)})  # noqa: SLF001

@@ -22,6 +22,13 @@ def tied(*command: str) -> list[str]:
     return [*_TIED, *command]
 
 
+def ended(pid: int) -> bool:
+    """Whether nothing of a child runs any more, threads apart from its first among it; it is not waited for."""
+    with suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return True
+
+
 def family(pid: int) -> set[int]:
     """A process and all that descend from it, where there is /proc."""
     found = {pid}
