@@ -28,10 +28,10 @@ from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.rows import check_against_rows, items_of_rows, settled
-from tests.support.server import Server, serving
+from tests.support.server import Service, serving_here
 
 
-def _traffic(server: Server, clip: bytes, stop: threading.Event, seed: int) -> None:
+def _traffic(server: Service, clip: bytes, stop: threading.Event, seed: int) -> None:
     """Uploads, edits and deletions of one client."""
     rng = random.Random(seed)
     mine: list[str] = []
@@ -59,11 +59,13 @@ def _verified(data: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMaker, soak: bool) -> None:
+def test_backups_taken_under_traffic_are_whole(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder, soak: bool
+) -> None:
     clients, backups = (3, 3) if soak else (1, 1)
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     files = []
-    with serving(tmp_path / "live") as server, server.client() as client:
+    with serving_here(settings_for(tmp_path / "live"), tiny, decoder) as server, server.client() as client:
         client.timeout = httpx.Timeout(120)  # longer than anything here waits
         for number in range(4):
             form = {"caption": f"first {number}"}
@@ -87,7 +89,6 @@ def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMa
     assert {path.name for path in tmp_path.iterdir()} == {
         "a.mp4",
         "live",
-        "live.log",
         *(f"{number}.tar" for number in range(backups)),
     }
     for file in files:
@@ -95,7 +96,7 @@ def test_backups_taken_under_traffic_are_whole(tmp_path: Path, make_clip: ClipMa
         _restored(file, data)
         assert {path.name for path in data.iterdir()} == {"media", "reelsrs.db"}
         _verified(data)
-        with serving(data) as server, server.client() as client:
+        with serving_here(settings_for(data), tiny, decoder) as server, server.client() as client:
             videos = {video["id"]: video for video in settled(client)}
             assert {video["status"] for video in videos.values()} == {"ready"}
             assert len([video for video in videos.values() if "first" in video["caption"]]) == 4

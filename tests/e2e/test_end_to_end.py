@@ -11,13 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.video import SUFFIXES
+from service.embedder import Embedder
+from service.video import SUFFIXES, Decoder
 from tests.support import services
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
 from tests.support.rest import check_recommendations, items, upload
 from tests.support.rows import settled
-from tests.support.server import serving
+from tests.support.server import serving, serving_here
 
 # What PyAV cannot decode: three that are no videos, one that is only sound.
 UNREADABLE = {"audio_only_mp4.mp4", "broken_mp4.mp4", "empty_flv.flv", "wrong_file_mp4.mp4"}
@@ -72,16 +74,18 @@ def test_two_folders_eight_at_a_time_through_a_kill(tmp_path: Path, shared_clips
     assert services.stored(data) == set()
 
 
-def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path, make_clip: ClipMaker) -> None:
+def test_what_was_acknowledged_outlives_a_kill(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+) -> None:
     """Killed right behind the acknowledgement: queued uploads are embedded after the next start."""
     data = tmp_path / "data"
     clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(10, 22)]
-    with serving(data) as server, server.client() as client:
+    with serving(data, "--no-worker") as server, server.client() as client:
         answers = _upload_all(client, clips, wait=0)
         assert {answer.status_code for answer in answers} == {202}
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
-    with serving(data) as server, server.client() as client:
+    with serving_here(settings_for(data), tiny, decoder) as service, service.client() as client:
         videos = settled(client)
         assert {video["id"] for video in videos} == {answer.json()["id"] for answer in answers}
         assert [video["status"] for video in videos] == ["ready"] * 12

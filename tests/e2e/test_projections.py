@@ -12,8 +12,11 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support.clips import ClipMaker, numbered
-from tests.support.server import Server, serving
+from tests.support.library import PreparedLibrary, settings_for
+from tests.support.server import Server, serving, serving_here
 from tests.support.wait import until
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -153,12 +156,11 @@ def test_a_wrong_question_is_named(client: httpx.Client, field: str, wanted: dic
     assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
-def test_maps_grow_with_the_library_and_outlive_a_worker_and_a_restart(
-    tmp_path: Path, make_clip: ClipMaker, drawn: Path
+def test_maps_grow_with_the_library(
+    tmp_path: Path, make_clip: ClipMaker, drawn: Path, tiny: Embedder, decoder: Decoder
 ) -> None:
-    """From an empty library on: a small map is laid out anew as it doubles; a worker that is killed at it is replaced,
-    and so is the whole service."""
-    with serving(tmp_path / "data") as running, running.client() as client:
+    """From an empty library on: a small map is laid out anew as it doubles."""
+    with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as running, running.client() as client:
         empty = _ready(client, method="tsne")
         assert (empty["points"], client.get(empty["points_url"]).json()["items"]) == (0, [])
         url = f"/v1/projections/{empty['id']}"
@@ -169,17 +171,26 @@ def test_maps_grow_with_the_library_and_outlive_a_worker_and_a_restart(
         for clip in sorted(drawn.rglob("*.mp4")):
             _upload(client, clip)
         _state(client, url, lambda state: state["status"] == "ready" and state["points"] == 15)
+
+
+def test_a_map_outlives_a_worker_and_a_restart(
+    tmp_path: Path, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+) -> None:
+    """A worker that is killed at a layout is replaced, and so is the whole service."""
+    data = prepared.copied(tmp_path / "data", drawn, tiny, decoder)
+    with serving(data) as running, running.client() as client:
         asked = client.post("/v1/projections", json={"method": "tsne", "seed": 5}).json()
-        _state(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "running")
+        url = f"/v1/projections/{asked['id']}"
+        _state(client, url, lambda state: state["status"] == "running")
         _kill_worker(running)
-        after = _state(client, f"/v1/projections/{asked['id']}", lambda state: state["status"] == "ready")
-        assert after["points"] == 15
+        first = _state(client, url, lambda state: state["status"] == "ready")
+        assert first["points"] == 12
         client.post(f"{url}/fit")
         _state(client, url, lambda state: state["status"] == "running")
-    with serving(tmp_path / "data") as running, running.client() as client:
+    with serving_here(settings_for(data), tiny, decoder) as service, service.client() as client:
         again = _state(client, url, lambda state: state["status"] == "ready")
-        assert again["fitted_at"] > grown["fitted_at"]
-        assert again["points"] == 15
+        assert again["fitted_at"] > first["fitted_at"]
+        assert again["points"] == 12
 
 
 def _upload(client: httpx.Client, clip: Path) -> None:

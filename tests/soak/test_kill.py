@@ -19,11 +19,14 @@ import sqlalchemy as sa
 
 from service import db, jobs
 from service.db import Database
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
+from tests.support.library import settings_for
 from tests.support.processes import family
 from tests.support.rows import check_against_rows, end_leases, items_of_rows, owners, settled
-from tests.support.server import Server, serving
+from tests.support.server import Server, Service, serving, serving_here
 from tests.support.traffic import Known, Traffic
 from tests.support.wait import until
 
@@ -55,7 +58,7 @@ def _pull_the_plug(server: Server, *, whole: bool) -> None:
     server.process.wait()
 
 
-def _check(server: Server, known: Known) -> int:
+def _check(server: Service, known: Known) -> int:
     """Everything that was promised; how many videos there are."""
     with server.client() as client:
         videos = {video["id"]: video for video in settled(client)}
@@ -84,7 +87,9 @@ def _check(server: Server, known: Known) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the service's processes are found in /proc")
-def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path, make_clip: ClipMaker, soak: bool) -> None:
+def test_nothing_that_was_acknowledged_is_lost(
+    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder, soak: bool
+) -> None:
     known = Known()
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     data, kills, slowest = tmp_path / "data", 100 if soak else 2, 0.0
@@ -114,13 +119,12 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path, make_clip: ClipMa
     strays = list(services.incoming(data).iterdir())
     for stray in strays:  # as if a minute had passed
         os.utime(stray, (time.time() - 90,) * 2)
-    with serving(data) as server:
-        count = _check(server, known)
+    with serving_here(settings_for(data), tiny, decoder) as service:
+        count = _check(service, known)
     print(f"{known.answers} answers, {known.uploads} uploads, {count} videos, {len(strays)} strays")
     print(f"slowest start {slowest:.1f} s")
     assert known.uploads > 0
     assert known.answers > known.uploads
     assert not list(services.incoming(data).iterdir())
-    if soak:
-        with serving(data) as server:
-            assert _check(server, known) == count
+    with serving_here(settings_for(data), tiny, decoder) as service:
+        assert _check(service, known) == count
