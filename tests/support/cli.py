@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import structlog
 
@@ -40,7 +41,8 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         os.environ.clear()
         os.environ.update({**CHILD_ENVIRONMENT, **servers, **environment})
         logging.getLogger().handlers = []  # a command configures logging where nobody has
-        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        # The priority of this process is not a command's to lower: the tests to come would be slow.
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch("service.worker.lower_priority"):
             status = cli.status(list(arguments))
     finally:
         os.environ.clear()

@@ -15,6 +15,8 @@ from hypothesis import Phase, settings
 settings.register_profile("first-failure", phases=(Phase.explicit, Phase.generate), database=None, max_examples=10)
 
 _PR_SET_PDEATHSIG = 1
+# The slowest first, so that no process is left with a long file when the others have nothing to do.
+_TIERS = ("external", "soak", "e2e", "browser", "integration", "unit")
 
 HOW_TO_GET = {
     "shared clips": "real clips are looked for in ../shared/clips, beside the checkout",
@@ -30,6 +32,12 @@ def pytest_configure() -> None:
     """Have the kernel end a process of xdist with the one that controls it, however that ends. Linux only."""
     if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@pytest.hookimpl(trylast=True)  # within a tier the order is pytest-randomly's
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests by their tier."""
+    items.sort(key=lambda item: next((place for place, tier in enumerate(_TIERS) if tier in item.path.parts), -1))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
