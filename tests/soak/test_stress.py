@@ -26,6 +26,7 @@ from tests.support.vector_library import GENERATION, D, VectorLibrary
 
 SECONDS = 60
 SHORT_SECONDS = 6  # long enough for the index to be renewed as compressed, and back
+PATIENCE_SECONDS = 120  # with a machine that is too slow for that
 BORDER = 150
 SHORT_BORDER = 116  # soon reached
 MARKED = 8
@@ -114,9 +115,13 @@ def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path, soak: bool) ->
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for one in (*threads, *readers):
         one.start()
+
+    def enough() -> bool:
+        return kinds == {"flat", "compressed"} and answers[0] > 100
+
     until, number = time.monotonic() + (SECONDS if soak else SHORT_SECONDS), 0
     growing = True
-    while time.monotonic() < until and not failures:
+    while time.monotonic() < until + (0 if enough() else PATIENCE_SECONDS) and not failures:
         number += 1
         _turn(library.db, keys, number)
         committed[0] = number
@@ -134,6 +139,5 @@ def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path, soak: bool) ->
         failures.append(theirs.get())
     assert failures == []
     assert [reader.exitcode for reader in readers] == [0] * len(readers)
-    assert kinds == {"flat", "compressed"}, "the index was never renewed"
-    assert answers[0] > 100
+    assert enough(), f"the index was never renewed, or hardly asked: {kinds}, {answers[0]} answers"
     library.close()
