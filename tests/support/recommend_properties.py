@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import jobs
+from service import catalog, jobs
 from service.domain import Weights
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.follower import EXACT_UP_TO
@@ -20,6 +20,7 @@ from service.question import Cursor, Example, Like, Question, Scope
 from service.vectors import normalise
 from tests.support.oracle import best, diverse, moments, same, score
 from tests.support.queries import like, like_video
+from tests.support.rows import add_row
 from tests.support.vector_library import VectorLibrary, change, fill, unit
 
 WEIGHTS = st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any)
@@ -354,3 +355,25 @@ class RecommendProperties:
         with pytest.raises(NotReady) as caught:
             like_video(library.recommender, name, weights=Weights(1, 0))
         assert caught.value.status == "queued"
+
+    def test_lookalikes_are_the_videos_with_the_nearest_frames(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(21)
+        frames = np.stack([unit(rng) for _ in range(25)])
+        name = library.add(frames[0], None, frames=frames)
+        for _ in range(110):
+            library.add(frames[0], None, frames=np.stack([unit(rng) for _ in range(2)]))
+        copies = [library.add(frame, None) for frame in frames[:2]]  # of the two, every third frame shows the first
+        nearest = {
+            library.keys[item.id]: max(float(shown @ looked) for _, shown in item.frames for looked in frames[::3])
+            for item in library.items.values()
+            if item.id != name
+        }
+        order = sorted(nearest, key=lambda key: (-round(nearest[key], 6), key))
+        with library.db.read() as connection:
+            video = catalog.video(connection, name)
+        found = library.recommender.lookalikes(video)
+        assert [one.key for one in found] == order[:100]
+        assert found[0].id == copies[0]
+        with library.db.write() as connection:
+            queued = add_row(connection, 999)
+        assert library.recommender.lookalikes(queued) == []
