@@ -118,8 +118,7 @@ class Cluster:
     def work(self) -> None:
         """Start a worker, on a machine of its own as far as files go."""
         number = next(self._numbers)
-        log = self._folder / f"worker-{number}.log"
-        with log.open("ab") as output:
+        with self._log(number).open("ab") as output:
             self.workers[number] = subprocess.Popen(
                 tied(sys.executable, "-m", "service", "worker"),
                 env={
@@ -132,6 +131,12 @@ class Cluster:
                 stdout=output,
                 stderr=output,
             )
+
+    def started(self) -> None:
+        """Wait until every worker has imported what it needs: beside traffic that takes minutes, for it is polite."""
+        for number in self.workers:
+            log = self._log(number)
+            until(lambda log=log: "loading the model" in log.read_text(), 120, log)
 
     def kill(self, number: int) -> None:
         """Kill a worker."""
@@ -148,6 +153,9 @@ class Cluster:
         """The workers that hold jobs."""
         held = owners(self.url)
         return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
+
+    def _log(self, number: int) -> Path:
+        return self._folder / f"worker-{number}.log"
 
     def ids(self) -> set[str]:
         """Of every video that is known."""
@@ -192,12 +200,12 @@ def _found(client: httpx.Client, words: str = "clip") -> list[dict[str, Any]]:
     return items
 
 
-def _watch(client: httpx.Client, seen: dict[str, float], stop: threading.Event) -> None:
+def _watch(client: httpx.Client, seen: dict[str, float], stop: threading.Event, every: float) -> None:
     """When each video was first found by this service."""
     while not stop.is_set():
         for hit in _found(client):
             seen.setdefault(hit["video"]["id"], time.monotonic())
-        stop.wait(0.2)  # answers of hundreds of hits take the time that workers need
+        stop.wait(every)  # answers of hundreds of hits take the time that workers need
 
 
 def _agree(cluster: Cluster, ids: set[str]) -> None:
@@ -233,6 +241,7 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
     before = cluster.ids()
     for _ in range(3):
         cluster.work()
+    cluster.started()
     stop, killed = threading.Event(), threading.Event()
     numbers = count()
     seen: list[dict[str, float]] = [{}, {}, {}]
@@ -245,11 +254,12 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
             assert answer.status_code == 202, answer.text
             acknowledged[answer.json()["id"]] = began
             if number >= wanted:  # the workers are to have something to do, not to be buried
-                killed.wait(0.5)
+                killed.wait(2)
 
     clients = cluster.clients()
     watchers = [
-        threading.Thread(target=_watch, args=(client, found, stop)) for client, found in zip(clients, seen, strict=True)
+        threading.Thread(target=_watch, args=(client, found, stop, 0.2 if soak else 1))
+        for client, found in zip(clients, seen, strict=True)
     ]
     for watcher in watchers:
         watcher.start()
@@ -259,7 +269,7 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
             try:
                 for _ in range(kills):
                     time.sleep(rng.uniform(1, 4) if soak else 0)
-                    until(cluster.busy, 120, "no worker holds a job")
+                    until(cluster.busy, 120, "no worker holds a job", every=0.1)
                     cluster.kill(rng.choice(cluster.busy() or list(cluster.workers)))
                     cluster.work()
             finally:
@@ -286,6 +296,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
     are asked."""
     if not cluster.workers:
         cluster.work()
+    cluster.started()
     first, second, alone = cluster.clients()
     known = cluster.ids()
     number = 10_000
@@ -363,6 +374,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
     for _ in range(4):
         upload(202)
     cluster.work()
+    cluster.started()
     everyone = (first, second, alone)
     until(lambda: all({hit["video"]["id"] for hit in _found(one)} == known for one in everyone), 180, "late")
     _agree(cluster, known)
@@ -376,6 +388,7 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluste
     client = cluster.clients()[0]
     ids = {_upload(client, clip, 20_000 + number).json()["id"] for number in range(12)}
     cluster.work()
+    cluster.started()
     until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
     ((_, process),) = cluster.workers.items()
     cluster.workers.clear()
@@ -384,4 +397,5 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluste
     states = {client.get(f"/v1/videos/{name}").json()["status"] for name in ids}
     assert states <= {"queued", "ready"}, states
     cluster.work()
+    cluster.started()
     until(lambda: all(client.get(f"/v1/videos/{name}").json()["status"] == "ready" for name in ids), 60, "not taken up")
