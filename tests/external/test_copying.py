@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import sqlalchemy as sa
 
 from service import db
 from service.db import Database
+from service.embedder import Embedder
+from service.video import Decoder
 from tests.support import services
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
-from tests.support.server import serving
+from tests.support.library import settings_for
+from tests.support.server import serving_here
 
 
 def _rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -63,7 +67,12 @@ def test_from_files_to_servers_and_back(
     postgresql: services.PostgreSQL,
     objects: services.ObjectStore,
     milvus: services.Milvus,
+    tiny: Embedder,
+    decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in objects.environment.items():
+        monkeypatch.setenv(name, value)
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     servers = {
         **objects.environment,
@@ -80,7 +89,7 @@ def test_from_files_to_servers_and_back(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    with serving(tmp_path / "data") as server, server.client() as client:
+    with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as server, server.client() as client:
         for number in range(8):
             _upload(client, clip, number, wait=60)
         gone = _upload(client, clip, 8, wait=60)
@@ -104,7 +113,13 @@ def test_from_files_to_servers_and_back(
     verified = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="there", **servers)
     assert verified.returncode == 0, verified.stdout
     assert "8 rows, milvus flat" in verified.stdout
-    with serving(tmp_path / "there", **servers) as server, server.client() as client:
+    there = settings_for(
+        tmp_path / "there",
+        database_url=servers["REELSRS_DATABASE_URL"],
+        storage_url=servers["REELSRS_STORAGE_URL"],
+        vector_store=servers["REELSRS_VECTOR_STORE"],
+    )
+    with serving_here(there, tiny, decoder) as server, server.client() as client:
         assert _answers(client) == before
         new = _upload(client, clip, 20, wait=60)  # numbers go on where they were
         assert client.get(f"/v1/videos/{new}/recommendations").status_code == 200
@@ -123,7 +138,7 @@ def test_from_files_to_servers_and_back(
     )
     verified = run("index", "verify", "--deep", cwd=tmp_path, REELSRS_DATA_DIR="back")
     assert verified.returncode == 0, verified.stdout
-    with serving(tmp_path / "back") as server, server.client() as client:
+    with serving_here(settings_for(tmp_path / "back"), tiny, decoder) as server, server.client() as client:
         assert _answers(client) == before
         newer = _upload(client, clip, 21, wait=60)
         keys = {row[1]: row[0] for row in _rows(back["REELSRS_DATABASE_URL"])["videos"]}

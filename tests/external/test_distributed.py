@@ -29,7 +29,7 @@ from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 from tests.support.rows import owners
-from tests.support.server import serving
+from tests.support.server import answering, launched
 from tests.support.wait import until
 
 LONG = (200, 6)  # uploads, kills
@@ -109,11 +109,16 @@ class Cluster:
         self.workers: dict[int, subprocess.Popen[bytes]] = {}
         self._numbers = count()
         stack.callback(self.kill_all)
-        engines = {"one": f"milvus+http://127.0.0.1:{self.vectors.port}", "alone": "faiss"}
+        shared = f"milvus+http://127.0.0.1:{self.vectors.port}"
+        engines = {"one": shared, "two": shared, "alone": "faiss"}
         self.services = [
-            stack.enter_context(serving(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment))
+            stack.enter_context(
+                launched(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment)
+            )
             for name, engine in (("one", engines["one"]), ("two", engines["one"]), ("alone", engines["alone"]))
         ]
+        for service in self.services:
+            answering(service)
 
     def work(self) -> None:
         """Start a worker, on a machine of its own as far as files go."""

@@ -28,6 +28,7 @@ from service.video import Decoder
 from service.worker import StartWorker, Worker
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
+from tests.support.wait import until
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def logged(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """`reelsrs serve` over a data folder, until the block ends."""
+def launched(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """`reelsrs serve` over a data folder, until the block ends; `answering` waits for it."""
     port = services.free_port()
     said = data_dir.with_suffix(".log")
     with said.open("ab") as output:
@@ -167,21 +168,32 @@ def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Ser
             stdout=output,
             stderr=output,
         )
-    server = Server(f"http://127.0.0.1:{port}", data_dir, process, said)
     try:
-        with server.client() as client:
-            for _ in range(600):
-                if process.poll() is not None:
-                    raise RuntimeError(f"the server ended with {process.returncode}:\n{said.read_text()}")
-                try:
-                    if client.get("/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            else:
-                raise RuntimeError(f"the server was not ready in time:\n{said.read_text()}")
-        yield server
+        yield Server(f"http://127.0.0.1:{port}", data_dir, process, said)
     finally:
         if process.poll() is None:
             process.terminate()
         process.wait(30)
+
+
+def answering(server: Server) -> Server:
+    """The same server, once it is ready."""
+
+    def ready() -> bool:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {server.process.returncode}:\n{server.log.read_text()}")
+        try:
+            return client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with server.client() as client:
+        until(ready, 120, server.log.read_text, every=0.1)
+    return server
+
+
+@contextmanager
+def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """`reelsrs serve` over a data folder, which answers, until the block ends."""
+    with launched(data_dir, *arguments, **environment) as server:
+        yield answering(server)
