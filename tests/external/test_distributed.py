@@ -141,7 +141,7 @@ class Cluster:
         """Wait until every worker has imported what it needs: beside traffic that takes minutes, for it is polite."""
         for number in self.workers:
             log = self._log(number)
-            until(lambda log=log: "loading the model" in log.read_text(), 120, log)
+            until(lambda log=log: "loading the model" in log.read_text(), 300, log)
 
     def kill(self, number: int) -> None:
         """Kill a worker."""
