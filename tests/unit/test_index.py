@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,96 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     for broken in ({}, {**state, "segments": []}, {**state, "codec": state["table"]}):
         with pytest.raises((ValueError, KeyError, OSError)):
             CompressedIndex.load(layout, tmp_path, broken)
+    for name in (state["table"], state["codec"]):  # what is unpickled may run anything
+        whole = (tmp_path / name).read_bytes()
+        with np.load(tmp_path / name) as arrays:
+            pickled = {key: values.astype(object) for key, values in arrays.items()}
+        with (tmp_path / name).open("wb") as file:
+            np.savez(file, **pickled)
+        with pytest.raises(ValueError, match="allow_pickle"):
+            CompressedIndex.load(layout, tmp_path, state)
+        (tmp_path / name).write_bytes(whole)
     (tmp_path / state["segments"][0]["rows"][0]).write_bytes(b"short")
     with pytest.raises(ValueError, match="shorter"):
         CompressedIndex.load(layout, tmp_path, state)
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of 200 rows, of which a scan takes 64, and at first 25 of each."""
+    for name, value in {
+        "_SEGMENT_ROWS": 200,
+        "_WORTH_KEEPING": 50,
+        "_SCAN": 64,
+        "_SCAN_PER_ANSWER": 1,
+        "_SHARE": 8,
+    }.items():
+        monkeypatch.setattr(compressed, name, value)
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_the_scan_goes_on_in_a_segment_that_holds_all_of_the_best(tmp_path: Path) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(1000)
+    query = np.concatenate([normalise(np.random.default_rng(1).standard_normal(D)), np.zeros(D + 1)]).astype(np.float32)
+    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    order = np.argsort(-(joined @ query))
+    places = np.concatenate([order[200:600], order[:200], order[600:]])  # the best are the third segment
+    rows, joined = some(rows, places), joined[places]
+    categories = np.where(np.arange(1000) < 200, "first", np.where(np.arange(1000) % 2, "odd", "even"))
+    rows = Entries(np.arange(1000), rows.pictures, rows.captions, rows.captioned, tuple(categories))
+    index = CompressedIndex.train(layout, tmp_path, joined, len(joined))
+    index.replace(NOBODY, rows)
+    for where, kept in (
+        (EVERY_CATEGORY, np.ones(1000, dtype=np.bool_)),
+        (Categories(include=frozenset({"odd"})), categories == "odd"),  # nobody in the first segment
+    ):
+        found, products = index.search(query, 40, where)
+        best = np.flatnonzero(kept)[np.argsort(-(joined[kept] @ query))][:40]
+        assert kept[index.keys(found)].all()
+        assert np.isin(index.keys(found), np.arange(400, 600)).sum() == min(
+            40, np.isin(best, np.arange(400, 600)).sum()
+        )
+        assert len(set(index.keys(found).tolist()) & set(best.tolist())) >= 25
+        np.testing.assert_allclose(products, joined[index.keys(found)] @ query, atol=1e-5)
+        assert (found.dtype, products.dtype) == (np.int64, np.float32)
+    index.close()
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_filter_may_leave_fewer_in_a_scan_than_are_looked_at(tmp_path: Path) -> None:
+    layout = Layout(D, captions=True)
+    rows = entries(1000)
+    categories = tuple(np.where(np.arange(1000) < 70, "few", "many"))  # all of them in one segment
+    rows = Entries(rows.keys, rows.pictures, rows.captions, rows.captioned, categories)
+    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    index = CompressedIndex.train(layout, tmp_path, joined, len(joined))
+    index.replace(NOBODY, rows)
+    query = joined[3]
+    found, _ = index.search(query, 20, Categories(include=frozenset({"few"})))
+    assert index.keys(found)[0] == 3
+    best = np.argsort(-(joined[:70] @ query))[:20]
+    assert len(set(index.keys(found).tolist()) & set(best.tolist())) >= 17
+    index.close()
+
+
+def test_a_loaded_index_is_written_again_only_as_far_as_it_changed(tmp_path: Path) -> None:
+    """Of more rows than are copied at once; when it is stale goes with it."""
+    layout = Layout(D, captions=True)
+    rows = entries(5000)
+    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    index = CompressedIndex.train(layout, tmp_path, joined[:1300], 1300)
+    index.replace(NOBODY, rows)
+    state, _ = index.freeze()(tmp_path)
+    loaded = CompressedIndex.load(layout, tmp_path, state)
+    assert not loaded.stale
+    again, _ = loaded.freeze()(tmp_path)
+    assert again["segments"] == state["segments"], "nothing of a segment has changed"
+    more = entries(300, seed=8)
+    loaded.replace(NOBODY, replace(more, keys=more.keys + 10_000))
+    np.testing.assert_array_equal(loaded.get(np.arange(5000)), joined)
+    assert loaded.stale, "more than four times as many as it was fitted to"
+    third, _ = loaded.freeze()(tmp_path)
+    assert third["segments"] != state["segments"]
+    for one in (index, loaded):
+        one.close()
