@@ -188,6 +188,45 @@ class RecommendProperties:
             assert answer.weights == Weights(0.7, 0.0)
             change(library, rng)
 
+    @pytest.mark.parametrize("fusion", ["cosine", "zscore"])
+    @pytest.mark.parametrize("k", [1, 5])
+    def test_moments_among_far_more_frames_than_are_looked_at(
+        self, library: VectorLibrary, fusion: str, k: int
+    ) -> None:
+        """Page by page, in every category and in one; equal moments of a clip come as they do in it."""
+        rng = np.random.default_rng(31)
+        peak = unit(rng)
+        twice = library.add(peak, None, "a", np.stack([peak, -peak, peak]))
+        for number in range(80):
+            shown = np.stack([normalise(peak + 1.5 * unit(rng)) for _ in range(6)])
+            library.add(shown[0], None, "ab"[number % 2], shown)
+        for query in (peak, unit(rng)):
+            expected = moments(list(library.items.values()), query, fusion)
+            for scope in (Scope(), Scope(("a",)), Scope(exclude_category=("a",))):
+                kept = [one for one in expected if not scope.category or library.items[one[0]].category == "a"]
+                kept = [one for one in kept if library.items[one[0]].category not in scope.exclude_category]
+                cursor, found = None, []
+                for _ in range(4):
+                    answer = like(
+                        library.recommender,
+                        Example(query, None),
+                        weights=Weights(1, 0),
+                        fusion=fusion,
+                        k=k,
+                        group_by="moment",
+                        scope=scope,
+                        cursor=cursor,
+                    )
+                    assert [hit.rank for hit in answer.hits] == list(range(len(found) + 1, len(found) + k + 1))
+                    found += [(hit.video.id, hit.score, hit.moment.time) for hit in answer.hits]
+                    cursor = answer.next_cursor
+                    assert cursor
+                wanted = [one[:3] for one in kept[: 4 * k]]
+                assert [one[::2] for one in found] == [one[::2] for one in wanted]
+                assert [one[1] for one in found] == pytest.approx([one[1] for one in wanted], abs=1e-5)
+                if query is peak and "a" not in scope.exclude_category:
+                    assert [one[::2] for one in found[:2]] == [(twice, 0.5), (twice, 2.5)]
+
     @through_libraries(
         30,
         seed=st.integers(0, 2**32 - 1),
@@ -358,7 +397,7 @@ class RecommendProperties:
 
     def test_lookalikes_are_the_videos_with_the_nearest_frames(self, library: VectorLibrary) -> None:
         rng = np.random.default_rng(21)
-        frames = np.stack([unit(rng) for _ in range(25)])
+        frames = np.stack([unit(rng) for _ in range(26)])
         name = library.add(frames[0], None, frames=frames)
         for _ in range(110):
             library.add(frames[0], None, frames=np.stack([unit(rng) for _ in range(2)]))
