@@ -218,14 +218,44 @@ class RecommendProperties:
                         cursor=cursor,
                     )
                     assert [hit.rank for hit in answer.hits] == list(range(len(found) + 1, len(found) + k + 1))
+                    assert answer.fusion == fusion
+                    for hit in answer.hits:
+                        similarity = float(query @ library.items[hit.video.id].frames[hit.moment.frame][1])
+                        assert hit.moment.similarity == hit.video_part.similarity == pytest.approx(similarity, abs=1e-6)
+                        assert (hit.video_part.weight, hit.video_part.contribution) == (1, hit.score)
+                        assert (hit.text_part.similarity, hit.text_part.weight) == (None, 0)
                     found += [(hit.video.id, hit.score, hit.moment.time) for hit in answer.hits]
                     cursor = answer.next_cursor
                     assert cursor
                 wanted = [one[:3] for one in kept[: 4 * k]]
                 assert [one[::2] for one in found] == [one[::2] for one in wanted]
                 assert [one[1] for one in found] == pytest.approx([one[1] for one in wanted], abs=1e-5)
+                least = (kept[k][1] + kept[k + 1][1]) / 2
+                good = like(
+                    library.recommender,
+                    Example(query, None),
+                    weights=Weights(1, 0),
+                    fusion=fusion,
+                    k=200,
+                    group_by="moment",
+                    scope=scope,
+                    min_score=least,
+                )
+                assert [(hit.video.id, hit.moment.time) for hit in good.hits] == [one[:3:2] for one in kept[: k + 1]]
+                assert good.next_cursor is None
                 if query is peak and "a" not in scope.exclude_category:
                     assert [one[::2] for one in found[:2]] == [(twice, 0.5), (twice, 2.5)]
+
+    def test_moments_of_the_category_of_an_example(self, library: VectorLibrary) -> None:
+        rng = np.random.default_rng(32)
+        names = fill(library, rng, 20)
+        name = next(one for one in names if library.items[one].category == "a")
+        for mode, expected in (("same", {"a"}), ("other", {"b", "c", None})):
+            scope = Scope(category_mode=mode)  # type: ignore[arg-type]
+            weights = Weights(1, 0)
+            answer = like_video(library.recommender, name, weights=weights, k=50, group_by="moment", scope=scope)
+            assert {hit.video.category for hit in answer.hits} == expected
+            assert name not in {hit.video.id for hit in answer.hits}
 
     @through_libraries(
         30,
