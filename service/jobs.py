@@ -35,7 +35,7 @@ def waiting(connection: sa.Connection) -> bool:
 
 
 def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: float = LEASE_SECONDS) -> list[int]:
-    """Keys of at most `limit` videos, oldest first, that are now `owner`'s for so long."""
+    """Keys of at most `limit` videos, oldest first, that `owner` now holds for `lease_seconds`."""
     now = db.now(connection)
     rows = connection.execute(
         sa.select(db.jobs).where(_claimable(now)).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
@@ -56,7 +56,7 @@ def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: floa
 
 
 def renew(connection: sa.Connection, owner: str, lease_seconds: float = LEASE_SECONDS) -> None:
-    """Hold on to everything that `owner` has claimed, for so long from now on."""
+    """Hold on to everything that `owner` has claimed, for `lease_seconds` from now on."""
     until = db.now(connection) + lease_seconds
     connection.execute(sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=until))
 

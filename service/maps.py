@@ -197,7 +197,7 @@ def claim(
     key: int | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> int | None:
-    """What `waiting` found, now `owner`'s for `lease_seconds`."""
+    """Claim what `waiting` finds for `owner`, for `lease_seconds`. Return its key, None if there is nothing."""
     found = waiting(connection, methods, key)
     if found is not None:
         _set(
@@ -220,7 +220,7 @@ def renew(
     lease_seconds: float = LEASE_SECONDS,
 ) -> bool:
     """Hold on to a claim for `lease_seconds` from now on, and say how far it is. False once it is not `owner`'s any
-    more: cancelled, deleted, queued afresh, or claimed by another after the lease ran out."""
+    more: cancelled, deleted, queued again, or claimed by another worker after the lease expired."""
     values: dict[str, Any] = {"lease_expires_at": db.now(connection) + lease_seconds}
     if progress is not None:
         values["progress"] = progress

@@ -20,10 +20,10 @@ class Timing:
     again_seconds: float = 10.0
     """After another model could not be loaded, or did not get to its end."""
     lease_seconds: float = 30.0
-    """For which a worker holds what it has claimed; it renews its leases three times in it."""
+    """How long a worker holds a job that it has claimed. It renews the lease after a third of that."""
     renewal_pause_seconds: float = 60.0
-    """After the index could not be made anew."""
+    """After the index could not be rebuilt, before another attempt."""
     follow_seconds: float = 1.0
-    """Between two looks at which model is to answer."""
+    """Between two checks of which model is active."""
     linger_seconds: float = 60.0
-    """For which a model that answered until a switch stays: it may be in the middle of an answer."""
+    """How long the model that answered before a switch stays loaded: it may still be answering."""

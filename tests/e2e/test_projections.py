@@ -159,7 +159,7 @@ def test_a_wrong_question_is_named(client: httpx.Client, field: str, wanted: dic
 def test_maps_grow_with_the_library(
     tmp_path: Path, make_clip: ClipMaker, drawn: Path, tiny: Embedder, decoder: Decoder
 ) -> None:
-    """From an empty library on: a small map is laid out anew as it doubles."""
+    """From an empty library on: a small map is laid out again when it doubles."""
     with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as running, running.client() as client:
         empty = _ready(client, method="tsne")
         assert (empty["points"], client.get(empty["points_url"]).json()["items"]) == (0, [])

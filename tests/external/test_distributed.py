@@ -115,7 +115,7 @@ class Cluster:
             stack.enter_context(
                 launched(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment)
             )
-            for name, engine in (("one", engines["one"]), ("two", engines["one"]), ("alone", engines["alone"]))
+            for name, engine in engines.items()
         ]
         for service in self.services:
             answering(service)
@@ -395,8 +395,7 @@ def test_a_worker_that_is_asked_to_stop_gives_back_what_it_holds(cluster: Cluste
     cluster.work()
     cluster.started()
     until(lambda: any(client.get(f"/v1/videos/{name}").json()["status"] != "queued" for name in ids), 60, "idle")
-    ((_, process),) = cluster.workers.items()
-    cluster.workers.clear()
+    _, process = cluster.workers.popitem()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     states = {client.get(f"/v1/videos/{name}").json()["status"] for name in ids}

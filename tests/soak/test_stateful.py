@@ -8,7 +8,6 @@ the document says. The clips are real and small, so that their ids are of videos
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -25,12 +24,12 @@ from service.video import Decoder
 from tests.support.library import settings_for
 from tests.support.openapi import document
 from tests.support.server import logged, serving_here
+from tests.support.wait import going_on
 
 CLIPS = 24
 STEPS = 16
 SECONDS = 40  # by then all operations have been met, several times over
 SHORT_SECONDS = 8
-PATIENCE_SECONDS = 120  # with a machine that is too slow to meet what must be met in that time
 # It answers as a stream, which is tried in test_api.py.
 _LEFT_OUT = "/v1/videos/{video_id}/events"
 
@@ -94,10 +93,7 @@ def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Embedder, d
         def enough() -> bool:
             return answers["POST /v1/videos", 201] > 0 and len({name for name, _ in answers}) > len(operations) // 2
 
-        ends = time.monotonic() + (SECONDS if soak else SHORT_SECONDS)
-        for number in itertools.count():
-            if time.monotonic() > ends + (0 if enough() else PATIENCE_SECONDS):
-                break
+        for number in going_on(SECONDS if soak else SHORT_SECONDS, enough):
             walks = settings(
                 max_examples=3,
                 stateful_step_count=STEPS,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from service.recommend import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.queries import like
 from tests.support.vector_library import GENERATION, D, VectorLibrary
+from tests.support.wait import going_on
 
 SECONDS = 60
 SHORT_SECONDS = 6  # long enough for the index to be renewed as compressed, and back
-PATIENCE_SECONDS = 120  # with a machine that is too slow for that
 BORDER = 150
 SHORT_BORDER = 116  # soon reached
 MARKED = 8
@@ -119,12 +118,12 @@ def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path, soak: bool) ->
     def enough() -> bool:
         return kinds == {"flat", "compressed"} and answers[0] > 100
 
-    until, number = time.monotonic() + (SECONDS if soak else SHORT_SECONDS), 0
     growing = True
-    while time.monotonic() < until + (0 if enough() else PATIENCE_SECONDS) and not failures:
-        number += 1
-        _turn(library.db, keys, number)
-        committed[0] = number
+    for number in going_on(SECONDS if soak else SHORT_SECONDS, enough):
+        if failures:
+            break
+        _turn(library.db, keys, number + 1)
+        committed[0] = number + 1
         # Over the border and back, so that the index is renewed as compressed and as exact all the time.
         growing = len(names) < 60 or (growing and len(names) < border + 60)
         if growing:

@@ -205,18 +205,10 @@ class RecommendProperties:
             for scope in (Scope(), Scope(("a",)), Scope(exclude_category=("a",))):
                 kept = [one for one in expected if not scope.category or library.items[one[0]].category == "a"]
                 kept = [one for one in kept if library.items[one[0]].category not in scope.exclude_category]
+                question = {"weights": Weights(1, 0), "fusion": fusion, "group_by": "moment", "scope": scope}
                 cursor, found = None, []
                 for _ in range(4):
-                    answer = like(
-                        library.recommender,
-                        Example(query, None),
-                        weights=Weights(1, 0),
-                        fusion=fusion,
-                        k=k,
-                        group_by="moment",
-                        scope=scope,
-                        cursor=cursor,
-                    )
+                    answer = like(library.recommender, Example(query, None), **question, k=k, cursor=cursor)
                     assert [hit.rank for hit in answer.hits] == list(range(len(found) + 1, len(found) + k + 1))
                     assert answer.fusion == fusion
                     for hit in answer.hits:
@@ -231,16 +223,7 @@ class RecommendProperties:
                 assert [one[::2] for one in found] == [one[::2] for one in wanted]
                 assert [one[1] for one in found] == pytest.approx([one[1] for one in wanted], abs=1e-5)
                 least = (kept[k][1] + kept[k + 1][1]) / 2
-                good = like(
-                    library.recommender,
-                    Example(query, None),
-                    weights=Weights(1, 0),
-                    fusion=fusion,
-                    k=200,
-                    group_by="moment",
-                    scope=scope,
-                    min_score=least,
-                )
+                good = like(library.recommender, Example(query, None), **question, k=200, min_score=least)
                 assert [(hit.video.id, hit.moment.time) for hit in good.hits] == [one[:3:2] for one in kept[: k + 1]]
                 assert good.next_cursor is None
                 if query is peak and "a" not in scope.exclude_category:
