@@ -13,12 +13,14 @@ import io
 import json
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +47,13 @@ _CALIBRATION = Path(__file__).parent / "calibration"
 
 
 def require() -> None:
-    """Raises ConfigurationError where OpenVINO is not installed."""
+    """Raises ConfigurationError where OpenVINO is not installed. To be called before the first tower is asked for.
+
+    OpenVINO and NNCF send statistics of each conversion to their maker, and keep a number of this machine in ~/intel,
+    until somebody opts out by a program of theirs. Both do without where the package that sends is not there; so it is
+    not there for this process.
+    """
+    sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
     try:
         import nncf
         import openvino

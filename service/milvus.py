@@ -128,6 +128,8 @@ class MilvusFollower:
                 if needed is None:
                     needed = catalog.last_change(connection, self._generation.id)
                 if row is not None and row.name == self._seen != "" and row.number >= needed:
+                    if self._wanted_index(row.size, row.index_type) != row.index_type:
+                        self._renew()
                     yield View(self, row, connection), connection
                     return
             self._catch_up()
@@ -222,8 +224,6 @@ class MilvusFollower:
                         batch=batch.pack(),
                     )
                     row = self._arrive(row, batch)
-        if self._wanted_index(row.size, row.index_type) != row.index_type:
-            self._renew()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -362,18 +362,23 @@ class MilvusFollower:
         return row
 
     def _renew(self) -> None:
+        """Begin to make a collection anew beside the questions, unless one is, or just went wrong."""
         if self._renewing is not None or self._closing.is_set() or time.monotonic() < self._not_before:
             return
 
         def run() -> None:
+            again = self._timing.renewal_pause_seconds
             try:
                 with self._db.alone(f"renewal-{self._generation.id}-{self.kind}") as taken:
-                    if taken:
+                    if taken:  # else another process is at it
                         self.rebuild()
+                        again = 0
             except ReelsError as error:
-                self._not_before = time.monotonic() + self._timing.renewal_pause_seconds
                 log.warning("the collection could not be renewed; the old one serves on", reason=str(error))
+            except Exception as error:
+                log.exception("the collection could not be renewed; the old one serves on", reason=str(error))
             finally:
+                self._not_before = time.monotonic() + again
                 self._renewing = None
 
         self._renewing = threading.Thread(target=run, name="collection", daemon=True)

@@ -1,5 +1,5 @@
 """What is particular to vectors in Milvus: crashes, losses, several processes, renewal. That answers are the same is
-held by tests/test_recommend.py."""
+held by `tests/support/recommend_properties.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pymilvus import MilvusException
 
 from service import catalog, config, doctor, generations
 from service.domain import Generation, Weights
@@ -18,6 +19,7 @@ from service.errors import ConfigurationError, Unavailable
 from service.milvus import MilvusFollower
 from service.question import Scope
 from service.recommend import Recommender
+from service.timing import Timing
 from service.vectors import aggregate
 from tests.support import services
 from tests.support.queries import like_video
@@ -188,6 +190,35 @@ def test_a_library_that_outgrows_the_exact_index_gets_another_beside_it(library:
     assert len(answer.hits) == 49
     assert not answer.exact
     assert library.follower.differences() == []
+
+
+def test_a_renewal_that_fails_is_begun_again_though_nothing_changes(
+    library: VectorLibrary, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _agrees(library)
+    assert isinstance(library.follower, MilvusFollower)
+    first, client = _name(library), library.follower.client  # a file of Lite has one client
+    timing = Timing(renewal_pause_seconds=0.3)
+    follower = MilvusFollower(library.db, uri, GENERATION, "mean", exact_up_to=20, client=client, timing=timing)
+    tries = []
+
+    def failing(*_: Any, **__: Any) -> None:
+        tries.append(time.monotonic())
+        raise MilvusException(message="disk quota exhausted")
+
+    create = client.create_collection
+    monkeypatch.setattr(client, "create_collection", failing)
+
+    def ask() -> str:
+        with follower.current() as (index, _):
+            return str(index.kind)
+
+    until(lambda: ask() == "milvus flat" and len(tries) == 2, 10, "it is begun again")
+    assert tries[1] - tries[0] >= 0.3
+    monkeypatch.setattr(client, "create_collection", create)
+    until(lambda: ask() == "milvus hnsw", 30, "the other collection serves")
+    assert follower.collection != first
+    assert follower.differences() == []
 
 
 def test_processes_that_share_a_server_answer_alike(tmp_path: Path, milvus: services.Milvus) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from service import compiled
 from service.embedder import Embedder, load
 from service.errors import ConfigurationError
 from tests.support.checkpoints import small_vit
+from tests.support.processes import CHILD_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,23 @@ def test_without_openvino_the_error_says_how_to_get_it(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(ConfigurationError, match=r'pip install "reelsrs\[openvino\]"'):
         load("tiny", precision="int8")
+
+
+def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
+    program = (
+        "import sys, numpy as np, torch; from service import compiled; compiled.require(); "
+        "inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32); "
+        "traced = lambda: torch.jit.trace(torch.nn.Linear(4, 2).eval(), torch.from_numpy(inputs)); "
+        "run = compiled.tower(traced, inputs, int8=True, keep=None, name='x'); "
+        "assert run(inputs).shape == (12, 2); print(sys.modules['openvino_telemetry'])"
+    )
+    environment = {**CHILD_ENVIRONMENT, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("None"), "the package that sends is not there"
+    assert not (tmp_path / "intel").exists(), "the number that it would know this machine by"
 
 
 def test_the_pictures_it_is_fitted_to_name_their_source_and_licence() -> None:
