@@ -27,12 +27,12 @@ import structlog
 
 from service import catalog, faults, maps, projection
 from service.db import Database
-from service.domain import Aggregation, Generation, Keys, Kind, Neighbours, Vectors, check_seed
+from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError
 from service.index import graph
 from service.index.files import write_whole
 from service.maps import Embedding, Map, Points, Spec
-from service.projection import Fit, Method
+from service.projection import Fit
 
 log = structlog.get_logger(__name__)
 

@@ -19,6 +19,8 @@ from service.errors import InvalidInput
 
 Status = Literal["queued", "processing", "ready", "failed"]
 Aggregation = Literal["mean", "max"]
+Method = Literal["umap", "tsne", "pca"]
+"""How a map is laid out."""
 Kind = Literal["frame", "mean", "max", "text"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Fusion = Literal["cosine", "zscore"]

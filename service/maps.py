@@ -19,9 +19,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from service import catalog, db
-from service.domain import Keys, Kind, Vectors
+from service.domain import Keys, Kind, Method, Vectors
 from service.errors import NotFound
-from service.projection import Method
 from service.timing import Timing
 from service.vectors import pack, unpack
 

@@ -15,15 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Neighbours, Vectors
+from service.domain import Method, Neighbours, Vectors
 from service.errors import InvalidInput
 
-Method = Literal["umap", "tsne", "pca"]
 Parameters = dict[str, int | float]
 Progress = Callable[[float], None]
 

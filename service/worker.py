@@ -20,8 +20,8 @@ import structlog
 
 from service import catalog, generations, jobs, maps
 from service.config import Settings
+from service.domain import Method
 from service.errors import ReelsError
-from service.projection import Method
 from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)
