@@ -1,10 +1,10 @@
-"""Runs the migrations over the URL that `service.db.upgrade` hands in."""
+"""Runs the migrations over the URL that `service.database.db.upgrade` hands in."""
 
 from alembic import context
 from sqlalchemy.engine import make_url
 
-from service import dialects
-from service.db import metadata
+from service.database import dialects
+from service.database.db import metadata
 
 
 def run() -> None:

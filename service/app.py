@@ -36,8 +36,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import __version__, catalog, errors, faults, jobs, keys
+from service import __version__, errors, faults
 from service.config import Settings
+from service.database import catalog, jobs, keys
 from service.embedder import Embedder
 from service.errors import ReelsError
 from service.guard import Gates, Guard, Patience, check_address, only_here

@@ -25,13 +25,14 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import catalog, faults, maps, projection
-from service.db import Database
+from service import faults, projection
+from service.database import catalog, maps
+from service.database.db import Database
+from service.database.maps import Embedding, Map, Points, Spec
 from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError
 from service.index import graph
 from service.index.files import write_whole
-from service.maps import Embedding, Map, Points, Spec
 from service.projection import Fit
 
 log = structlog.get_logger(__name__)

@@ -36,9 +36,10 @@ from typing import IO, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import __version__, catalog, db, faults
+from service import __version__, faults
 from service.config import Settings
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.files import FolderStore
 from service.files.folder import sync

@@ -23,7 +23,7 @@ from service.errors import InvalidInput, ReelsError
 
 if TYPE_CHECKING:
     from service.config import Settings
-    from service.db import Database
+    from service.database.db import Database
     from service.doctor import Finding
     from service.domain import Sampling
     from service.drawing import Scene
@@ -304,7 +304,8 @@ def duplicates(as_json: AsJson = False) -> None:
 
     Copies are clips of the same recording, encoded again, resized, with black bars, trimmed or played backwards.
     """
-    from service import catalog, config, schemas
+    from service import config, schemas
+    from service.database import catalog
 
     with _runtime(config.load(), pictures=False) as runtime:
         with runtime.db.read() as connection:
@@ -350,7 +351,8 @@ def export(
 ) -> None:
     """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video; or all
     of it as one Parquet file, which data tools open."""
-    from service import catalog, config
+    from service import config
+    from service.database import catalog
     from service.export import export_folder, export_table
 
     if (folder is None) == (parquet is None):
@@ -429,7 +431,8 @@ def show_config(as_json: AsJson = False) -> None:
 @database.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database's schema up to date; `serve` and `embed` do the same when they start."""
-    from service import config, db
+    from service import config
+    from service.database import db
 
     settings = config.load()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -445,7 +448,8 @@ def keys_create(
     ],
 ) -> None:
     """Make an API key. Its secret is printed this once and stored nowhere."""
-    from service import config, keys
+    from service import config
+    from service.database import keys
 
     with _database(config.load()) as opened, opened.write() as connection:
         secret = keys.create(connection, name, rights)
@@ -456,7 +460,8 @@ def keys_create(
 @keyring.command("list")
 def keys_list(as_json: AsJson = False) -> None:
     """List the API keys: their names and rights, never their secrets. Those in the settings are not among them."""
-    from service import config, keys
+    from service import config
+    from service.database import keys
 
     with _database(config.load()) as opened, opened.read() as connection:
         found = keys.every(connection)
@@ -478,7 +483,8 @@ def keys_list(as_json: AsJson = False) -> None:
 @keyring.command("revoke")
 def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
     """Take an API key back, in a running server too."""
-    from service import config, keys
+    from service import config
+    from service.database import keys
 
     settings = config.load()
     with _database(settings) as opened, opened.write() as connection:
@@ -594,8 +600,9 @@ def worker(
     import signal
     import threading
 
-    from service import catalog, config, figures, generations, log
+    from service import config, figures, generations, log
     from service.atlas import Cancelled
+    from service.database import catalog
     from service.errors import ConfigurationError
     from service.worker import Worker, lower_priority, stop_with_stdin
 
@@ -734,7 +741,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
     """What a path, of a clip in the library or not, or an id stands for."""
     import hashlib
 
-    from service import catalog
+    from service.database import catalog
     from service.errors import NotFound
     from service.folder import sidecar
     from service.question import Like
@@ -837,7 +844,7 @@ def _draw_clip(scene: Scene, target: Path) -> str:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[Database]:
-    from service import db
+    from service.database import db
 
     db.upgrade(settings.database)
     opened = db.Database(settings.database)
@@ -852,7 +859,7 @@ def _runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
     import logging
 
     from service import log
-    from service.db import PATIENT_SECONDS
+    from service.database.db import PATIENT_SECONDS
     from service.runtime import Runtime
 
     if not logging.getLogger().handlers:

@@ -13,9 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service import db, dialects
 from service.config import Settings
-from service.db import Database
+from service.database import db, dialects
+from service.database.db import Database
 from service.errors import ConfigurationError, NotFound
 from service.files import Store, open_store
 

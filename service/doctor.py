@@ -23,9 +23,10 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import __version__, catalog, db, embedder, generations
+from service import __version__, embedder, generations
 from service.config import Settings
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.drawing import distinct_scenes, write_clip
 from service.engines import Follows, follow, kinds, rebuilt

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from service import catalog
-from service.db import Database
+from service.database import catalog
+from service.database.db import Database
 from service.domain import Video
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
 from service.files import Store

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from service import db
 from service.config import Settings
-from service.db import Database
+from service.database import db
+from service.database.db import Database
 from service.domain import Generation, Kind
 from service.follower import Follower
 from service.index.rows import Searchable

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from service import catalog
+from service.database import catalog
+from service.database.maps import Map
 from service.domain import Blob, Generation, Kind, Vectors, Video
-from service.maps import Map
 from service.runtime import Runtime
 from service.tables import write_parquet
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from service import catalog
+from service.database import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput, ReelsError
 from service.ingest import Description, describe

@@ -29,8 +29,9 @@ import sqlalchemy as sa
 import structlog
 from filelock import FileLock, Timeout
 
-from service import catalog, faults
-from service.db import Database, library
+from service import faults
+from service.database import catalog
+from service.database.db import Database, library
 from service.domain import Entries, Generation, Keys, Kind
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.files import digest, write_whole

@@ -14,7 +14,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from service import catalog, db, jobs
+from service.database import catalog, db, jobs
 from service.domain import Generation
 from service.errors import NotFound, NotReady
 

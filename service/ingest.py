@@ -18,8 +18,9 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import catalog, figures, jobs, maps
-from service.db import Database
+from service import figures
+from service.database import catalog, jobs, maps
+from service.database.db import Database
 from service.domain import (
     Probe,
     Sampling,

@@ -35,8 +35,8 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import make_url
 
-from service import catalog, db
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import EVERY_CATEGORY, MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Generation, Keys, Kind
 from service.domain import Vectors as Matrix
 from service.errors import ConfigurationError, ReelsError, Unavailable

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import sqlalchemy as sa
 
-from service import catalog
+from service.database import catalog
 from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Vectors, Video, Weights
 from service.engines import Follows
 from service.errors import InvalidInput, NotReady

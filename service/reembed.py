@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 import structlog
 
-from service import catalog, generations, jobs
-from service.db import Database
+from service import generations
+from service.database import catalog, jobs
+from service.database.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable

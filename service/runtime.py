@@ -11,10 +11,11 @@ from functools import cached_property
 
 import structlog
 
-from service import catalog, db, embedder, generations
+from service import embedder, generations
 from service.atlas import Atlas
 from service.config import Settings
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import Generation, Kind
 from service.duplicates import Duplicates
 from service.embedder import Embedder

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.database.maps import Embedding as EmbeddingType
+from service.database.maps import Map, MapStatus
 from service.domain import (
     MAX_FRAME_INTERVAL,
     MAX_FRAMES,
@@ -22,8 +24,6 @@ from service.domain import Video as DomainVideo
 from service.domain import Weights as DomainWeights
 from service.duplicates import Duplicate as DomainDuplicate
 from service.generations import State
-from service.maps import Embedding as EmbeddingType
-from service.maps import Map, MapStatus
 from service.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
 from service.recommend import Answer as DomainAnswer
 from service.recommend import Hit as DomainHit

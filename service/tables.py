@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from service.maps import Points
+from service.database.maps import Points
 
 
 def points_stream(points: Points) -> bytes:

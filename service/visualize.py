@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from service import catalog
+from service.database import catalog
+from service.database.maps import Map, Points, Spec
 from service.domain import Video
 from service.errors import InvalidInput
-from service.maps import Map, Points, Spec
 from service.runtime import Runtime
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then lighter ones.

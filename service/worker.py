@@ -18,8 +18,9 @@ from typing import Protocol
 
 import structlog
 
-from service import catalog, generations, jobs, maps
+from service import generations
 from service.config import Settings
+from service.database import catalog, jobs, maps
 from service.domain import Method
 from service.errors import ReelsError
 from service.runtime import Runtime

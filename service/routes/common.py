@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service import catalog, keys
+from service.database import catalog, keys
+from service.database.keys import Key, Right
 from service.domain import Video
 from service.guard import Gates
-from service.keys import Key, Right
 from service.runtime import Runtime
 from service.schemas import Problem
 

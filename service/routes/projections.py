@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 
-from service.maps import Map, Points
+from service.database.maps import Map, Points
 from service.routes.common import Service, compressed, problems
 from service.schemas import PointList, Projection, ProjectionList, ProjectionRequest
 from service.tables import points_stream

@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from service import catalog, jobs
+from service.database import catalog, jobs
 from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded

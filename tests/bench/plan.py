@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import sqlalchemy as sa
 
-from service import catalog, db, jobs
-from service.db import Database
+from service.database import catalog, db, jobs
+from service.database.db import Database
 from service.domain import Generation, Probe, Sampling
 from service.milvus import MilvusFollower
 from service.vectors import aggregate, normalise

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from service import db
 from service.config import Settings
-from service.db import Database
+from service.database import db
+from service.database.db import Database
 from service.domain import Sampling
 from service.drawing import distinct_scenes, write_clip
 from service.ingest import describe

@@ -55,8 +55,8 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from service import catalog, db
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import (
     EVERY_CATEGORY,
     Categories,

@@ -42,8 +42,8 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent))
 from ingest import model_folder
 
-from service import db
 from service.config import Settings
+from service.database import db
 from service.domain import Generation, Weights
 from service.folder import scan
 from service.question import Like, Question

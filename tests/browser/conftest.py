@@ -20,8 +20,8 @@ import pytest
 from filelock import FileLock
 
 from service.config import Settings
+from service.database.maps import Embedding
 from service.embedder import Embedder
-from service.maps import Embedding
 from service.projection import Method
 from service.runtime import Runtime
 from service.video import Decoder

@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import backup, catalog
-from service.db import Database
+from service import backup
+from service.database import catalog
+from service.database.db import Database
 from service.embedder import Embedder
 from service.runtime import Runtime
 from service.video import Decoder

@@ -23,8 +23,8 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from service import catalog, db, jobs
-from service.db import Database
+from service.database import catalog, db, jobs
+from service.database.db import Database
 from service.domain import Embeddings, Generation
 from service.embedder import Embedder, Tower, load
 from service.errors import Unavailable

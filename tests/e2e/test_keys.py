@@ -14,8 +14,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import db, keys
 from service.config import Settings
+from service.database import db, keys
 from service.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.guard import check_address, only_here

@@ -12,8 +12,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import db
-from service.db import Database
+from service.database import db
+from service.database.db import Database
 from service.embedder import Embedder
 from service.video import Decoder
 from tests.support import services

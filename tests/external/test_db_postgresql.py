@@ -4,7 +4,7 @@ import secrets
 
 import pytest
 
-from service import catalog, db
+from service.database import catalog, db
 from service.errors import Unavailable
 from tests.support import services
 from tests.support.database_properties import DatabaseAcrossProcesses, DatabaseProperties

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service import db, jobs
-from service.db import Database
+from service.database import db, jobs
+from service.database.db import Database
 from service.worker import owner_of
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pymilvus import MilvusException
 
-from service import catalog, config, doctor, generations
+from service import config, doctor, generations
+from service.database import catalog
 from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
 from service.milvus import MilvusFollower

@@ -12,13 +12,13 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 
-from service import catalog, db, maps
 from service.atlas import Atlas, Cancelled
-from service.db import Database
+from service.database import catalog, db, maps
+from service.database.db import Database
+from service.database.maps import Embedding, Map
 from service.domain import Embeddings, Generation
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingest import Ingest
-from service.maps import Embedding, Map
 from service.projection import Method
 from service.vectors import aggregate, normalise
 from tests.support.rows import add_row

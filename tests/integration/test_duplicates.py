@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service import catalog, db
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import Sampling, Video
 from service.duplicates import THRESHOLD, Duplicates, similarity
 from service.embedder import Embedder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service import catalog
+from service.database import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput
 from service.folder import FolderImport, Summary, scan, sidecar

@@ -18,7 +18,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from service import catalog, db, generations
+from service import generations
+from service.database import catalog, db
 from service.domain import Sampling, Weights
 from service.embedder import Embedder
 from service.ingest import describe

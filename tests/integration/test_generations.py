@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import catalog, generations
+from service import generations
+from service.database import catalog
 from service.domain import Picture, Sampling, Video, Weights
 from service.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable

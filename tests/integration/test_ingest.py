@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service import catalog, db, jobs
+from service.database import catalog, db, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from service import catalog
+from service.database import catalog
+from service.database.maps import Embedding
 from service.domain import Sampling
 from service.errors import InvalidInput
 from service.export import export_table
 from service.folder import FolderImport, scan
-from service.maps import Embedding
 from service.runtime import Runtime
 from service.visualize import write_map
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service import db, jobs
-from service.db import Database
+from service.database import db, jobs
+from service.database.db import Database
 from service.embedder import Embedder
 from service.video import Decoder
 from tests.support import services

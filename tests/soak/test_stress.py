@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service import catalog
-from service.db import Database
+from service.database import catalog
+from service.database.db import Database
 from service.domain import Weights
 from service.follower import Follower
 from service.question import Example

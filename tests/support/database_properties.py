@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service import catalog, db, dialects, maps
+from service.database import catalog, db, dialects, maps
 from service.domain import Generation
 from service.errors import ConfigurationError, Unavailable
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from service import catalog, db, dialects, jobs
-from service.db import Database
+from service.database import catalog, db, dialects, jobs
+from service.database.db import Database
 from service.domain import Video
 from tests.support.rows import add_row
 

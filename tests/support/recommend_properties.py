@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import catalog, jobs
+from service.database import catalog, jobs
 from service.domain import Weights
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.follower import EXACT_UP_TO

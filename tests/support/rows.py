@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from service import catalog, db
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
 

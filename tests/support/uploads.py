@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service import catalog
+from service.database import catalog
 from service.domain import Sampling, Video
 from service.ingest import Outcome, describe
 from service.runtime import Runtime

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import catalog, db
-from service.db import Database
+from service.database import catalog, db
+from service.database.db import Database
 from service.domain import Generation, Weights
 from service.engines import Follows
 from service.follower import EXACT_UP_TO, Follower

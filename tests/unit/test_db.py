@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service import catalog, db
+from service.database import catalog, db
 from service.errors import StorageFull
 from tests.support.database_properties import DatabaseProperties
 

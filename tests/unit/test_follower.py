@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service import db
 from service import follower as module
+from service.database import db
 from service.domain import Entries, Weights
 from service.errors import StorageFull
 from service.follower import Follower

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from service import catalog, db
+from service.database import catalog, db
 from service.timing import Timing
 
 MAX_ATTEMPTS = 3

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import sqlalchemy as sa
 
-from service import db
+from service.database import db
 from service.domain import (
     Embeddings,
     Entries,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from service import catalog, db
+from service.database import catalog, db
 from service.domain import Keys, Kind, Method, Vectors
 from service.errors import NotFound
 from service.timing import Timing

@@ -16,7 +16,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from service import db
+from service.database import db
 from service.errors import InvalidInput, NotFound
 
 Right = Literal["read", "write", "admin"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import dialects, faults
+from service import faults
+from service.database import dialects
 from service.errors import ConfigurationError, Unavailable
 
 PATIENT_SECONDS = 60
@@ -306,8 +307,8 @@ def upgrade(url: str) -> None:
 
 def migrations_folder() -> Path:
     """Where the migrations are: inside an installed package, beside it in a checkout."""
-    inside = Path(__file__).parent / "migrations"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "migrations"
+    inside = Path(__file__).parents[1] / "migrations"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
 
 
 def newest_revision() -> str | None:

@@ -1,0 +1,1 @@
+"""Rows: the schema, its engine and dialects, and a module for each group of tables."""
