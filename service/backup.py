@@ -41,8 +41,8 @@ from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
-from service.files import FolderStore
-from service.files.folder import sync
+from service.storage import FolderStore
+from service.storage.folder import sync
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20

@@ -17,7 +17,7 @@ from service.config import Settings
 from service.database import db, dialects
 from service.database.db import Database
 from service.errors import ConfigurationError, NotFound
-from service.files import Store, open_store
+from service.storage import Store, open_store
 
 Step = Callable[[int, int], None]
 

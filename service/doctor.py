@@ -31,7 +31,7 @@ from service.domain import Generation, Kind, Picture, Sampling
 from service.drawing import distinct_scenes, write_clip
 from service.engines import Follows, follow, kinds, rebuilt
 from service.errors import NotFound, ReelsError, Unavailable
-from service.files import Store, open_store
+from service.storage import Store, open_store
 from service.video import Decoder, Limits
 
 _SHOWN = 20  # of the same problem; the rest is counted

@@ -25,7 +25,7 @@ from service.database import catalog
 from service.database.db import Database
 from service.domain import Video
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
-from service.files import Store
+from service.storage import Store
 from service.video import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
 
 log = structlog.get_logger(__name__)

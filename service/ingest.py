@@ -33,7 +33,7 @@ from service.domain import (
 )
 from service.embedder import Embedder
 from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
-from service.files import Incoming, Store
+from service.storage import Incoming, Store
 from service.timing import Timing
 from service.vectors import aggregate
 from service.video import Decoder, Sample

@@ -21,8 +21,8 @@ from service.database.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
-from service.files import Store
 from service.ingest import Ingest
+from service.storage import Store
 from service.vectors import aggregate
 from service.video import Decoder, Sample
 

@@ -22,11 +22,11 @@ from service.embedder import Embedder
 from service.engines import Follows, follow
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples
-from service.files import open_store
 from service.generations import State
 from service.ingest import Ingest
 from service.recommend import Recommender
 from service.reembed import Reembedding
+from service.storage import open_store
 from service.timing import Timing
 from service.video import Decoder, Limits
 

@@ -28,10 +28,10 @@ from service.database.db import Database
 from service.domain import Embeddings, Generation
 from service.embedder import Embedder, Tower, load
 from service.errors import Unavailable
-from service.files import FolderStore
 from service.follower import Follower
 from service.index.compressed import CompressedIndex
 from service.runtime import Runtime
+from service.storage import FolderStore
 from service.timing import Timing
 from service.video import Decoder
 from tests.support import services

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError, NotFound, Unavailable
-from service.files import Store, open_store
+from service.storage import Store, open_store
 from tests.support import services
 from tests.support.store_properties import StoreProperties, read_all, store
 

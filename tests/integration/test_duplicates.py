@@ -19,8 +19,8 @@ from service.domain import Sampling, Video
 from service.duplicates import THRESHOLD, Duplicates, similarity
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
-from service.files import FolderStore
 from service.ingest import Ingest
+from service.storage import FolderStore
 from service.video import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from tests.support.clips import ClipMaker
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.domain import Blob
 from service.errors import NotFound, TooLarge
-from service.files import Store
+from service.storage import Store
 
 
 def store(files: Store, data: bytes) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import NotFound
-from service.files import FolderStore, Store
+from service.storage import FolderStore, Store
 from tests.support.store_properties import StoreProperties, store
 
 

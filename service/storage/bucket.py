@@ -28,7 +28,7 @@ from obstore.store import S3Store
 
 from service.domain import Blob
 from service.errors import ConfigurationError, NotFound, Unavailable
-from service.files.incoming import Incoming, room, sweep
+from service.storage.incoming import Incoming, room, sweep
 
 _PART_BYTES = 8 << 20
 _AT_ONCE = 8  # pictures on their way; 8 parts of an upload are 64 MB

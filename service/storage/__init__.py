@@ -16,8 +16,8 @@ from typing import Protocol
 
 from service.domain import Blob
 from service.errors import ConfigurationError
-from service.files.folder import FolderStore
-from service.files.incoming import Incoming
+from service.storage.folder import FolderStore
+from service.storage.incoming import Incoming
 
 __all__ = ["FolderStore", "Incoming", "Store", "open_store"]
 
@@ -80,7 +80,7 @@ def open_store(url: str, data_dir: Path, *, link_seconds: int | None = None) -> 
     """The store at a URL: `s3://bucket/prefix`, or a folder. Raises ConfigurationError."""
     if url.startswith("s3://"):
         try:
-            from service.files.bucket import BucketStore
+            from service.storage.bucket import BucketStore
         except ImportError as error:
             raise ConfigurationError(
                 f"REELSRS_STORAGE_URL: {url} needs a package more: pip install 'reelsrs[s3]' ({error})"

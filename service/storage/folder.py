@@ -21,7 +21,7 @@ from pathlib import Path
 
 from service.domain import Blob
 from service.errors import NotFound
-from service.files.incoming import UNSETTLED, Incoming, room, sweep
+from service.storage.incoming import UNSETTLED, Incoming, room, sweep
 
 _TRIAL_BYTES = 1 << 16
 
