@@ -42,12 +42,12 @@ from service.database import catalog, jobs, keys
 from service.embedder import Embedder
 from service.errors import ReelsError
 from service.guard import Gates, Guard, Patience, check_address, only_here
+from service.media import Decoder
 from service.routes import generations, projections, search, system, videos
 from service.routes.common import compressed, problems, require_key, require_read
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
 from service.timing import Timing
-from service.video import Decoder
 from service.worker import StartWorker, WorkerProcess
 
 log = structlog.get_logger(__name__)

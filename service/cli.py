@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from service.database.db import Database
     from service.doctor import Finding
     from service.domain import Sampling
-    from service.drawing import Scene
     from service.folder import Entry, Summary
+    from service.media.drawing import Scene
     from service.question import Example, Like
     from service.recommend import Answer
     from service.runtime import Runtime
@@ -818,7 +818,7 @@ def _draw_demo(clips: Path) -> None:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    from service.drawing import distinct_scenes
+    from service.media.drawing import distinct_scenes
 
     scenes = distinct_scenes(_DEMO_CLIPS, seed=_DEMO_SEED)
     targets = [clips / scene.category / f"clip_{number:02d}.mp4" for number, scene in enumerate(scenes)]
@@ -832,7 +832,7 @@ def _draw_demo(clips: Path) -> None:
 
 
 def _draw_clip(scene: Scene, target: Path) -> str:
-    from service.drawing import write_clip
+    from service.media.drawing import write_clip
 
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.stem}.part.mp4")  # hidden from an import until it is whole

@@ -28,11 +28,11 @@ from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
-from service.drawing import distinct_scenes, write_clip
 from service.engines import Follows, follow, kinds, rebuilt
 from service.errors import NotFound, ReelsError, Unavailable
+from service.media import Decoder, Limits
+from service.media.drawing import distinct_scenes, write_clip
 from service.storage import Store, open_store
-from service.video import Decoder, Limits
 
 _SHOWN = 20  # of the same problem; the rest is counted
 _LOW_BYTES = 1 << 30

@@ -25,8 +25,8 @@ from service.database import catalog
 from service.database.db import Database
 from service.domain import Video
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
+from service.media import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
 from service.storage import Store
-from service.video import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
 
 log = structlog.get_logger(__name__)
 

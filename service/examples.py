@@ -17,9 +17,9 @@ from typing import Protocol
 from service.domain import Aggregation, Sampling, clean_caption
 from service.embedder import Embedder
 from service.errors import InvalidInput
+from service.media import Decoder
 from service.question import Example
 from service.vectors import aggregate
-from service.video import Decoder
 
 _KEPT = 64
 

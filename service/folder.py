@@ -18,8 +18,8 @@ from service.database import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput, ReelsError
 from service.ingest import Description, describe
+from service.media import SUFFIXES
 from service.runtime import Runtime
-from service.video import SUFFIXES
 from service.worker import Worker
 
 Outcome = Literal["embedded", "updated", "unchanged", "duplicate", "failed"]

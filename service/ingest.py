@@ -33,10 +33,10 @@ from service.domain import (
 )
 from service.embedder import Embedder
 from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
+from service.media import Decoder, Sample
 from service.storage import Incoming, Store
 from service.timing import Timing
 from service.vectors import aggregate
-from service.video import Decoder, Sample
 
 log = structlog.get_logger(__name__)
 

@@ -22,9 +22,9 @@ from service.domain import Generation, Vectors, Video
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.ingest import Ingest
+from service.media import Decoder, Sample
 from service.storage import Store
 from service.vectors import aggregate
-from service.video import Decoder, Sample
 
 log = structlog.get_logger(__name__)
 

@@ -24,11 +24,11 @@ from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailab
 from service.examples import Examples
 from service.generations import State
 from service.ingest import Ingest
+from service.media import Decoder, Limits
 from service.recommend import Recommender
 from service.reembed import Reembedding
 from service.storage import open_store
 from service.timing import Timing
-from service.video import Decoder, Limits
 
 log = structlog.get_logger(__name__)
 

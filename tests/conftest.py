@@ -17,8 +17,8 @@ pytest_plugins = ["tests.support.pytest_hooks"]
 
 if TYPE_CHECKING:
     from service.embedder import Embedder
+    from service.media import Decoder
     from service.runtime import Runtime
-    from service.video import Decoder
     from tests.support import services
     from tests.support.clips import ClipMaker
     from tests.support.library import PreparedLibrary
@@ -97,7 +97,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Decoder]:
     """Decoding processes, started once."""
-    from service.video import Decoder, Limits
+    from service.media import Decoder, Limits
 
     started = Decoder(Limits(3600, 8192 * 4352), processes=2)
     yield started

@@ -4,7 +4,7 @@
 
 FOLDER is `<category>/<clip>`. Every way gives the same frames as RGB arrays at the clip's own size, with all cores:
 
-    ours        the time stamps first, then only what must be decoded (`service.video.timeline`)
+    ours        the time stamps first, then only what must be decoded (`service.media.timeline`)
     opencv      OpenCV, frame after frame up to the last one that is wanted, the others not converted
     pyav        the same with PyAV and all of FFmpeg's threads
     torchcodec  `VideoDecoder.get_frames_at` with its exact seek mode and its best number of threads
@@ -33,9 +33,9 @@ import numpy as np
 from service.domain import Picture, Sampling
 from service.errors import ReelsError
 from service.folder import scan
-from service.video import Limits, Pixels, sample
-from service.video.container import Clip
-from service.video.timeline import Timeline
+from service.media import Limits, Pixels, sample
+from service.media.container import Clip
+from service.media.timeline import Timeline
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)
 TEN = Sampling(10)

@@ -41,8 +41,8 @@ from service.config import Settings
 from service.embedder import BATCH, Embedder
 from service.errors import ReelsError
 from service.folder import Entry, FolderImport, scan, sidecar
+from service.media import Sample
 from service.runtime import Runtime
-from service.video import Sample
 
 CORES = os.cpu_count() or 1
 

@@ -27,8 +27,8 @@ from service.config import Settings
 from service.database import db
 from service.database.db import Database
 from service.domain import Sampling
-from service.drawing import distinct_scenes, write_clip
 from service.ingest import describe
+from service.media.drawing import distinct_scenes, write_clip
 from service.runtime import Runtime
 from tests.backends import ObjectStore, PostgreSQL
 from tests.bench.model_patch import stand_in

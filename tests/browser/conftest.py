@@ -22,9 +22,9 @@ from filelock import FileLock
 from service.config import Settings
 from service.database.maps import Embedding
 from service.embedder import Embedder
+from service.media import Decoder
 from service.projection import Method
 from service.runtime import Runtime
-from service.video import Decoder
 from tests.support import services
 from tests.support.clips import draw_captioned
 from tests.support.library import embed_folder, settings_for

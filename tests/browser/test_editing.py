@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.embedder import Embedder
+from service.media import Decoder
 from service.runtime import Runtime
-from service.video import Decoder
 from service.visualize import write_map
 from tests.support.library import settings_for
 from tests.support.page import (

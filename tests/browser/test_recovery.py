@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.library import settings_for
 from tests.support.page import Visit
 from tests.support.server import serving_here

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support import services
 from tests.support.library import settings_for
 from tests.support.page import Visit, shown

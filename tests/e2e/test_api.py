@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from service.embedder import Embedder
-from service.video import Decoder, Limits
+from service.media import Decoder, Limits
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

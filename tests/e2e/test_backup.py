@@ -22,8 +22,8 @@ from service import backup
 from service.database import catalog
 from service.database.db import Database
 from service.embedder import Embedder
+from service.media import Decoder
 from service.runtime import Runtime
-from service.video import Decoder
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service import __version__
-from service.drawing import distinct_scenes, draw_frame
+from service.media.drawing import distinct_scenes, draw_frame
 from tests.support.cli import reelsrs, run
 
 

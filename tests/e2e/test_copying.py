@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

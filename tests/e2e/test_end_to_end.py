@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.embedder import Embedder
-from service.video import SUFFIXES, Decoder
+from service.media import SUFFIXES, Decoder
 from tests.support import services
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered

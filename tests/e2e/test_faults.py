@@ -30,10 +30,10 @@ from service.embedder import Embedder, Tower, load
 from service.errors import Unavailable
 from service.follower import Follower
 from service.index.compressed import CompressedIndex
+from service.media import Decoder
 from service.runtime import Runtime
 from service.storage import FolderStore
 from service.timing import Timing
-from service.video import Decoder
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill, mount, mounted

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.checkpoints import small_vit
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

@@ -22,7 +22,7 @@ from PIL import Image
 
 from service.domain import Picture, Sampling
 from service.errors import InvalidInput, Undecodable
-from service.video import Decoder, Limits
+from service.media import Decoder, Limits
 from tests.support.clips import ClipMaker, numbered
 
 MODEL = Picture(224, 224)
@@ -35,7 +35,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters s
 
 BREAK_OUT = """
 import json, os, resource, signal, socket, subprocess, threading
-from service.video.jail import confine
+from service.media.jail import confine
 
 wall = confine()
 held, other = socket.socketpair() if wall else (None, None)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.server import logged, serving_here

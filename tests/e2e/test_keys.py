@@ -19,7 +19,7 @@ from service.database import db, keys
 from service.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.guard import check_address, only_here
-from service.video import Decoder
+from service.media import Decoder
 from tests.support import services
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered

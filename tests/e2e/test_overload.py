@@ -18,7 +18,7 @@ from service.config import Settings
 from service.embedder import Embedder
 from service.errors import Overloaded
 from service.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.server import Service, serving_here

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.server import Server, serving, serving_here

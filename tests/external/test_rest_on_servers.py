@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support import services
 from tests.support.library import settings_for
 from tests.support.rest import upload_folder

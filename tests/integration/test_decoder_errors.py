@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from service.domain import Blob, Picture, Sampling
 from service.errors import InternalError, Unavailable, Undecodable
+from service.media import Decoder, Limits
 from service.runtime import Runtime
-from service.video import Decoder, Limits
 from service.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended

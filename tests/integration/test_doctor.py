@@ -12,7 +12,7 @@ import pytest
 
 from service import doctor
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support.cli import run
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.server import Service

@@ -20,8 +20,8 @@ from service.duplicates import THRESHOLD, Duplicates, similarity
 from service.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingest import Ingest
+from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from service.storage import FolderStore
-from service.video import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from tests.support.clips import ClipMaker
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)

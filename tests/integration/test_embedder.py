@@ -16,7 +16,7 @@ from service import embedder
 from service.domain import Picture, Sampling
 from service.embedder import BATCH, TINY, Embedder, choose_device, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
-from service.video import Limits, sample
+from service.media import Limits, sample
 from tests.support.clips import ClipMaker
 
 
@@ -60,9 +60,9 @@ def test_real_frames_equal_open_clips_own(tiny: Embedder, reference: tuple, shar
 
 def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Embedder, shared_clips: Path) -> None:
     """A frame of each clip, against open_clip's filters on the whole frame in the same colours."""
-    from service.video import fit
-    from service.video.container import Clip
-    from service.video.pixels import Scaler, upright
+    from service.media import fit
+    from service.media.container import Clip
+    from service.media.pixels import Scaler, upright
 
     scaler, mine, theirs, names = Scaler(tiny.picture), [], [], []
     for clip in sorted(shared_clips.rglob("*.mp4")) + sorted(shared_clips.rglob("*.mov")):

@@ -23,8 +23,8 @@ from service.database import catalog, db
 from service.domain import Sampling, Weights
 from service.embedder import Embedder
 from service.ingest import describe
+from service.media import Decoder
 from service.runtime import Runtime
-from service.video import Decoder
 from service.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

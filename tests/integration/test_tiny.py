@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from service.drawing import Scene, distinct_scenes, random_scene, write_clip
+from service.media.drawing import Scene, distinct_scenes, random_scene, write_clip
 from service.tiny import FOLDER, OPEN_CLIP_NAME, is_held_out
 from service.tiny.train import training_scenes
 

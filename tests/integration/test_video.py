@@ -16,9 +16,9 @@ from PIL import Image
 
 from service.domain import Blob, Picture, Sampling
 from service.errors import InvalidInput, Overloaded, Unavailable, Undecodable
-from service.video import SUFFIXES, Decoder, Limits, fit, sample
-from service.video.container import Clip
-from service.video.timeline import Timeline
+from service.media import SUFFIXES, Decoder, Limits, fit, sample
+from service.media.container import Clip
+from service.media.timeline import Timeline
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended
 from tests.support.wait import until

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from service.database import db, jobs
 from service.database.db import Database
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

@@ -18,9 +18,9 @@ from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import rule, run_state_machine_as_test
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance, unsupported_method
 
-from service.drawing import distinct_scenes, write_clip
 from service.embedder import Embedder
-from service.video import Decoder
+from service.media import Decoder
+from service.media.drawing import distinct_scenes, write_clip
 from tests.support.library import settings_for
 from tests.support.openapi import document
 from tests.support.server import logged, serving_here

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from service.drawing import distinct_scenes, write_clip
+from service.media.drawing import distinct_scenes, write_clip
 
 ClipMaker = Callable[..., Path]
 

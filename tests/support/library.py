@@ -11,8 +11,8 @@ from service.config import Settings
 from service.domain import Sampling
 from service.embedder import Embedder
 from service.folder import FolderImport, scan
+from service.media import Decoder
 from service.runtime import Runtime
-from service.video import Decoder
 from tests.support import services
 
 

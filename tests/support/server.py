@@ -22,9 +22,9 @@ from service.app import create_app, start
 from service.config import Settings
 from service.embedder import Embedder
 from service.guard import Patience, Protocol
+from service.media import Decoder
 from service.runtime import Runtime
 from service.timing import Timing
-from service.video import Decoder
 from service.worker import StartWorker, Worker
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from service.drawing import CATEGORIES, Scene, distinct_scenes, draw_frame, random_scene, write_clip
+from service.media.drawing import CATEGORIES, Scene, distinct_scenes, draw_frame, random_scene, write_clip
 
 
 def scene(**changes: object) -> Scene:

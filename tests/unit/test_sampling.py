@@ -16,10 +16,10 @@ from PIL import Image
 
 from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, Undecodable
-from service.video import Limits, choose, fit, probe, sample
-from service.video.container import Clip
-from service.video.sampling import Sample, still
-from service.video.timeline import Timeline
+from service.media import Limits, choose, fit, probe, sample
+from service.media.container import Clip
+from service.media.sampling import Sample, still
+from service.media.timeline import Timeline
 from tests.support.clips import ClipMaker, numbered, quarters
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from service.domain import Sampling
-from service.video import choose
-from service.video.timeline import Timeline
+from service.media import choose
+from service.media.timeline import Timeline
 
 
 def _timeline(

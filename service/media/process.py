@@ -32,11 +32,11 @@ import structlog
 from service import faults
 from service.domain import Blob, Picture, Probe, Sampling
 from service.errors import InternalError, InvalidInput, Overloaded, ReelsError, Unavailable, Undecodable
-from service.video.container import Limits, probe
-from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
-from service.video.jail import confine
-from service.video.pixels import Pixels
-from service.video.sampling import Sample, sample, still
+from service.media.container import Limits, probe
+from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
+from service.media.jail import confine
+from service.media.pixels import Pixels
+from service.media.sampling import Sample, sample, still
 
 log = structlog.get_logger(__name__)
 

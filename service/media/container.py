@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.domain import Probe
 from service.errors import InvalidInput, Undecodable
-from service.video.pixels import display_matrix
+from service.media.pixels import display_matrix
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.scenery import FAR, backdrop, smooth
+from service.media.scenery import FAR, backdrop, smooth
 
 Floats = NDArray[np.floating[Any]]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from service.video.container import Clip, Limits, check_frame, no_frame
-from service.video.pixels import Pixels, display_matrix, standard_range, turned
-from service.video.timeline import Timeline
+from service.media.container import Clip, Limits, check_frame, no_frame
+from service.media.pixels import Pixels, display_matrix, standard_range, turned
+from service.media.timeline import Timeline
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

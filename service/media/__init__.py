@@ -6,12 +6,12 @@ their time stamps and decodes no more than it must, `pixels` makes pictures of t
 put the three together.
 """
 
-from service.video.container import Limits, probe
-from service.video.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
-from service.video.pixels import Pixels, fit
-from service.video.process import Decoder
-from service.video.sampling import Sample, sample
-from service.video.timeline import choose
+from service.media.container import Limits, probe
+from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
+from service.media.pixels import Pixels, fit
+from service.media.process import Decoder
+from service.media.sampling import Sample, sample
+from service.media.timeline import choose
 
 SUFFIXES = frozenset(
     [

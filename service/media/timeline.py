@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.domain import Sampling
-from service.video.container import Clip
+from service.media.container import Clip
 
 if TYPE_CHECKING:
     from av.packet import Packet
