@@ -39,7 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__, errors, faults
 from service.config import Settings
 from service.database import catalog, jobs, keys
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import ReelsError
 from service.guard import Gates, Guard, Patience, check_address, only_here
 from service.media import Decoder

@@ -156,7 +156,7 @@ def embed(
     """
     from service import config
     from service.domain import Sampling
-    from service.embedder import choose_device
+    from service.embedding.embedder import choose_device
     from service.folder import scan
 
     settings = config.load()

@@ -23,11 +23,12 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import __version__, embedder, generations
+from service import __version__, generations
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
+from service.embedding import embedder
 from service.engines import Follows, follow, kinds, rebuilt
 from service.errors import NotFound, ReelsError, Unavailable
 from service.media import Decoder, Limits

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.domain import Aggregation, Sampling, clean_caption
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import InvalidInput
 from service.media import Decoder
 from service.question import Example

@@ -31,7 +31,7 @@ from service.domain import (
     clean_filename,
     clean_title,
 )
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, ReelsError, StorageFull, Unavailable, Undecodable
 from service.media import Decoder, Sample
 from service.storage import Incoming, Store

@@ -19,7 +19,7 @@ from service import generations
 from service.database import catalog, jobs
 from service.database.db import Database
 from service.domain import Generation, Vectors, Video
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.ingest import Ingest
 from service.media import Decoder, Sample

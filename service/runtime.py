@@ -11,14 +11,15 @@ from functools import cached_property
 
 import structlog
 
-from service import embedder, generations
+from service import generations
 from service.atlas import Atlas
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind
 from service.duplicates import Duplicates
-from service.embedder import Embedder
+from service.embedding import embedder
+from service.embedding.embedder import Embedder
 from service.engines import Follows, follow
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples

@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.pytest_hooks"]
 
 if TYPE_CHECKING:
-    from service.embedder import Embedder
+    from service.embedding.embedder import Embedder
     from service.media import Decoder
     from service.runtime import Runtime
     from tests.support import services
@@ -70,7 +70,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Embedder:
     """The small model, loaded once."""
-    from service.embedder import load
+    from service.embedding.embedder import load
 
     return load("tiny", device="cpu")
 

@@ -38,7 +38,7 @@ import av
 import numpy as np
 
 from service.config import Settings
-from service.embedder import BATCH, Embedder
+from service.embedding.embedder import BATCH, Embedder
 from service.errors import ReelsError
 from service.folder import Entry, FolderImport, scan, sidecar
 from service.media import Sample

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from service.config import Settings
 from service.database.maps import Embedding
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.media import Decoder
 from service.projection import Method
 from service.runtime import Runtime

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.media import Decoder
 from service.runtime import Runtime
 from service.visualize import write_map

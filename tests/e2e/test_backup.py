@@ -21,7 +21,7 @@ import pytest
 from service import backup
 from service.database import catalog
 from service.database.db import Database
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.media import Decoder
 from service.runtime import Runtime
 from tests.support.cli import run

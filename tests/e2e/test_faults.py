@@ -26,7 +26,7 @@ import torch
 from service.database import catalog, db, jobs
 from service.database.db import Database
 from service.domain import Embeddings, Generation
-from service.embedder import Embedder, Tower, load
+from service.embedding.embedder import Embedder, Tower, load
 from service.errors import Unavailable
 from service.follower import Follower
 from service.index.compressed import CompressedIndex

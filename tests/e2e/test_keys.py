@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from service.config import Settings
 from service.database import db, keys
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.guard import check_address, only_here
 from service.media import Decoder

@@ -15,7 +15,7 @@ import pytest
 
 from service.app import create_app, start
 from service.config import Settings
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import Overloaded
 from service.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
 from service.media import Decoder

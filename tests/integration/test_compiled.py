@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import compiled
-from service.embedder import Embedder, load
+from service.embedding import compiled
+from service.embedding.embedder import Embedder, load
 from service.errors import ConfigurationError
 from tests.support.checkpoints import small_vit
 from tests.support.processes import CHILD_ENVIRONMENT

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service import doctor
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.media import Decoder
 from tests.support.cli import run
 from tests.support.library import PreparedLibrary, settings_for

@@ -17,7 +17,7 @@ from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Sampling, Video
 from service.duplicates import THRESHOLD, Duplicates, similarity
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint

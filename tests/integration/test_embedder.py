@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from service import embedder
 from service.domain import Picture, Sampling
-from service.embedder import BATCH, TINY, Embedder, choose_device, load
+from service.embedding import embedder
+from service.embedding.embedder import BATCH, TINY, Embedder, choose_device, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.media import Limits, sample
 from tests.support.clips import ClipMaker

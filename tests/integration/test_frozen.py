@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from service import generations
 from service.database import catalog, db
 from service.domain import Sampling, Weights
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.ingest import describe
 from service.media import Decoder
 from service.runtime import Runtime

@@ -15,7 +15,7 @@ import pytest
 from service import generations
 from service.database import catalog
 from service.domain import Picture, Sampling, Video, Weights
-from service.embedder import TINY, Embedder
+from service.embedding.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
 from service.runtime import Runtime
 from service.worker import Worker

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from service.database import catalog, db, jobs
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.runtime import Runtime
 from service.vectors import aggregate

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from service.config import Settings
 from service.domain import Sampling
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.folder import FolderImport, scan
 from service.media import Decoder
 from service.runtime import Runtime

@@ -20,7 +20,7 @@ import uvicorn
 from service import log
 from service.app import create_app, start
 from service.config import Settings
-from service.embedder import Embedder
+from service.embedding.embedder import Embedder
 from service.guard import Patience, Protocol
 from service.media import Decoder
 from service.runtime import Runtime

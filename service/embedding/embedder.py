@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from service import compiled
 from service.domain import Generation, Picture, Vectors
+from service.embedding import compiled
 from service.errors import ConfigurationError, ModelUnavailable, Unavailable
 from service.vectors import normalise
 

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.embedding.tiny import FOLDER, is_held_out
 from service.media.drawing import Scene, draw_frame, random_scene, write_clip
-from service.tiny import FOLDER, is_held_out
 
 FRAMES_PER_CLIP = 10
 CLIP_COUNT = 100

@@ -31,9 +31,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.embedding.tiny import FOLDER, is_held_out
+from service.embedding.tiny.measure import measure
 from service.media.drawing import COLOURS, COUNTS, MOTIONS, SETTINGS, SHAPES, TINTS, Scene, draw_frame, random_scene
-from service.tiny import FOLDER, is_held_out
-from service.tiny.measure import measure
 
 SEED = 7
 SCENES = 12_000
