@@ -29,8 +29,8 @@ from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.embedding import embedder
-from service.engines import Follows, follow, kinds, rebuilt
 from service.errors import NotFound, ReelsError, Unavailable
+from service.index.engines import Follows, follow, kinds, rebuilt
 from service.media import Decoder, Limits
 from service.media.drawing import distinct_scenes, write_clip
 from service.storage import Store, open_store

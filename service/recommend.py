@@ -26,8 +26,8 @@ import sqlalchemy as sa
 
 from service.database import catalog
 from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Vectors, Video, Weights
-from service.engines import Follows
 from service.errors import InvalidInput, NotReady
+from service.index.engines import Follows
 from service.index.rows import Rows, Searchable
 from service.question import MAX_DEPTH, Cursor, Question, Scope
 from service.ranking import Line, Numbers, diverse, interval, lines, order, rounded, spans

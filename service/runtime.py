@@ -20,10 +20,10 @@ from service.domain import Generation, Kind
 from service.duplicates import Duplicates
 from service.embedding import embedder
 from service.embedding.embedder import Embedder
-from service.engines import Follows, follow
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.examples import Examples
 from service.generations import State
+from service.index.engines import Follows, follow
 from service.ingest import Ingest
 from service.media import Decoder, Limits
 from service.recommend import Recommender

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from service.database import catalog, db, jobs
 from service.database.db import Database
 from service.domain import Generation, Probe, Sampling
-from service.milvus import MilvusFollower
+from service.index.milvus import MilvusFollower
 from service.vectors import aggregate, normalise
 from tests.support import services
 

@@ -70,10 +70,10 @@ from service.domain import (
     Weights,
 )
 from service.errors import ReelsError
-from service.follower import EXACT_UP_TO, Follower
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.files import digest
 from service.index.flat import FlatIndex
+from service.index.follower import EXACT_UP_TO, Follower
 from service.index.rows import Index, Layout, Rows, SavedFile
 from service.question import Like, Question
 from service.recommend import Recommender

@@ -28,8 +28,8 @@ from service.database.db import Database
 from service.domain import Embeddings, Generation
 from service.embedding.embedder import Embedder, Tower, load
 from service.errors import Unavailable
-from service.follower import Follower
 from service.index.compressed import CompressedIndex
+from service.index.follower import Follower
 from service.media import Decoder
 from service.runtime import Runtime
 from service.storage import FolderStore

@@ -17,7 +17,7 @@ from service import config, doctor, generations
 from service.database import catalog
 from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
-from service.milvus import MilvusFollower
+from service.index.milvus import MilvusFollower
 from service.question import Scope
 from service.recommend import Recommender
 from service.timing import Timing

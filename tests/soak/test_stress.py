@@ -16,7 +16,7 @@ import numpy as np
 from service.database import catalog
 from service.database.db import Database
 from service.domain import Weights
-from service.follower import Follower
+from service.index.follower import Follower
 from service.question import Example
 from service.recommend import Recommender
 from service.vectors import aggregate, normalise

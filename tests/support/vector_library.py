@@ -16,9 +16,9 @@ import pytest
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Weights
-from service.engines import Follows
-from service.follower import EXACT_UP_TO, Follower
-from service.milvus import MilvusFollower
+from service.index.engines import Follows
+from service.index.follower import EXACT_UP_TO, Follower
+from service.index.milvus import MilvusFollower
 from service.recommend import Answer, Recommender
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service import follower as module
 from service.database import db
 from service.domain import Entries, Weights
 from service.errors import StorageFull
-from service.follower import Follower
+from service.index import follower as module
 from service.index import rows
 from service.index.compressed import CompressedIndex
+from service.index.follower import Follower
 from service.recommend import Recommender
 from service.timing import Timing
 from tests.support.queries import like_video

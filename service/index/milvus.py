@@ -40,7 +40,7 @@ from service.database.db import Database
 from service.domain import EVERY_CATEGORY, MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Generation, Keys, Kind
 from service.domain import Vectors as Matrix
 from service.errors import ConfigurationError, ReelsError, Unavailable
-from service.follower import EXACT_UP_TO, differences
+from service.index.follower import EXACT_UP_TO, differences
 from service.index.rows import Layout, Rows
 from service.timing import Timing
 from service.vectors import Moments

@@ -11,9 +11,9 @@ from service.config import Settings
 from service.database import db
 from service.database.db import Database
 from service.domain import Generation, Kind
-from service.follower import Follower
+from service.index.follower import Follower
+from service.index.milvus import PREFIX, MilvusFollower
 from service.index.rows import Searchable
-from service.milvus import PREFIX, MilvusFollower
 from service.timing import Timing
 
 
