@@ -601,9 +601,9 @@ def worker(
     import threading
 
     from service import config, figures, generations, log
-    from service.atlas import Cancelled
     from service.database import catalog
     from service.errors import ConfigurationError
+    from service.projections.atlas import Cancelled
     from service.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()

@@ -25,8 +25,8 @@ import sqlalchemy as sa
 from service.database import catalog
 from service.database.maps import Map
 from service.domain import Blob, Generation, Kind, Vectors, Video
+from service.projections.tables import write_parquet
 from service.runtime import Runtime
-from service.tables import write_parquet
 
 UNCATEGORISED = "_uncategorised"
 _PAGE = 256

@@ -12,7 +12,6 @@ from functools import cached_property
 import structlog
 
 from service import generations
-from service.atlas import Atlas
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
@@ -26,6 +25,7 @@ from service.generations import State
 from service.index.engines import Follows, follow
 from service.ingest import Ingest
 from service.media import Decoder, Limits
+from service.projections.atlas import Atlas
 from service.recommend import Recommender
 from service.reembed import Reembedding
 from service.storage import open_store

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from service.index import graph
-from service.projection import Method, fit, neighbours_needed, quality
+from service.projections.projection import Method, fit, neighbours_needed, quality
 from tests.bench.search import alone, centres, say
 
 D = 512
@@ -120,7 +120,7 @@ import sys, time
 started = time.perf_counter()
 import numpy as np
 from service.index import graph
-from service.projection import Fit, neighbours_needed, place
+from service.projections.projection import Fit, neighbours_needed, place
 path, into, method = sys.argv[1:]
 vectors, saved = np.load(path, mmap_mode="r"), dict(np.load(into))
 made = Fit(saved.pop("coordinates"), saved)

@@ -23,7 +23,7 @@ from service.config import Settings
 from service.database.maps import Embedding
 from service.embedding.embedder import Embedder
 from service.media import Decoder
-from service.projection import Method
+from service.projections.projection import Method
 from service.runtime import Runtime
 from tests.support import services
 from tests.support.clips import draw_captioned

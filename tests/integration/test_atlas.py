@@ -12,14 +12,14 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 
-from service.atlas import Atlas, Cancelled
 from service.database import catalog, db, maps
 from service.database.db import Database
 from service.database.maps import Embedding, Map
 from service.domain import Embeddings, Generation
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingest import Ingest
-from service.projection import Method
+from service.projections.atlas import Atlas, Cancelled
+from service.projections.projection import Method
 from service.vectors import aggregate, normalise
 from tests.support.rows import add_row
 
@@ -326,7 +326,7 @@ def test_what_goes_wrong_is_said_and_the_old_points_stay(library: Library, monke
     def broken(*_: object, **__: object) -> None:
         raise MemoryError("no room for the layout")
 
-    monkeypatch.setattr("service.projection.fit", broken)
+    monkeypatch.setattr("service.projections.projection.fit", broken)
     with pytest.raises(ReelsError, match="no room for the layout"):
         library.atlas.ready(state.spec, refit=True)
     after = library.atlas.find(state.id)
@@ -340,7 +340,7 @@ def test_a_fault_in_placing_is_said_and_not_tried_for_ever(library: Library, mon
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no place")
 
-    monkeypatch.setattr("service.projection.place", broken)
+    monkeypatch.setattr("service.projections.projection.place", broken)
     library.add()
     assert library.atlas.place_new()
     after = library.atlas.find(state.id)

@@ -15,7 +15,7 @@ import pytest
 from service.domain import Neighbours
 from service.errors import InvalidInput
 from service.index import graph
-from service.projection import (
+from service.projections.projection import (
     Fit,
     Method,
     effective,
@@ -149,7 +149,7 @@ import hashlib, json, sys
 import numpy as np
 from service.index import graph
 from tests.integration.test_projection import KINDS, _clusters, _map, _placed
-from service.projection import placeable
+from service.projections.projection import placeable
 graph.EXACT_UP_TO = 200
 vectors, new = _clusters(400)[0], _clusters(4, seed=9)[0]
 made = {}

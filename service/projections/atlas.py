@@ -25,7 +25,7 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import faults, projection
+from service import faults
 from service.database import catalog, maps
 from service.database.db import Database
 from service.database.maps import Embedding, Map, Points, Spec
@@ -33,7 +33,8 @@ from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbou
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError
 from service.index import graph
 from service.index.files import write_whole
-from service.projection import Fit
+from service.projections import projection
+from service.projections.projection import Fit
 
 log = structlog.get_logger(__name__)
 
