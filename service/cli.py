@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from service.domain import Sampling
     from service.folder import Entry, Summary
     from service.media.drawing import Scene
-    from service.question import Example, Like
-    from service.recommend import Answer
     from service.runtime import Runtime
+    from service.search.question import Example, Like
+    from service.search.recommend import Answer
 
 app = typer.Typer(
     name="reelsrs",
@@ -217,7 +217,7 @@ def similar(
     """The most similar videos over all categories, ranked, with scores."""
     from service import config
     from service.domain import Weights
-    from service.question import Question, Scope
+    from service.search.question import Question, Scope
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
@@ -264,7 +264,7 @@ def search(
     """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
     from service import config
     from service.domain import Weights
-    from service.question import Like, Question, Scope
+    from service.search.question import Like, Question, Scope
 
     pictures, clips = image or [], video or []
     for option, path in [("image", path) for path in pictures] + [("video", path) for path in clips]:
@@ -744,7 +744,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
     from service.database import catalog
     from service.errors import NotFound
     from service.folder import sidecar
-    from service.question import Like
+    from service.search.question import Like
 
     assert runtime.recommender is not None  # an empty library is said before a model is loaded for nothing
     path = Path(video)

@@ -16,18 +16,18 @@ from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind
-from service.duplicates import Duplicates
 from service.embedding import embedder
 from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
-from service.examples import Examples
 from service.generations import State
 from service.index.engines import Follows, follow
 from service.ingest import Ingest
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
-from service.recommend import Recommender
 from service.reembed import Reembedding
+from service.search.duplicates import Duplicates
+from service.search.examples import Examples
+from service.search.recommend import Recommender
 from service.storage import open_store
 from service.timing import Timing
 

@@ -22,11 +22,11 @@ from service.domain import (
 )
 from service.domain import Video as DomainVideo
 from service.domain import Weights as DomainWeights
-from service.duplicates import Duplicate as DomainDuplicate
 from service.generations import State
-from service.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
-from service.recommend import Answer as DomainAnswer
-from service.recommend import Hit as DomainHit
+from service.search.duplicates import Duplicate as DomainDuplicate
+from service.search.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
+from service.search.recommend import Answer as DomainAnswer
+from service.search.recommend import Hit as DomainHit
 
 _ID = "5f2d9c31ab047e68"
 _URLS = {

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from service.domain import Sampling
-from service.question import Example, Like
 from service.routes.common import Service, VideoId, problems
 from service.routes.upload import Form, received
 from service.runtime import Runtime
@@ -29,6 +28,7 @@ from service.schemas import (
     RecommendationRequest,
     TextSearch,
 )
+from service.search.question import Example, Like
 
 router = APIRouter(tags=["search"])
 

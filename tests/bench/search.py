@@ -75,8 +75,8 @@ from service.index.files import digest
 from service.index.flat import FlatIndex
 from service.index.follower import EXACT_UP_TO, Follower
 from service.index.rows import Index, Layout, Rows, SavedFile
-from service.question import Like, Question
-from service.recommend import Recommender
+from service.search.question import Like, Question
+from service.search.recommend import Recommender
 from service.vectors import aggregate, normalise, pack
 
 D = 512

@@ -46,8 +46,8 @@ from service.config import Settings
 from service.database import db
 from service.domain import Generation, Weights
 from service.folder import scan
-from service.question import Like, Question
 from service.runtime import Runtime
+from service.search.question import Like, Question
 from service.vectors import normalise, pack
 
 FRAMES = 10

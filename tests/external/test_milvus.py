@@ -18,8 +18,8 @@ from service.database import catalog
 from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
 from service.index.milvus import MilvusFollower
-from service.question import Scope
-from service.recommend import Recommender
+from service.search.question import Scope
+from service.search.recommend import Recommender
 from service.timing import Timing
 from service.vectors import aggregate
 from tests.support import services

@@ -16,11 +16,11 @@ from structlog.testing import capture_logs
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Sampling, Video
-from service.duplicates import THRESHOLD, Duplicates, similarity
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
+from service.search.duplicates import THRESHOLD, Duplicates, similarity
 from service.storage import FolderStore
 from tests.support.clips import ClipMaker
 

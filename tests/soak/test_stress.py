@@ -17,8 +17,8 @@ from service.database import catalog
 from service.database.db import Database
 from service.domain import Weights
 from service.index.follower import Follower
-from service.question import Example
-from service.recommend import Recommender
+from service.search.question import Example
+from service.search.recommend import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.queries import like
 from tests.support.vector_library import GENERATION, D, VectorLibrary

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from service.domain import Weights
-from service.question import Example, Like, Question
-from service.recommend import Answer, Recommender
+from service.search.question import Example, Like, Question
+from service.search.recommend import Answer, Recommender
 
 
 def like_video(recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any) -> Answer:

@@ -16,7 +16,7 @@ from service.database import catalog, jobs
 from service.domain import Weights
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.index.follower import EXACT_UP_TO
-from service.question import Cursor, Example, Like, Question, Scope
+from service.search.question import Cursor, Example, Like, Question, Scope
 from service.vectors import normalise
 from tests.support.oracle import best, diverse, moments, same, score
 from tests.support.queries import like, like_video

@@ -25,7 +25,7 @@ from service.index import follower as module
 from service.index import rows
 from service.index.compressed import CompressedIndex
 from service.index.follower import Follower
-from service.recommend import Recommender
+from service.search.recommend import Recommender
 from service.timing import Timing
 from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit

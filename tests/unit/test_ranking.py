@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.domain import Weights
-from service.ranking import Line, Span, diverse, interval, lines, order, rounded, spans
+from service.search.ranking import Line, Span, diverse, interval, lines, order, rounded, spans
 
 PLAIN = (Line(1.0, 0.0, 0.0), Line(0.0, 0.0, 0.0))
 NOTHING = (np.zeros((0, 2)), np.zeros((0, 2)))

@@ -29,8 +29,8 @@ from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Ve
 from service.errors import InvalidInput, NotReady
 from service.index.engines import Follows
 from service.index.rows import Rows, Searchable
-from service.question import MAX_DEPTH, Cursor, Question, Scope
-from service.ranking import Line, Numbers, diverse, interval, lines, order, rounded, spans
+from service.search.question import MAX_DEPTH, Cursor, Question, Scope
+from service.search.ranking import Line, Numbers, diverse, interval, lines, order, rounded, spans
 
 _EXTRA = 32
 _POOL = 10

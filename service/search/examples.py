@@ -18,7 +18,7 @@ from service.domain import Aggregation, Sampling, clean_caption
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput
 from service.media import Decoder
-from service.question import Example
+from service.search.question import Example
 from service.vectors import aggregate
 
 _KEPT = 64

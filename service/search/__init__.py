@@ -1,0 +1,1 @@
+"""Queries and their answers: scores, pages, moments, diversity, near-duplicates."""
