@@ -17,7 +17,7 @@ from typing import Literal
 from service.database import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput, ReelsError
-from service.ingest import Description, describe
+from service.ingestion.ingest import Description, describe
 from service.media import SUFFIXES
 from service.runtime import Runtime
 from service.worker import Worker

@@ -21,7 +21,7 @@ from service.database.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
-from service.ingest import Ingest
+from service.ingestion.ingest import Ingest
 from service.media import Decoder, Sample
 from service.storage import Store
 from service.vectors import aggregate

@@ -21,7 +21,7 @@ from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.generations import State
 from service.index.engines import Follows, follow
-from service.ingest import Ingest
+from service.ingestion.ingest import Ingest
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
 from service.reembed import Reembedding

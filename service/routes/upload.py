@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from service.domain import MAX_CAPTION_CHARACTERS
 from service.errors import InvalidInput, TooLarge
 from service.guard import Gates, patiently
-from service.ingest import Ingest
+from service.ingestion.ingest import Ingest
 from service.storage import Incoming
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
 from service.guard import Gates
-from service.ingest import describe
+from service.ingestion.ingest import describe
 from service.routes.blobs import served
 from service.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.routes.upload import received

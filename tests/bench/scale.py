@@ -27,7 +27,7 @@ from service.config import Settings
 from service.database import db
 from service.database.db import Database
 from service.domain import Sampling
-from service.ingest import describe
+from service.ingestion.ingest import describe
 from service.media.drawing import distinct_scenes, write_clip
 from service.runtime import Runtime
 from tests.backends import ObjectStore, PostgreSQL

@@ -17,7 +17,7 @@ from service.database.db import Database
 from service.database.maps import Embedding, Map
 from service.domain import Embeddings, Generation
 from service.errors import InvalidInput, NotFound, ReelsError
-from service.ingest import Ingest
+from service.ingestion.ingest import Ingest
 from service.projections.atlas import Atlas, Cancelled
 from service.projections.projection import Method
 from service.vectors import aggregate, normalise

@@ -18,7 +18,7 @@ from service.database.db import Database
 from service.domain import Sampling, Video
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
-from service.ingest import Ingest
+from service.ingestion.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from service.search.duplicates import THRESHOLD, Duplicates, similarity
 from service.storage import FolderStore

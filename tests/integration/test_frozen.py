@@ -22,7 +22,7 @@ from service import generations
 from service.database import catalog, db
 from service.domain import Sampling, Weights
 from service.embedding.embedder import Embedder
-from service.ingest import describe
+from service.ingestion.ingest import describe
 from service.media import Decoder
 from service.runtime import Runtime
 from service.worker import Worker

@@ -101,7 +101,7 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
 def test_no_more_is_claimed_than_keeps_the_model_busy(
     runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.ingest.AHEAD_FRAMES", 1)
+    monkeypatch.setattr("service.ingestion.ingest.AHEAD_FRAMES", 1)
     monkeypatch.setattr(runtime.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [accept(runtime, clip) for clip in clips]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.database import catalog
 from service.domain import Sampling, Video
-from service.ingest import Outcome, describe
+from service.ingestion.ingest import Outcome, describe
 from service.runtime import Runtime
 
 

@@ -1,0 +1,1 @@
+"""How clips get in: accepted, decoded, embedded, stored."""
