@@ -600,9 +600,10 @@ def worker(
     import signal
     import threading
 
-    from service import config, figures, generations, log
+    from service import config, figures, log
     from service.database import catalog
     from service.errors import ConfigurationError
+    from service.generations import generations
     from service.projections.atlas import Cancelled
     from service.worker import Worker, lower_priority, stop_with_stdin
 

@@ -23,13 +23,14 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import __version__, generations
+from service import __version__
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.embedding import embedder
 from service.errors import NotFound, ReelsError, Unavailable
+from service.generations import generations
 from service.index.engines import Follows, follow, kinds, rebuilt
 from service.media import Decoder, Limits
 from service.media.drawing import distinct_scenes, write_clip

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import structlog
 
-from service import generations
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
@@ -19,12 +18,13 @@ from service.domain import Generation, Kind
 from service.embedding import embedder
 from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
-from service.generations import State
+from service.generations import generations
+from service.generations.generations import State
+from service.generations.reembed import Reembedding
 from service.index.engines import Follows, follow
 from service.ingestion.ingest import Ingest
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
-from service.reembed import Reembedding
 from service.search.duplicates import Duplicates
 from service.search.examples import Examples
 from service.search.recommend import Recommender

@@ -22,7 +22,7 @@ from service.domain import (
 )
 from service.domain import Video as DomainVideo
 from service.domain import Weights as DomainWeights
-from service.generations import State
+from service.generations.generations import State
 from service.search.duplicates import Duplicate as DomainDuplicate
 from service.search.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
 from service.search.recommend import Answer as DomainAnswer

@@ -18,11 +18,11 @@ from typing import Protocol
 
 import structlog
 
-from service import generations
 from service.config import Settings
 from service.database import catalog, jobs, maps
 from service.domain import Method
 from service.errors import ReelsError
+from service.generations import generations
 from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)

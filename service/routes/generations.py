@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse
 
-from service import generations
-from service.generations import State
+from service.generations import generations
+from service.generations.generations import State
 from service.routes.common import Service, problems, require_admin
 from service.schemas import Generation, GenerationList, GenerationRequest
 

@@ -18,10 +18,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from service import generations
 from service.database import catalog, db
 from service.domain import Sampling, Weights
 from service.embedding.embedder import Embedder
+from service.generations import generations
 from service.ingestion.ingest import describe
 from service.media import Decoder
 from service.runtime import Runtime

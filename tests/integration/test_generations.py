@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import generations
 from service.database import catalog
 from service.domain import Picture, Sampling, Video, Weights
 from service.embedding.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
+from service.generations import generations
 from service.runtime import Runtime
 from service.worker import Worker
 from tests.support import services

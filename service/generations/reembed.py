@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 import structlog
 
-from service import generations
 from service.database import catalog, jobs
 from service.database.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
+from service.generations import generations
 from service.ingestion.ingest import Ingest
 from service.media import Decoder, Sample
 from service.storage import Store

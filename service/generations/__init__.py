@@ -1,0 +1,1 @@
+"""Which model answers, and the change to another."""
