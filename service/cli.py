@@ -24,10 +24,10 @@ from service.errors import InvalidInput, ReelsError
 if TYPE_CHECKING:
     from service.config import Settings
     from service.database.db import Database
-    from service.doctor import Finding
     from service.domain import Sampling
-    from service.folder import Entry, Summary
     from service.media.drawing import Scene
+    from service.operations.doctor import Finding
+    from service.operations.folder import Entry, Summary
     from service.runtime import Runtime
     from service.search.question import Example, Like
     from service.search.recommend import Answer
@@ -157,7 +157,7 @@ def embed(
     from service import config
     from service.domain import Sampling
     from service.embedding.embedder import choose_device
-    from service.folder import scan
+    from service.operations.folder import scan
 
     settings = config.load()
     default = settings.sampling
@@ -353,7 +353,7 @@ def export(
     of it as one Parquet file, which data tools open."""
     from service import config
     from service.database import catalog
-    from service.export import export_folder, export_table
+    from service.operations.export import export_folder, export_table
 
     if (folder is None) == (parquet is None):
         raise InvalidInput("folder", "give a folder, or --parquet FILE")
@@ -394,7 +394,7 @@ def visualize(
     A map is kept: videos that came since are placed into it, and nothing else moves.
     """
     from service import config
-    from service.visualize import write_map
+    from service.operations.visualize import write_map
 
     given = {"n_neighbors": neighbors, "min_dist": min_dist, "perplexity": perplexity}
     parameters = {name: value for name, value in given.items() if value is not None}
@@ -502,7 +502,8 @@ def index_verify(
 ) -> None:
     """Hold the index and the stored clips against the database, and the database against itself. Changes nothing; the
     service may run. Exit status 1 where something is wrong."""
-    from service import config, doctor
+    from service import config
+    from service.operations import doctor
 
     settings = config.load()
     with _examining() as step:
@@ -514,7 +515,8 @@ def index_verify(
 def index_rebuild() -> None:
     """Throw the index's snapshot away and build it anew from the database. A service that runs goes on with the index
     that it has in memory, and reads this one when it starts."""
-    from service import config, doctor
+    from service import config
+    from service.operations import doctor
 
     settings = config.load()
     with _examining() as step:
@@ -527,7 +529,8 @@ def index_rebuild() -> None:
 def examine(as_json: AsJson = False) -> None:
     """Say what is the matter with this library and this machine, and what to do. Changes nothing; the service may run.
     Exit status 1 where something is wrong."""
-    from service import config, doctor
+    from service import config
+    from service.operations import doctor
 
     settings = config.load()
     with _examining() as step:
@@ -541,7 +544,7 @@ def backup(
 ) -> None:
     """Write the whole library to one file (tar), while it is served. What is uploaded after the start is not in it."""
     from service import config
-    from service.backup import back_up
+    from service.operations.backup import back_up
 
     settings = config.load()
     with _clips("backing up") as step:
@@ -556,8 +559,8 @@ def backup(
 @app.command()
 def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; - for stdin.")]) -> None:
     """Put a backup into an empty data folder. All of it is checked before anything is put in place."""
-    from service import backup as backups
     from service import config
+    from service.operations import backup as backups
 
     settings = config.load()
     if file != "-" and not Path(file).is_file():
@@ -575,7 +578,7 @@ def copy_library(
     """Copy the library to another database and store, from files to servers or back, while it is served. What is
     uploaded or changed after the end stays here."""
     from service import config
-    from service.copying import copy
+    from service.operations.copying import copy
 
     target = config.load(database_url=to_database, storage_url=to_storage)
     with _clips("copying") as step:
@@ -655,7 +658,7 @@ def demo(
     """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
     from service import config
     from service.app import check_access
-    from service.folder import scan
+    from service.operations.folder import scan
 
     data = folder / "data"
     settings = config.load(
@@ -727,7 +730,7 @@ def _serve(settings: Settings, *, worker: bool) -> None:
 
 
 def _import(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
-    from service.folder import FolderImport
+    from service.operations.folder import FolderImport
 
     runtime.adopt()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
     with _share("another model embeds what is there") as share:
@@ -744,7 +747,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
 
     from service.database import catalog
     from service.errors import NotFound
-    from service.folder import sidecar
+    from service.operations.folder import sidecar
     from service.search.question import Like
 
     assert runtime.recommender is not None  # an empty library is said before a model is loaded for nothing

@@ -32,10 +32,10 @@ import numpy as np
 
 from service.domain import Picture, Sampling
 from service.errors import ReelsError
-from service.folder import scan
 from service.media import Limits, Pixels, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
+from service.operations.folder import scan
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)
 TEN = Sampling(10)

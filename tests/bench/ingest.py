@@ -40,8 +40,8 @@ import numpy as np
 from service.config import Settings
 from service.embedding.embedder import BATCH, Embedder
 from service.errors import ReelsError
-from service.folder import Entry, FolderImport, scan, sidecar
 from service.media import Sample
+from service.operations.folder import Entry, FolderImport, scan, sidecar
 from service.runtime import Runtime
 
 CORES = os.cpu_count() or 1

@@ -45,7 +45,7 @@ from ingest import model_folder
 from service.config import Settings
 from service.database import db
 from service.domain import Generation, Weights
-from service.folder import scan
+from service.operations.folder import scan
 from service.runtime import Runtime
 from service.search.question import Like, Question
 from service.vectors import normalise, pack

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from service.embedding.embedder import Embedder
 from service.media import Decoder
+from service.operations.visualize import write_map
 from service.runtime import Runtime
-from service.visualize import write_map
 from tests.support.library import settings_for
 from tests.support.page import (
     Visit,

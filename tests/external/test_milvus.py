@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from pymilvus import MilvusException
 
-from service import config, doctor
+from service import config
 from service.database import catalog
 from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
 from service.generations import generations
 from service.index.milvus import MilvusFollower
+from service.operations import doctor
 from service.search.question import Scope
 from service.search.recommend import Recommender
 from service.timing import Timing

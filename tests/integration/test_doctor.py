@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service import doctor
 from service.embedding.embedder import Embedder
 from service.media import Decoder
+from service.operations import doctor
 from tests.support.cli import run
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.server import Service

@@ -10,7 +10,7 @@ import pytest
 from service.database import catalog
 from service.domain import Sampling, Video
 from service.errors import InvalidInput
-from service.folder import FolderImport, Summary, scan, sidecar
+from service.operations.folder import FolderImport, Summary, scan, sidecar
 from service.runtime import Runtime
 from tests.support.clips import ClipMaker, numbered
 

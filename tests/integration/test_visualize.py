@@ -14,10 +14,10 @@ from service.database import catalog
 from service.database.maps import Embedding
 from service.domain import Sampling
 from service.errors import InvalidInput
-from service.export import export_table
-from service.folder import FolderImport, scan
+from service.operations.export import export_table
+from service.operations.folder import FolderImport, scan
+from service.operations.visualize import write_map
 from service.runtime import Runtime
-from service.visualize import write_map
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $\\frac{"
 

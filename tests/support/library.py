@@ -10,8 +10,8 @@ from filelock import FileLock
 from service.config import Settings
 from service.domain import Sampling
 from service.embedding.embedder import Embedder
-from service.folder import FolderImport, scan
 from service.media import Decoder
+from service.operations.folder import FolderImport, scan
 from service.runtime import Runtime
 from tests.support import services
 
