@@ -48,7 +48,7 @@ from service.routes.common import compressed, problems, require_key, require_rea
 from service.runtime import Runtime
 from service.schemas import FieldError, Problem
 from service.timing import Timing
-from service.worker import StartWorker, WorkerProcess
+from service.worker.worker import StartWorker, WorkerProcess
 
 log = structlog.get_logger(__name__)
 

@@ -608,7 +608,7 @@ def worker(
     from service.errors import ConfigurationError
     from service.generations import generations
     from service.projections.atlas import Cancelled
-    from service.worker import Worker, lower_priority, stop_with_stdin
+    from service.worker.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()
     stop = threading.Event()
@@ -708,7 +708,7 @@ def _serve(settings: Settings, *, worker: bool) -> None:
     from service import log
     from service.app import create_app, start
     from service.guard import Protocol, allow_many_connections
-    from service.worker import WorkerProcess
+    from service.worker.worker import WorkerProcess
 
     log.configure()
     allow_many_connections()

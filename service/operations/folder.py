@@ -20,7 +20,7 @@ from service.errors import InvalidInput, ReelsError
 from service.ingestion.ingest import Description, describe
 from service.media import SUFFIXES
 from service.runtime import Runtime
-from service.worker import Worker
+from service.worker.worker import Worker
 
 Outcome = Literal["embedded", "updated", "unchanged", "duplicate", "failed"]
 _CHUNK_BYTES = 1 << 20

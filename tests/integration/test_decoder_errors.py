@@ -15,7 +15,7 @@ from service.domain import Blob, Picture, Sampling
 from service.errors import InternalError, Unavailable, Undecodable
 from service.media import Decoder, Limits
 from service.runtime import Runtime
-from service.worker import Worker
+from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended
 from tests.support.uploads import accept, status_of

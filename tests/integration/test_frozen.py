@@ -25,7 +25,7 @@ from service.generations import generations
 from service.ingestion.ingest import describe
 from service.media import Decoder
 from service.runtime import Runtime
-from service.worker import Worker
+from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.oracle import Item, rank, same

@@ -18,7 +18,7 @@ from service.embedding.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
 from service.generations import generations
 from service.runtime import Runtime
-from service.worker import Worker
+from service.worker.worker import Worker
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

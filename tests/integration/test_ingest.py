@@ -21,7 +21,7 @@ from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.runtime import Runtime
 from service.vectors import aggregate
-from service.worker import Worker
+from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.queries import like_video

@@ -25,7 +25,7 @@ from service.guard import Patience, Protocol
 from service.media import Decoder
 from service.runtime import Runtime
 from service.timing import Timing
-from service.worker import StartWorker, Worker
+from service.worker.worker import StartWorker, Worker
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 from tests.support.wait import until

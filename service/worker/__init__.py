@@ -1,0 +1,1 @@
+"""The process that takes jobs, and its supervisor."""
