@@ -304,7 +304,8 @@ def duplicates(as_json: AsJson = False) -> None:
 
     Copies are clips of the same recording, encoded again, resized, with black bars, trimmed or played backwards.
     """
-    from service import config, schemas
+    from service import config
+    from service.api import schemas
     from service.database import catalog
 
     with _runtime(config.load(), pictures=False) as runtime:
@@ -657,7 +658,7 @@ def demo(
 ) -> None:
     """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
     from service import config
-    from service.app import check_access
+    from service.api.app import check_access
     from service.operations.folder import scan
 
     data = folder / "data"
@@ -706,8 +707,8 @@ def _serve(settings: Settings, *, worker: bool) -> None:
     import uvicorn
 
     from service import log
-    from service.app import create_app, start
-    from service.guard import Protocol, allow_many_connections
+    from service.api.app import create_app, start
+    from service.api.guard import Protocol, allow_many_connections
     from service.worker.worker import WorkerProcess
 
     log.configure()
@@ -771,7 +772,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
 
 def _print_answer(answer: Answer, as_json: bool) -> None:
     if as_json:
-        from service import schemas
+        from service.api import schemas
 
         typer.echo(schemas.Answer.of(answer).model_dump_json(indent=2))
         return

@@ -14,11 +14,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from service.api.guard import check_address, only_here
 from service.config import Settings
 from service.database import db, keys
 from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
-from service.guard import check_address, only_here
 from service.media import Decoder
 from tests.support import services
 from tests.support.cli import run
@@ -259,7 +259,7 @@ def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, 
     """Without a socket there: the settings say where it would listen."""
     from fastapi.testclient import TestClient
 
-    from service.app import create_app, start
+    from service.api.app import create_app, start
 
     for settings, status in (
         (Settings(data_dir=tmp_path / "a", model="tiny", host="0.0.0.0", allow_anyone=True), 200),

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.app import create_app, start
+from service.api.app import create_app, start
+from service.api.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
 from service.config import Settings
 from service.embedding.embedder import Embedder
 from service.errors import Overloaded
-from service.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from service.app import create_app
+from service.api.app import create_app
 from service.config import Settings
 from tests.support.paths import ASSETS
 

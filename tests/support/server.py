@@ -18,10 +18,10 @@ import structlog
 import uvicorn
 
 from service import log
-from service.app import create_app, start
+from service.api.app import create_app, start
+from service.api.guard import Patience, Protocol
 from service.config import Settings
 from service.embedding.embedder import Embedder
-from service.guard import Patience, Protocol
 from service.media import Decoder
 from service.runtime import Runtime
 from service.timing import Timing

@@ -14,11 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.domain import Sampling
-from service.routes.common import Service, VideoId, problems
-from service.routes.upload import Form, received
-from service.runtime import Runtime
-from service.schemas import (
+from service.api.routes.common import Service, VideoId, problems
+from service.api.routes.upload import Form, received
+from service.api.schemas import (
     Answer,
     ClipSearch,
     DuplicateList,
@@ -28,6 +26,8 @@ from service.schemas import (
     RecommendationRequest,
     TextSearch,
 )
+from service.domain import Sampling
+from service.runtime import Runtime
 from service.search.question import Example, Like
 
 router = APIRouter(tags=["search"])

@@ -37,16 +37,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__, errors, faults
+from service.api.guard import Gates, Guard, Patience, check_address, only_here
+from service.api.routes import generations, projections, search, system, videos
+from service.api.routes.common import compressed, problems, require_key, require_read
+from service.api.schemas import FieldError, Problem
 from service.config import Settings
 from service.database import catalog, jobs, keys
 from service.embedding.embedder import Embedder
 from service.errors import ReelsError
-from service.guard import Gates, Guard, Patience, check_address, only_here
 from service.media import Decoder
-from service.routes import generations, projections, search, system, videos
-from service.routes.common import compressed, problems, require_key, require_read
 from service.runtime import Runtime
-from service.schemas import FieldError, Problem
 from service.timing import Timing
 from service.worker.worker import StartWorker, WorkerProcess
 
@@ -68,7 +68,7 @@ STATUSES: dict[type[ReelsError], int] = {
 }
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
-_PAGE = Path(__file__).parent / "explore"
+_PAGE = Path(__file__).parents[1] / "explore"
 
 # Of every answer that does not say otherwise: what a browser is not to do with it.
 _CAUTION = {

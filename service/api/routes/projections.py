@@ -9,10 +9,10 @@ import numpy as np
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 
+from service.api.routes.common import Service, compressed, problems
+from service.api.schemas import PointList, Projection, ProjectionList, ProjectionRequest
 from service.database.maps import Map, Points
 from service.projections.tables import points_stream
-from service.routes.common import Service, compressed, problems
-from service.schemas import PointList, Projection, ProjectionList, ProjectionRequest
 
 router = APIRouter(prefix="/v1/projections", tags=["projections"])
 

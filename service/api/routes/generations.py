@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse
 
+from service.api.routes.common import Service, problems, require_admin
+from service.api.schemas import Generation, GenerationList, GenerationRequest
 from service.generations import generations
 from service.generations.generations import State
-from service.routes.common import Service, problems, require_admin
-from service.schemas import Generation, GenerationList, GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from service.api.guard import Gates
+from service.api.schemas import Problem
 from service.database import catalog, keys
 from service.database.keys import Key, Right
 from service.domain import Video
-from service.guard import Gates
 from service.runtime import Runtime
-from service.schemas import Problem
 
 
 # Dependencies that wait for nothing are coroutines: of plain functions each would be sent to a thread and back.

@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service import __version__
+from service.api.guard import Gates
+from service.api.routes.common import Service, require_key
+from service.api.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 from service.database import catalog
 from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 from service.errors import ReelsError
-from service.guard import Gates
-from service.routes.common import Service, require_key
 from service.runtime import Runtime
-from service.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 
 _TRYING = threading.Lock()
 _TRIAL_SECONDS = 1.0

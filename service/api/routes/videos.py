@@ -16,17 +16,17 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from service.api.guard import Gates
+from service.api.routes.blobs import served
+from service.api.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
+from service.api.routes.upload import received
+from service.api.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
 from service.database import catalog, jobs
 from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
-from service.guard import Gates
 from service.ingestion.ingest import describe
-from service.routes.blobs import served
-from service.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
-from service.routes.upload import received
 from service.runtime import Runtime
-from service.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
