@@ -7,7 +7,8 @@ import re
 import pytest
 import typer
 
-from service import cli, config
+from service import config
+from service.cli import cli
 from tests.support.openapi import document
 from tests.support.paths import ROOT, SHARED
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import structlog
 
-from service import cli
+from service.cli import cli
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 
