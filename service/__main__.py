@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Run the command line; the import waits so that child processes that import this file stay light."""
-    from service.cli.cli import run
+    from service.cli import run
 
     run()
 

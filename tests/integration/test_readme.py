@@ -7,8 +7,7 @@ import re
 import pytest
 import typer
 
-from service import config
-from service.cli import cli
+from service import cli, config
 from tests.support.openapi import document
 from tests.support.paths import ROOT, SHARED
 

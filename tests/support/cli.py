@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import structlog
 
-from service.cli import cli
+from service import cli
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 

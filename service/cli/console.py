@@ -1,0 +1,64 @@
+"""What commands print: data on stdout, words and progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+# Tables keep their columns when they go to a file or a pipe.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False)
+
+
+def plain(text: str) -> str:
+    """Text as it is, where a table would take brackets for styles."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Bar:
+    """A progress bar. Its methods fit where functions want to be told of progress."""
+
+    def __init__(self, shown: Progress, task: TaskID) -> None:
+        self._shown = shown
+        self._task = task
+
+    def advance(self, name: str = "") -> None:
+        """One more is done: `name`."""
+        task = self._shown.tasks[0]
+        speed = task.finished_speed or task.speed
+        rate = f"{speed:.1f}/s" if speed else ""
+        self._shown.update(self._task, advance=1, rate=rate, name=name[:40])
+
+    def count(self, done: int, total: int) -> None:
+        """So many are done; `total` 0 where it is not known yet."""
+        self._shown.update(self._task, completed=done, total=total or None)
+
+    def share(self, done: float) -> None:
+        """What is done, 0 to 1."""
+        self._shown.update(self._task, completed=done)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, *, share: bool = False) -> Iterator[Bar]:
+    """A bar on a terminal, nothing elsewhere: of `total` things, with their rate, or of a `share` from 0 to 1."""
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn() if share else rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn() if share else rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[name]}", markup=False, style="dim"),
+    )
+    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as shown:
+        yield Bar(shown, shown.add_task(what, total=1.0 if share else total, rate="", name=""))

@@ -1,0 +1,95 @@
+"""`embed`: a folder of clips into the library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.console import err, progress
+from service.cli.options import AsJson
+from service.cli.session import open_runtime
+
+if TYPE_CHECKING:
+    from service.domain import Sampling
+    from service.operations.folder import Entry, Summary
+    from service.runtime import Runtime
+
+
+def embed(
+    data_folder: Annotated[
+        Path, typer.Option("--data-folder", "--data_folder", help="Folder of <Category>/<clip>.")
+    ] = Path("Data"),
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", "--num_frames", help="Frames per clip. [REELSRS_NUM_FRAMES]")
+    ] = None,
+    frame_interval: Annotated[
+        int | None,
+        typer.Option(
+            "--frame-interval",
+            "--frame_interval",
+            help="Every Nth frame; unset: spread evenly. [REELSRS_FRAME_INTERVAL]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed every video below Data/<Category>/, each with its caption from <stem>.txt beside it.
+
+    A second run embeds only what is new or changed. A bad file is reported and skipped (exit status 3).
+    """
+    from service import config
+    from service.domain import Sampling
+    from service.embedding.embedder import choose_device
+    from service.operations.folder import scan
+
+    settings = config.load()
+    default = settings.sampling
+    sampling = Sampling(
+        default.num_frames if num_frames is None else num_frames,
+        default.frame_interval if frame_interval is None else frame_interval,
+    )
+    entries = scan(data_folder)
+    device, precision, because = choose_device(settings.device, settings.precision)
+    err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
+    with open_runtime(settings) as runtime:
+        summary = import_folder(runtime, entries, sampling)
+    for path, reason in summary.duplicates:
+        err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
+    for path, reason in summary.failures:
+        err.print(f"failed {path}: {reason}", style="red", markup=False, soft_wrap=True)
+    if as_json:
+        pairs = {"duplicates": summary.duplicates, "failures": summary.failures}
+        typer.echo(
+            json.dumps(
+                {
+                    "embedded": summary.embedded,
+                    "updated": summary.updated,
+                    "unchanged": summary.unchanged,
+                    **{
+                        name: [{"path": str(path), "reason": reason} for path, reason in found]
+                        for name, found in pairs.items()
+                    },
+                }
+            )
+        )
+    else:
+        typer.echo(
+            f"{summary.embedded} embedded, {summary.updated} updated, {summary.unchanged} unchanged, "
+            f"{len(summary.duplicates)} duplicates, {len(summary.failures)} failed"
+        )
+    if summary.failures:
+        raise typer.Exit(3)
+
+
+def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
+    from service.operations.folder import FolderImport
+
+    runtime.adopt()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    with progress("another model embeds what is there", share=True) as bar:
+        runtime.move_over(bar.share)
+    with progress("embedding", len(entries)) as bar:
+        summary = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)
+    assert runtime.follower is not None  # the index is built now, and saved at the end, rather than by the first search
+    return summary

@@ -1,0 +1,83 @@
+"""`export` and `visualize`: what is in the library, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from service.cli.console import err, progress
+from service.cli.options import Dimensions, MethodOption, Seed
+from service.cli.session import open_runtime
+from service.errors import InvalidInput
+
+
+def export(
+    folder: Annotated[Path | None, typer.Argument(help="Where to write; made where it is missing.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Write one Parquet file instead, with each video's place on a map.")
+    ] = None,
+    method: MethodOption = "umap",
+    dimensions: Dimensions = 2,
+    seed: Seed = 0,
+) -> None:
+    """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video; or all
+    of it as one Parquet file, which data tools open."""
+    from service import config
+    from service.database import catalog
+    from service.operations.export import export_folder, export_table
+
+    if (folder is None) == (parquet is None):
+        raise InvalidInput("folder", "give a folder, or --parquet FILE")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InvalidInput("folder", f"{folder} is not a folder")
+    with open_runtime(config.load()) as runtime:
+        with runtime.db.read() as connection:
+            total = catalog.status_counts(connection).get("ready", 0)
+        if folder is not None:
+            with progress("exporting", total) as bar:
+                count = export_folder(runtime, folder, lambda video: bar.advance(video.title))
+        elif parquet is not None:
+            spec = runtime.atlas.spec("aggregated", method, dimensions, seed=seed)
+            with progress("projecting", share=True) as bar:
+                state = runtime.atlas.ready(spec, progress=bar.share)
+            with progress("exporting", total) as bar:
+                count = export_table(runtime, parquet, state, lambda video: bar.advance(video.title))
+    typer.echo(f"{count} videos exported to {folder or parquet}")
+
+
+def visualize(
+    embedding_type: Annotated[
+        Literal["frame", "aggregated", "text"], typer.Option(help="What is shown.")
+    ] = "aggregated",
+    dimensions: Dimensions = 2,
+    method: MethodOption = "umap",
+    output: Annotated[Path, typer.Option(help="The file to write: .html, .png or .svg.")] = Path("embeddings.html"),
+    seed: Seed = 0,
+    category: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    neighbors: Annotated[int | None, typer.Option(help="umap: how many make a neighbourhood. [15]")] = None,
+    min_dist: Annotated[float | None, typer.Option(help="umap: how near points may lie. [0.1]")] = None,
+    perplexity: Annotated[float | None, typer.Option(help="tsne: how many make a neighbourhood, about. [30]")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Lay the map out anew, where it is kept already.")] = False,
+) -> None:
+    """Write a map of the embeddings, coloured by category, as an interactive HTML file or as a picture.
+
+    A map is kept: videos that came since are placed into it, and nothing else moves.
+    """
+    from service import config
+    from service.operations.visualize import write_map
+
+    given = {"n_neighbors": neighbors, "min_dist": min_dist, "perplexity": perplexity}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    with open_runtime(config.load()) as runtime:
+        spec = runtime.atlas.spec(
+            embedding_type, method, dimensions, seed=seed, parameters=parameters, category=category
+        )
+        with progress("projecting", share=True) as bar:
+            state = write_map(runtime, output, spec, refit=refit, progress=bar.share)
+    typer.echo(f"{state.points} points in {output}")
+    if state.placed:
+        err.print(f"{state.placed} of them were placed since the map was laid out; --refit lays it out anew")
+    if state.missing:
+        err.print(f"{state.missing} videos came since and cannot be placed into such a map; --refit lays it out anew")

@@ -1,0 +1,65 @@
+"""`keys`: who may ask."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from service.cli.console import err, out
+from service.cli.options import AsJson
+from service.cli.session import open_database
+
+
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    rights: Annotated[
+        Literal["read", "write", "admin"], typer.Option(help="What it may do; each includes the one before.")
+    ],
+) -> None:
+    """Make an API key. Its secret is printed this once and stored nowhere."""
+    from service import config
+    from service.database import keys
+
+    with open_database(config.load()) as opened, opened.write() as connection:
+        secret = keys.create(connection, name, rights)
+    err.print(f"key {name} with the right {rights}; it cannot be shown again", markup=False)
+    typer.echo(secret)
+
+
+def keys_list(as_json: AsJson = False) -> None:
+    """List the API keys: their names and rights, never their secrets. Those in the settings are not among them."""
+    from service import config
+    from service.database import keys
+
+    with open_database(config.load()) as opened, opened.read() as connection:
+        found = keys.every(connection)
+    if as_json:
+        rows = [
+            {"name": key.name, "rights": key.right, "created_at": f"{key.created_at.isoformat()}Z"} for key in found
+        ]
+        typer.echo(json.dumps({"items": rows}, indent=2))
+        return
+    if not found:
+        err.print("there are no keys")
+        return
+    table = Table("name", "rights", "created", box=None, pad_edge=False)
+    for key in found:
+        table.add_row(key.name, key.right, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
+    out.print(table)
+
+
+def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
+    """Take an API key back, in a running server too."""
+    from service import config
+    from service.database import keys
+
+    settings = config.load()
+    with open_database(settings) as opened, opened.write() as connection:
+        keys.revoke(connection, name)
+        left = keys.exist(connection) or bool(settings.api_keys)
+    err.print(f"key {name} opens nothing any more", markup=False)
+    if not left:
+        err.print("no key is left: on this machine's own addresses nobody needs one now", style="yellow")

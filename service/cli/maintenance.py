@@ -1,0 +1,111 @@
+"""`config`, `db`, `index` and `doctor`: what an operator looks at and mends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from service.cli.console import err, out, plain
+from service.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from service.operations.doctor import Finding
+
+
+def show_config(as_json: AsJson = False) -> None:
+    """Print every setting with its value and where it came from; secrets are masked."""
+    from service import config
+
+    rows = config.describe(config.load())
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "value", "source", "meaning"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("setting", "source"))
+    for row in rows:
+        table.add_row(*(str(row[name] or "") for name in ("name", "value", "source", "description")))
+    out.print(table)
+
+
+def db_upgrade() -> None:
+    """Bring the database's schema up to date; `serve` and `embed` do the same when they start."""
+    from service import config
+    from service.database import db
+
+    settings = config.load()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    db.upgrade(settings.database)
+    typer.echo(f"{settings.database} is up to date")
+
+
+def index_verify(
+    deep: Annotated[bool, typer.Option("--deep", help="Read every stored byte, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the index and the stored clips against the database, and the database against itself. Changes nothing; the
+    service may run. Exit status 1 where something is wrong."""
+    from service import config
+    from service.operations import doctor
+
+    settings = config.load()
+    with examining() as step:
+        found = doctor.verify(settings, deep=deep, step=step)
+    print_findings(found, as_json)
+
+
+def index_rebuild() -> None:
+    """Throw the index's snapshot away and build it anew from the database. A service that runs goes on with the index
+    that it has in memory, and reads this one when it starts."""
+    from service import config
+    from service.operations import doctor
+
+    settings = config.load()
+    with examining() as step:
+        step("index")
+        count = doctor.rebuild(settings)
+    typer.echo(f"the index of {count} videos is built anew")
+
+
+def examine(as_json: AsJson = False) -> None:
+    """Say what is the matter with this library and this machine, and what to do. Changes nothing; the service may run.
+    Exit status 1 where something is wrong."""
+    from service import config
+    from service.operations import doctor
+
+    settings = config.load()
+    with examining() as step:
+        found = doctor.examine(settings, step)
+    print_findings(found, as_json)
+
+
+@contextmanager
+def examining() -> Iterator[Callable[[str], None]]:
+    """What is looked at now, on a terminal; the log is quiet, for what it would say is among the findings."""
+    import logging
+
+    from service import log
+
+    log.configure(logging.ERROR)
+    with err.status("settings") as status:
+        yield status.update
+
+
+def print_findings(found: list[Finding], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
+    else:
+        colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+        for one in found:
+            then = f": {one.do}" if one.do else ""
+            line = f"[{colours[one.state]}]{one.state:8}[/] {one.check}: {plain(one.said + then)}"
+            out.print(line, soft_wrap=True)
+    if any(one.state == "problem" for one in found):
+        raise typer.Exit(1)

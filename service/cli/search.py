@@ -1,0 +1,240 @@
+"""`similar`, `search` and `duplicates`: questions to the library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from service.cli.console import err, out, plain, progress
+from service.cli.options import (
+    FUSION,
+    AsJson,
+    CategoryOption,
+    Diversity,
+    ExcludeOption,
+    K,
+    MinScore,
+    TextWeight,
+    VideoWeight,
+)
+from service.cli.session import open_runtime
+from service.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from service.runtime import Runtime
+    from service.search.question import Example, Like
+    from service.search.recommend import Answer
+
+
+def similar(
+    video: Annotated[str, typer.Argument(help="A clip (indexed or not) or a video id.")],
+    k: K = 10,
+    video_weight: VideoWeight = 0.7,
+    text_weight: TextWeight = 0.3,
+    fusion: Annotated[Literal["cosine", "zscore"], typer.Option(help=FUSION)] = "cosine",
+    category: CategoryOption = None,
+    exclude_category: ExcludeOption = None,
+    category_mode: Annotated[
+        Literal["any", "same", "other"], typer.Option(help="Relative to the video's own category.")
+    ] = "any",
+    diversity: Diversity = 0.0,
+    min_score: MinScore = None,
+    as_json: AsJson = False,
+) -> None:
+    """The most similar videos over all categories, ranked, with scores."""
+    from service import config
+    from service.domain import Weights
+    from service.search.question import Question, Scope
+
+    weights = Weights(video_weight, text_weight)
+    scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
+    with open_runtime(config.load()) as runtime:
+        likes, examples = _by_path(runtime, video)
+        if examples and category_mode != "any":
+            raise InvalidInput("category_mode", "same and other need a video that is in the library")
+        question = Question(
+            likes=likes,
+            examples=examples,
+            weights=weights,
+            fusion=fusion,
+            k=k,
+            scope=scope,
+            diversity=diversity,
+            min_score=min_score,
+        )
+        answer = runtime.recommender.answer(question)
+        _say_whose_answer(runtime)
+    _print_answer(answer, as_json)
+
+
+def search(
+    query: Annotated[str | None, typer.Argument(help="Words.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture to be like; repeatable.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A clip to be like; repeatable.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="Id of a video to be like; repeatable.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option(help="Id of a video to be unlike; repeatable.")] = None,
+    k: K = 10,
+    video_weight: VideoWeight = 0.7,
+    text_weight: TextWeight = 0.3,
+    fusion: Annotated[
+        Literal["cosine", "zscore"] | None,
+        typer.Option(help=FUSION + " [zscore with words or a picture, cosine between videos]"),
+    ] = None,
+    category: CategoryOption = None,
+    exclude_category: ExcludeOption = None,
+    diversity: Diversity = 0.0,
+    min_score: MinScore = None,
+    moments: Annotated[bool, typer.Option("--moments", help="Find moments, over the frames of all videos.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
+    from service import config
+    from service.domain import Weights
+    from service.search.question import Like, Question, Scope
+
+    pictures, clips = image or [], video or []
+    for option, path in [("image", path) for path in pictures] + [("video", path) for path in clips]:
+        if not path.is_file():
+            raise InvalidInput(option, f"there is no file {path}")
+    if query is None and not (pictures or clips or like or unlike):
+        raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
+    weights = Weights(video_weight, text_weight)
+    seeing = bool(pictures or clips)
+    with open_runtime(config.load(), pictures=seeing) as runtime:
+        likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
+        examples = [] if query is None else [runtime.examples.text(query)]
+        examples += [runtime.examples.picture(path) for path in pictures]
+        for path in clips:
+            known, strange = _by_path(runtime, str(path))
+            likes += known
+            examples += strange
+        question = Question(
+            likes=tuple(likes),
+            examples=tuple(examples),
+            weights=weights,
+            fusion=fusion or ("cosine" if query is None and not pictures else "zscore"),
+            k=k,
+            scope=Scope(tuple(category or ()), tuple(exclude_category or ())),
+            diversity=diversity,
+            min_score=min_score,
+            group_by="moment" if moments else "video",
+        )
+        answer = runtime.recommender.answer(question)
+        _say_whose_answer(runtime)
+    _print_answer(answer, as_json)
+
+
+def duplicates(as_json: AsJson = False) -> None:
+    """List videos that are copies of one another, as groups: the one to keep, then its copies.
+
+    Copies are clips of the same recording, encoded again, resized, with black bars, trimmed or played backwards.
+    """
+    from service import config
+    from service.api import schemas
+    from service.database import catalog
+
+    with open_runtime(config.load(), pictures=False) as runtime:
+        with runtime.db.read() as connection:
+            total = catalog.status_counts(connection).get("ready", 0)
+        with progress("comparing", total) as bar:
+            groups = runtime.duplicates.groups(bar.advance)
+    if as_json:
+        found = [
+            {
+                "best": schemas.VideoSummary.of(group.best).model_dump(),
+                "copies": schemas.DuplicateList.of(group.copies).model_dump()["items"],
+            }
+            for group in groups
+        ]
+        typer.echo(json.dumps({"items": found}, indent=2))
+        return
+    if not groups:
+        err.print("no copies found")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("group", "similarity"):
+        table.add_column(column, justify="right")
+    for column in ("category", "title", "size", "duration", "id"):
+        table.add_column(column, no_wrap=column != "title")
+    for number, group in enumerate(groups, 1):
+        rows = [(group.best, "keep"), *((copy.video, f"{copy.similarity:.3f}") for copy in group.copies)]
+        for one, mark in rows:
+            seconds = "-" if one.duration_seconds is None else f"{one.duration_seconds:.1f} s"
+            size = f"{one.width} x {one.height}"
+            table.add_row(str(number), mark, one.category or "-", plain(one.title), size, seconds, one.id)
+    out.print(table)
+
+
+def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Example, ...]]:
+    """What a path, of a clip in the library or not, or an id stands for."""
+    import hashlib
+
+    from service.database import catalog
+    from service.errors import NotFound
+    from service.operations.folder import sidecar
+    from service.search.question import Like
+
+    assert runtime.recommender is not None  # an empty library is said before a model is loaded for nothing
+    path = Path(video)
+    if not path.is_file():
+        with runtime.db.read() as connection:
+            try:
+                return (Like(catalog.video(connection, video).id),), ()
+            except NotFound:
+                raise NotFound(
+                    f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
+                ) from None
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with runtime.db.read() as connection:
+        known = catalog.video_by_sha256(connection, sha256)
+    if known and known.status == "ready":
+        return (Like(known.id),), ()
+    return (), (runtime.examples.clip(path, sidecar(path), runtime.settings.sampling),)
+
+
+def _print_answer(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        from service.api import schemas
+
+        typer.echo(schemas.Answer.of(answer).model_dump_json(indent=2))
+        return
+    if not answer.hits:
+        err.print("nothing found")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("rank", "score", "seen", "written", "seconds"):
+        table.add_column(column, justify="right")
+    for column in ("category", "title", "caption", "id"):
+        table.add_column(column, no_wrap=column == "id")
+    for hit in answer.hits:
+        written, moment = hit.text_part.similarity, hit.moment
+        marked = "-" if written is None else f"{written:.3f}{'*' if hit.text_part.imputed else ''}"
+        table.add_row(
+            str(hit.rank),
+            f"{hit.score:.4f}",
+            f"{hit.video_part.similarity:.3f}",
+            marked,
+            f"{moment.time:.1f}" if moment.start is None else f"{moment.start:.1f}-{moment.end:.1f}",
+            hit.video.category or "-",
+            plain(hit.video.title),
+            plain((hit.video.caption or "-")[:100]),
+            hit.video.id,
+        )
+    out.print(table)
+    weights = f"weights: video {answer.weights.video:g}, text {answer.weights.text:g}; {answer.fusion}"
+    imputed = any(hit.text_part.imputed for hit in answer.hits) and answer.weights.text > 0
+    err.print(weights + ("; * has no caption, counts as average" if imputed else ""), style="dim")
+
+
+def _say_whose_answer(runtime: Runtime) -> None:
+    """Where the settings ask for another model than the library has: it is theirs only once it was moved over."""
+    model, precision = runtime.settings.wish
+    answering = runtime.serving.generation
+    if model not in (None, answering.model) or precision not in (None, answering.precision):
+        words = f"answered by {answering.model} in {answering.precision}, which the library was embedded with"
+        err.print(f"{words}; `reelsrs embed` moves it to the model of the settings", style="yellow", markup=False)

@@ -1,0 +1,42 @@
+"""What a command works with, closed when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.config import Settings
+    from service.database.db import Database
+    from service.runtime import Runtime
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Database]:
+    from service.database import db
+
+    db.upgrade(settings.database)
+    opened = db.Database(settings.database)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
+    import logging
+
+    from service import log
+    from service.database.db import PATIENT_SECONDS
+    from service.runtime import Runtime
+
+    if not logging.getLogger().handlers:
+        log.configure(logging.WARNING)
+    runtime = Runtime(settings, pictures=pictures)
+    runtime.db.patience_seconds = PATIENT_SECONDS  # nobody waits for an answer
+    try:
+        yield runtime
+    finally:
+        runtime.close()
