@@ -1,12 +1,16 @@
 """ReelsRS: a video recommender around a vector database.
 
-The package is flat, a module for one noun. Imports point down this list, never up:
+One package for each capability. Imports point down this list, never up, and so does pyproject.toml say:
 
-    cli > app > routes > guard > schemas > folder | export | visualize | backup | doctor > worker > runtime
-        > reembed > ingest | recommend | examples | duplicates | atlas
-        > tables | generations > follower | jobs | keys | maps
-        > files | video | embedder | catalog | index | projection | drawing
-        > compiled | db | vectors | scenery | question | ranking > config > domain | faults > errors | log
+    cli             the commands                    api         REST
+    operations      backup, copies, doctor, export  worker      the process that takes jobs
+    runtime         what wires all of it together
+    generations     which model answers             projections maps of the embedding space
+    search          questions and answers           ingestion   the way of an upload
+    index           nearest neighbours              embedding   CLIP
+    media           clips, frames, decoders         storage     bytes of clips
+    database        rows
+    config          settings                        domain      nouns that all of them share
 """
 
 __version__ = "0.4.0"

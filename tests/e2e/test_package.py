@@ -48,7 +48,8 @@ def test_an_installed_wheel_embeds_and_answers(installed: Path, drawn: Path, tmp
     assert run("-m", "service", "embed", "--data-folder", str(drawn)).startswith("12 embedded")
     clip = sorted(drawn.rglob("*.mp4"))[0]
     assert len(run("-m", "service", "similar", str(clip), "--k", "3").splitlines()) == 4
-    for part in ("calibration/39.jpg", "migrations/versions", "explore/index.html", "tiny/open_clip_model.safetensors"):
+    carried = ("calibration/39.jpg", "tiny/open_clip_model.safetensors")
+    for part in ("migrations/versions", "explore/index.html", *(f"embedding/{one}" for one in carried)):
         assert (installed / "service" / part).exists(), part
 
 
@@ -70,7 +71,8 @@ def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
     heavy = {"torch", "numpy", "sqlalchemy", "fastapi", "faiss", "av", "pydantic", "umap", "plotly"}
     assert not loaded(telling) & heavy
     serving = (
-        "from service import app, config; settings = config.load(model='tiny'); runtime = app.start(settings);"
+        "from service import config; from service.api import app; settings = config.load(model='tiny');"
+        "runtime = app.start(settings);"
         "app.create_app(settings); runtime.close()"
     )
     found = loaded(serving)
@@ -79,7 +81,7 @@ def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_is_small() -> None:
-    folder = ROOT / "service" / "tiny"
+    folder = ROOT / "service" / "embedding" / "tiny"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert size <= 10_000_000
     assert os.access(folder / "open_clip_config.json", os.R_OK)

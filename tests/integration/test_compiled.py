@@ -135,7 +135,7 @@ def test_without_openvino_the_error_says_how_to_get_it(monkeypatch: pytest.Monke
 
 def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
     program = (
-        "import sys, numpy as np, torch; from service import compiled; compiled.require(); "
+        "import sys, numpy as np, torch; from service.embedding import compiled; compiled.require(); "
         "inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32); "
         "traced = lambda: torch.jit.trace(torch.nn.Linear(4, 2).eval(), torch.from_numpy(inputs)); "
         "run = compiled.tower(traced, inputs, int8=True, keep=None, name='x'); "

@@ -343,7 +343,10 @@ def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
     middle = made.coordinates[near].mean(axis=1)
     off_ours, off_theirs = (np.linalg.norm(one - middle, axis=1).mean() for one in (ours, theirs))
     assert off_ours < 1.2 * off_theirs
-    code = "import sys, service.projection, service.index.graph; print({'umap', 'numba', 'sklearn'} & set(sys.modules))"
+    code = (
+        "import sys, service.projections.projection, service.index.graph; "
+        "print({'umap', 'numba', 'sklearn'} & set(sys.modules))"
+    )
     assert _child(code).communicate(timeout=60)[0].strip() == "set()"
 
 

@@ -153,7 +153,7 @@ class DatabaseAcrossProcesses:
     def test_processes_that_start_at_once_upgrade_in_turn(self, url: str) -> None:
         if url.startswith("sqlite"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir()
-        upgrade = "import sys; from service import db; db.upgrade(sys.argv[1])"
+        upgrade = "import sys; from service.database import db; db.upgrade(sys.argv[1])"
         started = [subprocess.Popen([sys.executable, "-c", upgrade, url]) for _ in range(4)]
         assert [process.wait(60) for process in started] == [0] * 4
         assert db.revision(url) == db.newest_revision()
@@ -168,7 +168,7 @@ class DatabaseAcrossProcesses:
         with other.alone("work") as theirs, one.alone("work") as mine:
             assert (mine, theirs) == (False, True)
         hold = (
-            "import sys, time\nfrom service import db\n"
+            "import sys, time\nfrom service.database import db\n"
             "with db.Database(sys.argv[1]).alone('work') as mine:\n    print(mine, flush=True); time.sleep(60)"
         )
         with subprocess.Popen([sys.executable, "-c", hold, url], stdout=subprocess.PIPE, text=True) as process:

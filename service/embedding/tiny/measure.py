@@ -1,4 +1,4 @@
-"""Measures the tiny model on scenes whose captions it has never seen: `python -m service.tiny.measure`.
+"""Measures the tiny model on scenes whose captions it has never seen: `python -m service.embedding.tiny.measure`.
 
 Knows open_clip's own loading, preprocessing and tokenizer, and PyAV. Knows nothing of the service's
 embedder: the figures hold for the folder of weights by itself.

@@ -1,4 +1,4 @@
-"""Trains the tiny model from nothing, on clips drawn here: `python -m service.tiny.train [--output DIR]`.
+"""Trains the tiny model from nothing, on clips drawn here: `python -m service.embedding.tiny.train [--output DIR]`.
 
 Knows open_clip's model, its folder format and the drawn scenes. Knows no picture or text from elsewhere.
 
