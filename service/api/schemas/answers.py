@@ -1,0 +1,143 @@
+"""Hits of searches and recommendations, and near-duplicates."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from service.api.schemas.examples import HIT, SHORT, examples
+from service.api.schemas.videos import VideoSummary
+from service.domain import Fusion
+from service.search.duplicates import Duplicate as DomainDuplicate
+from service.search.recommend import Answer as DomainAnswer
+from service.search.recommend import Hit as DomainHit
+
+
+class Breakdown(BaseModel):
+    """What the pictures added to a score."""
+
+    similarity: float | None = Field(description="cosine; null where the query has no such vector")
+    weight: float
+    contribution: float
+
+
+class TextBreakdown(Breakdown):
+    """What the captions added to a score."""
+
+    imputed: bool = Field(description="the video has no caption, and counts as one of average similarity")
+
+
+class Breakdowns(BaseModel):
+    """The contributions add up to the score."""
+
+    video: Breakdown
+    text: TextBreakdown
+
+
+class Moment(BaseModel):
+    """The frame of a hit that answers best."""
+
+    time: float = Field(description="seconds from the clip's start")
+    frame: int
+    similarity: float
+    start: float | None = Field(description="with `group_by=moment`: seconds at which it begins")
+    end: float | None = Field(description="with `group_by=moment`: seconds at which it ends")
+
+
+class Hit(BaseModel):
+    """One answer of a search or a recommendation."""
+
+    model_config = examples(HIT)
+
+    rank: int
+    score: float
+    video: VideoSummary
+    breakdown: Breakdowns
+    moment: Moment
+
+    @classmethod
+    def of(cls, hit: DomainHit) -> Hit:
+        """From the core's hit."""
+        seen, read = hit.video_part, hit.text_part
+        return cls(
+            rank=hit.rank,
+            score=hit.score,
+            video=VideoSummary.of(hit.video),
+            breakdown=Breakdowns(
+                video=Breakdown(similarity=seen.similarity, weight=seen.weight, contribution=seen.contribution),
+                text=TextBreakdown(
+                    similarity=read.similarity,
+                    weight=read.weight,
+                    contribution=read.contribution,
+                    imputed=read.imputed,
+                ),
+            ),
+            moment=Moment(
+                time=hit.moment.time,
+                frame=hit.moment.frame,
+                similarity=hit.moment.similarity,
+                start=hit.moment.start,
+                end=hit.moment.end,
+            ),
+        )
+
+
+class Weights(BaseModel):
+    """The weights that were used; text is 0 where the query has no caption."""
+
+    video: float
+    text: float
+
+
+class Answer(BaseModel):
+    """Hits, best first, and how they were found."""
+
+    model_config = examples(
+        {
+            "items": [HIT],
+            "weights": {"video": 0.7, "text": 0.3},
+            "fusion": "cosine",
+            "generation": "g0123456789abcdef",
+            "exact": True,
+            "next_cursor": None,
+        }
+    )
+
+    items: list[Hit]
+    weights: Weights
+    fusion: Fusion
+    generation: str
+    exact: bool = Field(description="whether this is the exact answer over the whole catalogue")
+    next_cursor: str | None = Field(description="hand it in as `cursor`, with the same parameters, for the next page")
+
+    @classmethod
+    def of(cls, answer: DomainAnswer) -> Answer:
+        """From the core's answer."""
+        return cls(
+            items=[Hit.of(hit) for hit in answer.hits],
+            weights=Weights(video=answer.weights.video, text=answer.weights.text),
+            fusion=answer.fusion,
+            generation=answer.generation,
+            exact=answer.exact,
+            next_cursor=answer.next_cursor,
+        )
+
+
+class Duplicate(BaseModel):
+    """A video that shows the same recording, or a part of it."""
+
+    video: VideoSummary
+    similarity: float = Field(description="how much of one the other explains, pixel by pixel; 1 is all")
+
+
+class DuplicateList(BaseModel):
+    """The near-duplicates of a video, best first."""
+
+    model_config = examples({"items": [{"video": SHORT, "similarity": 0.97}], "next_cursor": None})
+
+    items: list[Duplicate]
+    next_cursor: str | None = None
+
+    @classmethod
+    def of(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
+        """From the core's."""
+        return cls(items=[Duplicate(video=VideoSummary.of(one.video), similarity=one.similarity) for one in found])

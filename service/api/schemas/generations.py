@@ -1,0 +1,92 @@
+"""Models of the library."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.schemas.examples import examples
+from service.domain import Precision
+from service.generations.generations import State
+
+_GENERATION = {
+    "id": "g0123456789abcdef",
+    "model": "ViT-B-16/datacomp_xl_s13b_b90k",
+    "precision": "float32",
+    "dimension": 512,
+    "status": "embedding",
+    "progress": 0.25,
+    "embedded": 250,
+    "total": 1000,
+    "activate": False,
+    "error": None,
+    "created_at": "2026-11-24T12:00:00Z",
+    "completed_at": None,
+}
+
+
+class GenerationRequest(BaseModel):
+    """Another model for the library."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "tiny", "activate": False}]},
+    )
+
+    model: str = Field(
+        min_length=1, max_length=1000, description="as in the setting REELSRS_MODEL: NAME/WEIGHTS of open_clip"
+    )
+    precision: Precision = Field("auto", description="as in the setting REELSRS_PRECISION")
+    activate: bool = Field(False, description="switch to it as soon as it is complete")
+
+
+class Generation(BaseModel):
+    """All embeddings of one model, weights, preprocessing and precision."""
+
+    model_config = examples(_GENERATION)
+
+    id: str
+    model: str
+    precision: str
+    dimension: int
+    status: Literal["active", "ready", "embedding", "stopped"] = Field(
+        description="`active` answers; `ready` was complete once and can be switched to; `embedding` is on its way; "
+        "`stopped` was given up for another before it was complete"
+    )
+    progress: float = Field(description="0 to 1: share of the videos that it has vectors of")
+    embedded: int = Field(description="videos that it has vectors of")
+    total: int = Field(description="videos that can be searched")
+    activate: bool = Field(description="whether it is switched to as soon as it is complete")
+    error: str | None = Field(description="what stands in its way, or which videos it lacks")
+    created_at: datetime
+    completed_at: datetime | None = Field(description="when it first had every video")
+
+    @classmethod
+    def of(cls, state: State) -> Generation:
+        """From rows of the database."""
+        generation = state.generation
+        return cls(
+            id=generation.id,
+            model=generation.model,
+            precision=generation.precision,
+            dimension=generation.dimension,
+            status=state.status,
+            progress=round(state.embedded / state.total, 4) if state.total else 1.0,
+            embedded=state.embedded,
+            total=state.total,
+            activate=state.activate,
+            error=state.error,
+            created_at=state.created_at,
+            completed_at=state.completed_at,
+        )
+
+
+class GenerationList(BaseModel):
+    """All of them, the newest first."""
+
+    model_config = examples({"items": [_GENERATION], "next_cursor": None})
+
+    items: list[Generation]
+    next_cursor: str | None = None

@@ -1,0 +1,127 @@
+"""What runs here, whether it is ready, and errors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from service.api.schemas.examples import examples
+
+
+class IndexInfo(BaseModel):
+    """The vector index."""
+
+    kind: str = Field(
+        description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly; "
+        "`milvus flat`, `milvus hnsw`: in Milvus, every vector or by a graph"
+    )
+    size: int = Field(description="videos in it")
+    exact: bool
+    approximate_from: int = Field(description="number of videos from which it is approximate")
+
+
+class Limits(BaseModel):
+    """What an upload and a question may ask for."""
+
+    max_upload_bytes: int
+    max_duration_seconds: float
+    max_pixels: int
+    max_caption_characters: int
+    max_frames: int
+    max_k: int
+
+
+class Info(BaseModel):
+    """What runs here."""
+
+    model_config = examples(
+        {
+            "version": "0.2.0",
+            "model": "ViT-B-32-256/datacomp_s34b_b86k",
+            "generation": "g0123456789abcdef",
+            "dimension": 512,
+            "device": "cpu",
+            "precision": "float32",
+            "aggregation": "mean",
+            "videos": {"ready": 110},
+            "index": {"kind": "flat", "size": 110, "exact": True, "approximate_from": 50001},
+            "score": "orders the hits of one answer",
+            "limits": {
+                "max_upload_bytes": 1073741824,
+                "max_duration_seconds": 3600.0,
+                "max_pixels": 35651584,
+                "max_caption_characters": 10000,
+                "max_frames": 256,
+                "max_k": 1000,
+            },
+        }
+    )
+
+    version: str
+    model: str
+    generation: str
+    dimension: int
+    device: str
+    precision: str
+    aggregation: str
+    videos: dict[str, int] = Field(description="number by status")
+    index: IndexInfo
+    score: str = Field(description="what a score is, and is not")
+    limits: Limits
+
+
+class Welcome(BaseModel):
+    """Where to go from here."""
+
+    model_config = examples(
+        {
+            "message": "Welcome to ReelsRS",
+            "version": "0.2.0",
+            "links": {"explore": "/explore", "docs": "/docs", "openapi": "/openapi.json"},
+        }
+    )
+
+    message: str
+    version: str
+    links: dict[str, str]
+
+
+class Health(BaseModel):
+    """Alive, or ready with the state of each part."""
+
+    model_config = examples({"status": "ok", "checks": {"database": "ok", "model": "ok", "worker": "ok"}})
+
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: dict[str, str] = {}
+
+
+class FieldError(BaseModel):
+    """One wrong parameter."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, after RFC 9457 (application/problem+json)."""
+
+    model_config = examples(
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "there is no video 'nope'",
+            "instance": "/v1/videos/nope",
+            "request_id": "0c7f5d0e8d2b4c0f",
+        }
+    )
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[FieldError] | None = Field(None, description="with 422: each wrong parameter")
+    video_status: str | None = Field(None, description="with 409: the status of the video that is not ready")

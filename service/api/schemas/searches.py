@@ -1,0 +1,139 @@
+"""Parameters of searches and recommendations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.schemas.examples import VIDEO_ID
+from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion
+from service.domain import Weights as DomainWeights
+from service.search.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
+
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=MAX_K)]
+Name = Annotated[str, Field(max_length=200)]
+
+
+class Parameters(BaseModel):
+    """What every search takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Count = Field(10, description="number of hits on a page")
+    video_weight: Weight = Field(0.7, description="weight of what is seen")
+    text_weight: Weight = Field(0.3, description="weight of what is written")
+    category: list[Name] = Field([], max_length=100, description="only videos in one of these")
+    exclude_category: list[Name] = Field([], max_length=100, description="no videos in any of these")
+    category_mode: CategoryMode = Field(
+        "any", description="`same` or `other` category as the videos to be like; needs such a video"
+    )
+    diversity: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="0: the best hits; towards 1: hits unlike those before them (maximal marginal relevance)"
+    )
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="leave out hits with a lower score; what is low differs from question to question"
+    )
+    cursor: str | None = Field(None, max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before")
+
+    def question(
+        self,
+        fusion: Fusion,
+        *,
+        likes: tuple[Like, ...] = (),
+        examples: tuple[Example, ...] = (),
+        exclude: tuple[str, ...] = (),
+        group_by: GroupBy = "video",
+    ) -> Question:
+        """For the core. Raises InvalidInput."""
+        return Question(
+            weights=DomainWeights(self.video_weight, self.text_weight),
+            fusion=fusion,
+            likes=likes,
+            examples=examples,
+            exclude=exclude,
+            k=self.k,
+            scope=Scope(tuple(self.category), tuple(self.exclude_category), self.category_mode),
+            diversity=self.diversity,
+            min_score=self.min_score,
+            group_by=group_by,
+            cursor=self.cursor,
+        )
+
+
+_FUSION = "how the two similarities are brought together"
+_GROUP_BY = "`video`: a hit a video; `moment`: a hit a moment of a video, over the frames of all"
+
+
+class RecommendationParameters(Parameters):
+    """Of a recommendation from a video."""
+
+    fusion: Fusion = Field("cosine", description=_FUSION)
+
+
+class ExampleVideo(BaseModel):
+    """A video to be like, or unlike."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Name
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+
+class RecommendationRequest(Parameters):
+    """Of a recommendation from several videos."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"positive": [{"id": VIDEO_ID, "weight": 2}], "negative": [], "exclude": [], "k": 5}]
+        },
+    )
+
+    positive: list[ExampleVideo] = Field([], max_length=100, description="more like these")
+    negative: list[ExampleVideo] = Field([], max_length=100, description="less like these")
+    exclude: list[Name] = Field([], max_length=1000, description="ids that are no answer; unknown ones are ignored")
+    fusion: Fusion = Field("cosine", description=_FUSION)
+
+    @property
+    def likes(self) -> tuple[Like, ...]:
+        """The examples, for the core."""
+        return (
+            *(Like(one.id, one.weight) for one in self.positive),
+            *(Like(one.id, -one.weight) for one in self.negative),
+        )
+
+
+class TextSearch(Parameters):
+    """A search by words."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"query": "a dog on a beach", "k": 5}, {"query": "snow", "category": ["animals"]}]
+        },
+    )
+
+    query: str = Field(min_length=1, max_length=10_000)
+    fusion: Fusion = Field("zscore", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)
+
+
+class PictureSearch(Parameters):
+    """A search by a picture, as the fields of a form."""
+
+    fusion: Fusion = Field("zscore", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)
+
+
+class ClipSearch(Parameters):
+    """A search by a clip, as the fields of a form."""
+
+    caption: str | None = Field(None, description="what the clip shows; without one only what is seen counts")
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = Field(None, description="frames sampled of it")
+    frame_interval: Annotated[int, Field(ge=1, le=MAX_FRAME_INTERVAL)] | None = Field(
+        None, description="every Nth frame from the start; left out: spread evenly"
+    )
+    fusion: Fusion = Field("cosine", description=_FUSION)
+    group_by: GroupBy = Field("video", description=_GROUP_BY)

@@ -1,0 +1,168 @@
+"""Videos, their frames, embeddings and categories."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.schemas.examples import SHORT, VIDEO, VIDEO_ID, examples
+from service.domain import Status
+from service.domain import Video as DomainVideo
+
+
+class VideoSummary(BaseModel):
+    """The part of a video that a hit carries."""
+
+    model_config = examples(SHORT)
+
+    id: str = Field(description="opaque")
+    title: str
+    category: str | None
+    caption: str | None
+    duration: float | None = Field(description="seconds")
+    content_url: str
+    thumbnail_url: str | None = Field(description="null until the video is ready")
+
+    @classmethod
+    def of(cls, video: DomainVideo) -> VideoSummary:
+        """From a row of the catalogue."""
+        return cls(**_summary(video))
+
+
+class Video(VideoSummary):
+    """One uploaded clip."""
+
+    model_config = examples(VIDEO)
+
+    filename: str = Field(description="as the client named it, for display")
+    status: Status
+    progress: float = Field(description="0 to 1")
+    error: str | None = Field(description="why the status is `failed`, or why the last attempt was given up")
+    size: int = Field(description="bytes")
+    sha256: str
+    media_type: str
+    codec: str
+    width: int = Field(description="pixels, as displayed")
+    height: int = Field(description="pixels, as displayed")
+    frame_rate: float | None = Field(description="frames per second")
+    num_frames: int = Field(description="frames asked for")
+    frame_interval: int | None = Field(description="null: spread evenly; N: every Nth frame")
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, video: DomainVideo) -> Video:
+        """From a row of the catalogue."""
+        return cls(
+            **_summary(video),
+            filename=video.filename,
+            status=video.status,
+            progress=video.progress,
+            error=video.error,
+            size=video.size_bytes,
+            sha256=video.sha256,
+            media_type=video.media_type,
+            codec=video.codec,
+            width=video.width,
+            height=video.height,
+            frame_rate=video.frames_per_second,
+            num_frames=video.sampling.num_frames,
+            frame_interval=video.sampling.frame_interval,
+            created_at=video.created_at,
+            updated_at=video.updated_at,
+        )
+
+
+class VideoPage(BaseModel):
+    """A page of videos, the newest first."""
+
+    model_config = examples({"items": [VIDEO], "next_cursor": None})
+
+    items: list[Video]
+    next_cursor: str | None = Field(description="hand it in as `cursor` for the next page; null on the last")
+
+
+class VideoEdit(BaseModel):
+    """What to change; what is left out stays. null takes the caption or the category away."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"caption": "a dog leaps over a log", "category": "dogs"}]},
+    )
+
+    caption: str | None = None
+    category: str | None = None
+    title: str | None = None
+
+
+class Frame(BaseModel):
+    """One sampled frame."""
+
+    n: int
+    time: float = Field(description="seconds from the clip's start")
+    url: str
+
+
+class FrameList(BaseModel):
+    """The sampled frames of a video, in order."""
+
+    model_config = examples(
+        {"items": [{"n": 0, "time": 0.16, "url": f"/v1/videos/{VIDEO_ID}/frames/0"}], "next_cursor": None}
+    )
+
+    items: list[Frame]
+    next_cursor: str | None = None
+
+
+class Embedding(BaseModel):
+    """Vectors of one kind of one video, unit length."""
+
+    model_config = examples(
+        {
+            "video_id": VIDEO_ID,
+            "type": "aggregated",
+            "generation": "g0123456789abcdef",
+            "shape": [1, 512],
+            "times": None,
+            "vectors": [[0.031, -0.012]],
+        }
+    )
+
+    video_id: str
+    type: Literal["frame", "aggregated", "text"]
+    generation: str
+    # A list and not a tuple: what makes clients from the document often knows no `prefixItems`.
+    shape: list[int] = Field(min_length=2, max_length=2, description="number of vectors, dimension")
+    times: list[float] | None = Field(description="for frames: seconds from the clip's start")
+    vectors: list[list[float]]
+
+
+class Category(BaseModel):
+    """A category with its number of videos; the name null stands for videos without one."""
+
+    name: str | None
+    count: int
+
+
+class CategoryList(BaseModel):
+    """Every category."""
+
+    model_config = examples({"items": [{"name": "animals", "count": 11}], "next_cursor": None})
+
+    items: list[Category]
+    next_cursor: str | None = None
+
+
+def _summary(video: DomainVideo) -> dict[str, Any]:
+    base = f"/v1/videos/{video.id}"
+    return {
+        "id": video.id,
+        "title": video.title,
+        "category": video.category,
+        "caption": video.caption,
+        "duration": video.duration_seconds,
+        "content_url": f"{base}/content",
+        "thumbnail_url": f"{base}/thumbnail" if video.status == "ready" else None,
+    }
