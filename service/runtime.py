@@ -12,7 +12,7 @@ from functools import cached_property
 import structlog
 
 from service.config import Settings
-from service.database import catalog, db
+from service.database import db, generation_rows
 from service.database.db import Database
 from service.domain import Generation, Kind
 from service.embedding import embedder
@@ -153,7 +153,7 @@ class Runtime:
 
     def _active(self) -> Generation | None:
         with self.db.read() as connection:
-            return catalog.active_generation(connection)
+            return generation_rows.active_generation(connection)
 
     # --- what answers
 
@@ -210,7 +210,7 @@ class Runtime:
             self._model = first
             with self.db.write() as connection:
                 generations.hear(connection, wish)
-                catalog.activate_generation(connection, first.generation)
+                generation_rows.activate_generation(connection, first.generation)
             return first.generation
         with self.db.read() as connection:
             heard = generations.heard(connection)

@@ -41,7 +41,7 @@ def worker(
     import threading
 
     from service import config, figures, log
-    from service.database import catalog
+    from service.database import generation_rows
     from service.errors import ConfigurationError
     from service.generations import generations
     from service.projections.atlas import Cancelled
@@ -61,7 +61,7 @@ def worker(
         with open_runtime(config.load()) as runtime:
             signal.signal(signal.SIGTERM, lambda *_: stop.set())
             with runtime.db.read() as connection:
-                other = catalog.generation(connection, generation)
+                other = generation_rows.generation(connection, generation)
             try:
                 runtime.reembedding(other).run(stop)
             except Exception as error:

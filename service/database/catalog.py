@@ -1,4 +1,4 @@
-"""The catalogue: rows and vectors of videos in the database, which is the truth. Knows no index and no file.
+"""Videos, their categories and the files that they came from: rows of the database, which is the truth.
 
 Every function takes the connection of a transaction that its caller holds, so that a row, its vectors, its job
 and its change number are committed together or not at all.
@@ -7,69 +7,21 @@ and its change number are committed together or not at all.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 
 from service.database import db
-from service.domain import (
-    Embeddings,
-    Entries,
-    Generation,
-    Kind,
-    Probe,
-    Sampling,
-    Status,
-    Vectors,
-    Video,
-)
+from service.database.change_log import record_change
+from service.database.common import chunks, utc_now
+from service.domain import Probe, Sampling, Status, Video
 from service.errors import NotFound
-from service.vectors import pack, unpack
-
-_Any = TypeVar("_Any")
-
-# SQLite allows 32,766 parameters in one statement, PostgreSQL 65,535.
-_CHUNK = 10_000
 
 # The statements that every answer takes, built once: to build one costs more than to run it.
 _VIDEO = sa.select(db.videos).where(db.videos.c.id == sa.bindparam("id"))
 _VIDEOS = sa.select(db.videos).where(db.videos.c.key.in_(sa.bindparam("keys", expanding=True)))
-_KINDS_OF_ONE = sa.select(db.embeddings.c.kind, db.embeddings.c.vectors).where(
-    db.embeddings.c.video_key == sa.bindparam("key"),
-    db.embeddings.c.generation == sa.bindparam("generation"),
-    db.embeddings.c.kind.in_(sa.bindparam("kinds", expanding=True)),
-)
-_KIND_OF_MANY = (
-    sa.select(db.embeddings.c.video_key, db.embeddings.c.vectors)
-    .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
-    .where(
-        db.videos.c.status == "ready",
-        db.embeddings.c.video_key.in_(sa.bindparam("keys", expanding=True)),
-        db.embeddings.c.generation == sa.bindparam("generation"),
-        db.embeddings.c.kind == sa.bindparam("kind"),
-    )
-)
-_LAST_CHANGE = (
-    sa.select(db.changes.c.number)
-    .where(db.changes.c.generation == sa.bindparam("generation"))
-    .order_by(db.changes.c.number.desc())
-    .limit(1)
-)
-
-
-def library_id(connection: sa.Connection) -> str:
-    """The id of this database, made when first asked for."""
-    found = connection.execute(sa.select(db.library.c.id)).scalar()
-    if found is None:
-        found = secrets.token_hex(8)
-        connection.execute(sa.insert(db.library).values(id=found))
-    return found
-
-
-# --- videos
 
 
 def add_video(
@@ -85,7 +37,7 @@ def add_video(
     probe: Probe,
 ) -> Video:
     """A new row with `status: queued`. Its bytes must be in place already."""
-    now = _now()
+    now = utc_now()
     key = connection.execute(
         sa.insert(db.videos)
         .values(
@@ -139,7 +91,7 @@ def video_by_sha256(connection: sa.Connection, sha256: str) -> Video | None:
 def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, Video]:
     """The videos with these keys; one that was deleted is missing."""
     found: dict[int, Video] = {}
-    for chunk in _chunks(list(keys)):
+    for chunk in chunks(list(keys)):
         found.update((row[0], _video(row)) for row in connection.execute(_VIDEOS, {"keys": chunk}))
     return found
 
@@ -147,7 +99,7 @@ def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, V
 def keys_of(connection: sa.Connection, ids: Iterable[str]) -> set[int]:
     """The keys of those of these ids that exist."""
     found: set[int] = set()
-    for chunk in _chunks(list(ids)):
+    for chunk in chunks(list(ids)):
         found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.id.in_(chunk))).scalars())
     return found
 
@@ -173,7 +125,7 @@ def list_videos(
 
 def update_video(connection: sa.Connection, key: int, **values: Any) -> None:
     """Set columns of a video."""
-    connection.execute(sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=_now(), **values))
+    connection.execute(sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=utc_now(), **values))
 
 
 def set_status(connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None) -> None:
@@ -212,158 +164,9 @@ def ready_keys(connection: sa.Connection, category: str | None = None) -> list[i
 def existing_keys(connection: sa.Connection, keys: Iterable[int]) -> set[int]:
     """Those of these keys whose videos are there, ready or not."""
     found: set[int] = set()
-    for chunk in _chunks(list(keys)):
+    for chunk in chunks(list(keys)):
         found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.key.in_(chunk))).scalars())
     return found
-
-
-# --- generations and embeddings
-
-
-def active_generation(connection: sa.Connection) -> Generation | None:
-    """The generation that answers queries, None before the first."""
-    row = connection.execute(
-        sa.select(db.generations).join(db.library, db.library.c.active_generation == db.generations.c.id)
-    ).first()
-    return None if row is None else Generation(row.id, row.model, row.dimension, row.precision)
-
-
-def generation(connection: sa.Connection, generation_id: str) -> Generation:
-    """The generation with this id. Raises NotFound."""
-    row = connection.execute(sa.select(db.generations).where(db.generations.c.id == generation_id)).first()
-    if row is None:
-        raise NotFound(f"there is no generation {generation_id!r}")
-    return Generation(row.id, row.model, row.dimension, row.precision)
-
-
-def add_generation(connection: sa.Connection, generation: Generation) -> None:
-    """Make it known; nothing happens where it is."""
-    connection.execute(
-        db.insert(connection, db.generations)
-        .values(
-            id=generation.id,
-            model=generation.model,
-            dimension=generation.dimension,
-            precision=generation.precision,
-            created_at=_now(),
-        )
-        .on_conflict_do_nothing()
-    )
-
-
-def activate_generation(connection: sa.Connection, generation: Generation) -> None:
-    """Make this generation the one that answers queries; made known where it is new."""
-    add_generation(connection, generation)
-    library_id(connection)
-    connection.execute(sa.update(db.library).values(active_generation=generation.id))
-
-
-def put_embeddings(connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings) -> None:
-    """Replace all vectors of a video in this generation."""
-    put_text(connection, key, generation, embeddings.text)
-    _put(connection, key, generation, "frame", embeddings.frames)
-    _put(connection, key, generation, "mean", embeddings.mean)
-    _put(connection, key, generation, "max", embeddings.max)
-
-
-def put_text(connection: sa.Connection, key: int, generation: Generation, text: Vectors | None) -> None:
-    """Replace the caption's vector in this generation; None takes it away."""
-    if text is not None:
-        _put(connection, key, generation, "text", text)
-        return
-    of_it = sa.and_(db.embeddings.c.generation == generation.id, db.embeddings.c.kind == "text")
-    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, of_it))
-    same = sa.and_(db.projections.c.generation == generation.id, db.projections.c.kind == "text")
-    take_off_maps(connection, key, same)
-
-
-def forget_texts(connection: sa.Connection, key: int) -> None:
-    """The caption is another one: what was made of the old one goes, in every generation."""
-    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
-    take_off_maps(connection, key, db.projections.c.kind == "text")
-
-
-def forget_others(connection: sa.Connection, key: int, generation: Generation) -> None:
-    """The frames are other ones: what the other generations made of the old ones goes."""
-    others = db.embeddings.c.generation != generation.id
-    connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, others))
-    take_off_maps(connection, key, db.projections.c.generation != generation.id)
-
-
-def vectors(connection: sa.Connection, key: int, generation: Generation, kind: Kind) -> Vectors | None:
-    """(N, D) vectors of one kind, None where there are none."""
-    return kinds(connection, key, generation, kind).get(kind)
-
-
-def kinds(connection: sa.Connection, key: int, generation: Generation, *wanted: Kind) -> dict[Kind, Vectors]:
-    """(N, D) vectors of one video by kind; a kind that there is none of is missing."""
-    values = {"key": key, "generation": generation.id, "kinds": wanted}
-    rows = connection.execute(_KINDS_OF_ONE, values)
-    return {kind: unpack(data, generation.dimension) for kind, data in rows}
-
-
-def vectors_of(
-    connection: sa.Connection, keys: Iterable[int], generation: Generation, kind: Kind
-) -> dict[int, Vectors]:
-    """(N, D) vectors of one kind by video key, for ready videos only."""
-    found: dict[int, Vectors] = {}
-    for chunk in _chunks(list(keys)):
-        rows = connection.execute(_KIND_OF_MANY, {"keys": chunk, "generation": generation.id, "kind": kind})
-        found.update((key, unpack(data, generation.dimension)) for key, data in rows)
-    return found
-
-
-def searchable(connection: sa.Connection, keys: Sequence[int], generation: Generation, kind: Kind) -> Entries:
-    """What an index needs of those videos that can be searched: with `mean` or `max` a row a video, its caption
-    beside it; with `frame` a row a frame, in order, and no captions."""
-    pictures = vectors_of(connection, keys, generation, kind)
-    counts = [len(rows) for rows in pictures.values()]
-    nothing = np.zeros((0, generation.dimension), dtype=np.float32)
-    matrix = np.concatenate([nothing, *pictures.values()])
-    names = _categories_of(connection, pictures)
-    captioned = np.zeros(len(matrix), dtype=np.bool_)
-    captions = None
-    if kind != "frame":
-        captions = np.zeros_like(matrix)
-        known = vectors_of(connection, pictures, generation, "text")
-        for number, key in enumerate(pictures):
-            if key in known:
-                captions[number], captioned[number] = known[key][0], True
-    return Entries(
-        np.repeat(np.array(list(pictures), dtype=np.int64), counts),
-        matrix,
-        captions,
-        captioned,
-        tuple(names[key] for key, count in zip(pictures, counts, strict=True) for _ in range(count)),
-    )
-
-
-# --- changes
-
-
-def record_change(connection: sa.Connection, key: int, generation: str = "") -> None:
-    """Tell the followers that this video's vectors or its category came, changed or went; of one generation's where
-    only those of that `generation` have."""
-    before = sa.delete(db.changes).where(db.changes.c.video_key == key)
-    connection.execute(before.where(db.changes.c.generation == generation) if generation else before)
-    connection.execute(sa.insert(db.changes).values(video_key=key, generation=generation))
-
-
-def last_change(connection: sa.Connection, generation: str) -> int:
-    """The number of the last change, as far as that generation goes; 0 before the first."""
-    # Two look-ups in an index; the greatest of both by one statement would be a scan.
-    return max(connection.execute(_LAST_CHANGE, {"generation": which}).scalar() or 0 for which in ("", generation))
-
-
-def changed_since(connection: sa.Connection, number: int, generation: str) -> list[int]:
-    """Keys of the videos that changed after that number, as far as that generation goes; oldest first."""
-    query = sa.select(db.changes.c.video_key).where(
-        db.changes.c.number > number, db.changes.c.generation.in_(("", generation))
-    )
-    return list(dict.fromkeys(connection.execute(query.order_by(db.changes.c.number)).scalars()))
-
-
-# --- files that were imported
 
 
 def source(connection: sa.Connection, path: str) -> sa.Row[Any] | None:
@@ -384,28 +187,6 @@ def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modifie
 def source_paths(connection: sa.Connection, key: int) -> list[str]:
     """Every imported file that became this video, by name."""
     return sorted(connection.execute(sa.select(db.sources.c.path).where(db.sources.c.video_key == key)).scalars())
-
-
-# --- inside
-
-
-def take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[bool]) -> None:
-    """Points stand for vectors: those of a vector that is not the same any more go, and are placed anew."""
-    maps = sa.select(db.projections.c.key).where(which)
-    connection.execute(
-        sa.delete(db.coordinates).where(db.coordinates.c.video_key == key, db.coordinates.c.projection_key.in_(maps))
-    )
-
-
-def _put(connection: sa.Connection, key: int, generation: Generation, kind: Kind, vectors: Vectors) -> None:
-    same = sa.and_(db.projections.c.generation == generation.id, db.projections.c.kind == kind)
-    take_off_maps(connection, key, same)
-    values = {"vectors": pack(vectors)}
-    connection.execute(
-        db.insert(connection, db.embeddings)
-        .values(video_key=key, generation=generation.id, kind=kind, **values)
-        .on_conflict_do_update(index_elements=["video_key", "generation", "kind"], set_=values)
-    )
 
 
 def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Video | None:
@@ -440,21 +221,3 @@ def _video(row: sa.Row[Any]) -> Video:
         created_at=created.replace(tzinfo=UTC),
         updated_at=updated.replace(tzinfo=UTC),
     )
-
-
-def _categories_of(connection: sa.Connection, keys: Iterable[int]) -> dict[int, str | None]:
-    found: dict[int, str | None] = {}
-    for chunk in _chunks(list(keys)):
-        rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.category).where(db.videos.c.key.in_(chunk)))
-        found.update((key, category) for key, category in rows)
-    return found
-
-
-def _chunks(keys: list[_Any]) -> Iterator[list[_Any]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]
-
-
-def _now() -> datetime:
-    # Stored without a zone, always UTC: SQLite has no type for one.
-    return datetime.now(UTC).replace(tzinfo=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db
 from service.timing import Timing
 
 MAX_ATTEMPTS = 3
@@ -25,7 +25,7 @@ def enqueue(connection: sa.Connection, key: int) -> None:
         .on_conflict_do_update(index_elements=["video_key"], set_=fresh)
     )
     catalog.set_status(connection, key, "queued", 0.0)
-    catalog.record_change(connection, key)  # not searchable until it is ready (again)
+    change_log.record_change(connection, key)  # not searchable until it is ready (again)
 
 
 def waiting(connection: sa.Connection) -> bool:

@@ -1,16 +1,13 @@
 """Maps of the embedding space: their rows and their points in the database. Knows not how a map is laid out.
 
-A map is asked for (`queued`), laid out by whoever claims it with a lease (`running`), and from then on (`ready`) kept:
-videos that come later are placed into it. A map that is laid out anew serves its old points until the new ones are
-there. Points go with their video, and with the embedding that they stand for.
+Points go with their video, and with the embedding that they stand for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -18,18 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db, vector_rows
 from service.domain import Keys, Kind, Method, Vectors
 from service.errors import NotFound
-from service.timing import Timing
 from service.vectors import pack, unpack
 
 Embedding = Literal["frame", "aggregated", "text"]
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 MapStatus = Literal["queued", "running", "ready", "failed"]
-
-LEASE_SECONDS = Timing().lease_seconds
-CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +90,6 @@ class Points:
             raise ValueError(f"{len(self.keys)} points, but columns of {sorted(sizes)}")
 
 
-# --- asking for maps
-
-
-def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
-    """The map of this spec, and whether it was queued by this: where it is new, or had failed."""
-    row = connection.execute(
-        sa.select(db.projections.c.key, db.projections.c.status).where(db.projections.c.digest == spec.digest)
-    ).first()
-    if row is None:
-        values = asdict(spec)
-        key = connection.execute(
-            sa.insert(db.projections)
-            .values(
-                id=secrets.token_hex(8),
-                digest=spec.digest,
-                **values,
-                status="queued",
-                progress=0.0,
-                version=0,
-                seen=0,
-                created_at=_now(),
-            )
-            .returning(db.projections.c.key)
-        ).scalar_one()
-        return by_key(connection, key), True
-    if row.status == "failed":
-        queue(connection, row.key)
-    return by_key(connection, row.key), row.status == "failed"
-
-
 def by_id(connection: sa.Connection, map_id: str) -> Map:
     """With its points counted, which takes a tenth of a second for 100,000. Raises NotFound."""
     return _counted(connection, row_by_id(connection, map_id))
@@ -154,143 +117,9 @@ def all_of(connection: sa.Connection, generation: str) -> list[Map]:
     return [_counted(connection, _map(row)) for row in rows]
 
 
-def queue(connection: sa.Connection, key: int) -> None:
-    """Have a map laid out (again); one that is being laid out starts afresh."""
-    _set(connection, key, status="queued", progress=0.0, error=None, owner=None, lease_expires_at=None)
-
-
-def cancel(connection: sa.Connection, key: int) -> None:
-    """Give up the layout that is queued or running. A map that has points keeps them; another one has failed."""
-    state = row_by_key(connection, key)
-    if state.status not in ("queued", "running"):
-        return
-    if state.fitted_at is None:
-        end: dict[str, Any] = {"status": "failed", "error": CANCELLED}
-    else:
-        end = {"status": "ready", "error": None}
-    _set(connection, key, **end, progress=1.0, owner=None, lease_expires_at=None)
-
-
 def delete(connection: sa.Connection, key: int) -> None:
     """Remove a map and its points."""
     connection.execute(sa.delete(db.projections).where(db.projections.c.key == key))
-
-
-# --- laying out
-
-
-def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
-    """The key of the oldest map that waits to be laid out by one of these methods, or this one if it does; None where
-    there is none."""
-    query = sa.select(db.projections.c.key).where(_claimable(connection), db.projections.c.method.in_(methods))
-    if key is not None:
-        query = query.where(db.projections.c.key == key)
-    found: int | None = connection.execute(query.order_by(db.projections.c.key).limit(1)).scalar()
-    return found
-
-
-def claim(
-    connection: sa.Connection,
-    owner: str,
-    methods: Collection[Method] = METHODS,
-    key: int | None = None,
-    lease_seconds: float = LEASE_SECONDS,
-) -> int | None:
-    """Claim what `waiting` finds for `owner`, for `lease_seconds`. Return its key, None if there is nothing."""
-    found = waiting(connection, methods, key)
-    if found is not None:
-        _set(
-            connection,
-            found,
-            status="running",
-            progress=0.0,
-            error=None,
-            owner=owner,
-            lease_expires_at=db.now(connection) + lease_seconds,
-        )
-    return found
-
-
-def renew(
-    connection: sa.Connection,
-    key: int,
-    owner: str,
-    progress: float | None = None,
-    lease_seconds: float = LEASE_SECONDS,
-) -> bool:
-    """Hold on to a claim for `lease_seconds` from now on, and say how far it is. False once it is not `owner`'s any
-    more: cancelled, deleted, queued again, or claimed by another worker after the lease expired."""
-    values: dict[str, Any] = {"lease_expires_at": db.now(connection) + lease_seconds}
-    if progress is not None:
-        values["progress"] = progress
-    mine = sa.and_(db.projections.c.key == key, db.projections.c.owner == owner)
-    return connection.execute(sa.update(db.projections).where(mine).values(values)).rowcount == 1
-
-
-def release(connection: sa.Connection, owner: str) -> None:
-    """Give back what `owner` holds, under that name or one that goes on after a colon, to be laid out by another."""
-    names = db.projections.c.owner
-    connection.execute(
-        sa.update(db.projections)
-        .where(sa.or_(names == owner, names.startswith(f"{owner}:", autoescape=True)))
-        .values(status="queued", progress=0.0, owner=None, lease_expires_at=None)
-    )
-
-
-def owns(connection: sa.Connection, key: int, owner: str) -> bool:
-    """Whether the layout is still `owner`'s to make."""
-    held = connection.execute(sa.select(db.projections.c.owner).where(db.projections.c.key == key)).scalar()
-    return held == owner
-
-
-def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) -> None:
-    """The end of a layout of `owner`'s that could not be made, or with None of a placement. Points that are there
-    stay."""
-    connection.execute(
-        sa.update(db.projections)
-        .where(db.projections.c.key == key, db.projections.c.owner == owner)
-        .values(status="failed", progress=1.0, error=reason, owner=None, lease_expires_at=None)
-    )
-
-
-def finish(
-    connection: sa.Connection,
-    key: int,
-    *,
-    points: Iterable[tuple[int, Vectors]],
-    seen: int,
-    basis: str,
-    model: bytes,
-    quality: dict[str, float] | None,
-) -> None:
-    """Put a layout in place of the one before: coordinates by video key, as of the change `seen`. Videos that have
-    changed since are left out, to be placed by what they are now. `basis` names what was laid out, `model` is what
-    placing more into it needs."""
-    generation = connection.execute(
-        sa.select(db.projections.c.generation).where(db.projections.c.key == key)
-    ).scalar_one()
-    changed = set(catalog.changed_since(connection, seen, generation))
-    connection.execute(sa.delete(db.coordinates).where(db.coordinates.c.projection_key == key))
-    _insert(connection, key, ((video, rows) for video, rows in points if video not in changed), placed=False)
-    version = sa.select(db.projections.c.version).where(db.projections.c.key == key).scalar_subquery()
-    _set(
-        connection,
-        key,
-        status="ready",
-        progress=1.0,
-        error=None,
-        owner=None,
-        lease_expires_at=None,
-        version=version + 1,
-        seen=seen,
-        basis=basis,
-        model=model,
-        quality=quality,
-        fitted_at=_now(),
-    )
-
-
-# --- placing
 
 
 def behind(connection: sa.Connection, generation: str) -> list[int]:
@@ -298,7 +127,7 @@ def behind(connection: sa.Connection, generation: str) -> list[int]:
     query = sa.select(db.projections.c.key).where(
         db.projections.c.generation == generation,
         db.projections.c.status == "ready",
-        db.projections.c.seen < catalog.last_change(connection, generation),
+        db.projections.c.seen < change_log.last_change(connection, generation),
     )
     return list(connection.execute(query).scalars())
 
@@ -329,7 +158,7 @@ def moved(connection: sa.Connection, video_key: int, category: str | None) -> No
     others: sa.ColumnElement[bool] = db.projections.c.category.is_not(None)
     if category is not None:
         others = sa.and_(others, db.projections.c.category != category)
-    catalog.take_off_maps(connection, video_key, others)
+    vector_rows.take_off_maps(connection, video_key, others)
 
 
 def unplaced(connection: sa.Connection, spec: Spec, key: int) -> list[int]:
@@ -350,7 +179,7 @@ def on_map(connection: sa.Connection, key: int, videos: Sequence[int]) -> set[in
 
 def put(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vectors]]) -> None:
     """Add points that were placed, by video key."""
-    _insert(connection, key, points, placed=True)
+    insert_points(connection, key, points, placed=True)
 
 
 def caught_up(connection: sa.Connection, key: int, seen: int, *, changed: bool) -> None:
@@ -358,7 +187,7 @@ def caught_up(connection: sa.Connection, key: int, seen: int, *, changed: bool) 
     values: dict[str, Any] = {"seen": seen}
     if changed:
         values["version"] = db.projections.c.version + 1
-    _set(connection, key, **values)
+    change(connection, key, **values)
 
 
 def points(connection: sa.Connection, state: Map) -> Points:
@@ -395,17 +224,6 @@ def points(connection: sa.Connection, state: Map) -> Points:
     )
 
 
-# --- inside
-
-
-def _claimable(connection: sa.Connection) -> sa.ColumnElement[bool]:
-    rows = db.projections.c
-    return sa.or_(
-        rows.status == "queued",
-        sa.and_(rows.status == "running", sa.or_(rows.owner.is_(None), rows.lease_expires_at < db.now(connection))),
-    )
-
-
 def _without_points(spec: Spec, key: int, column: sa.ColumnElement[Any]) -> sa.Select[Any]:
     present = sa.and_(db.coordinates.c.projection_key == key, db.coordinates.c.video_key == db.videos.c.key)
     query = (
@@ -422,7 +240,7 @@ def _without_points(spec: Spec, key: int, column: sa.ColumnElement[Any]) -> sa.S
     return query if spec.category is None else query.where(db.videos.c.category == spec.category)
 
 
-def _insert(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vectors]], *, placed: bool) -> None:
+def insert_points(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vectors]], *, placed: bool) -> None:
     # A video may have been deleted since its coordinates were computed: what refers to nothing is not stored.
     found = {video: pack(rows) for video, rows in points}
     alive = catalog.existing_keys(connection, found)
@@ -485,9 +303,5 @@ def _map(row: sa.Row[Any]) -> Map:
     )
 
 
-def _set(connection: sa.Connection, key: int, **values: Any) -> None:
+def change(connection: sa.Connection, key: int, **values: Any) -> None:
     connection.execute(sa.update(db.projections).where(db.projections.c.key == key).values(values))
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from service.database import catalog, db, jobs
+from service.database import db, generation_rows, jobs
 from service.domain import Generation
 from service.errors import NotFound, NotReady
 
@@ -45,7 +45,7 @@ class State:
 
 def states(connection: sa.Connection) -> list[State]:
     """All of them, the newest first."""
-    active = catalog.active_generation(connection)
+    active = generation_rows.active_generation(connection)
     ready = db.videos.c.status == "ready"
     total = connection.execute(sa.select(sa.func.count()).select_from(db.videos).where(ready)).scalar_one()
     whole = db.embeddings.c.kind == "frame"
@@ -88,16 +88,16 @@ def heard(connection: sa.Connection) -> str | None:
 
 def hear(connection: sa.Connection, setting: str) -> None:
     """Remember it, so that a later start with the same settings is no new wish."""
-    catalog.library_id(connection)
+    generation_rows.library_id(connection)
     connection.execute(sa.update(db.library).values(model_setting=setting))
 
 
 def want(connection: sa.Connection, generation: Generation, *, activate: bool) -> None:
     """Have it embedded beside the active one, and with `activate` switched to once it is complete. One at a time: a
     generation that was wanted before is given up, and keeps what it has."""
-    catalog.add_generation(connection, generation)
+    generation_rows.add_generation(connection, generation)
     connection.execute(sa.update(db.generations).values(wanted=False, activate=False))
-    active = catalog.active_generation(connection)
+    active = generation_rows.active_generation(connection)
     if active is None or active.id != generation.id:
         _set(connection, generation.id, wanted=True, activate=activate, error=None)
 
@@ -148,13 +148,13 @@ def switch(connection: sa.Connection, generation_id: str) -> int:
         return 0
     if now.completed_at is None:
         raise NotReady(generation_id, now.status, "generation")
-    before = catalog.active_generation(connection)
+    before = generation_rows.active_generation(connection)
     if before is not None:  # what answered until now had every video
         _set(connection, before.id, completed_at=sa.func.coalesce(db.generations.c.completed_at, _now()))
     # Whoever switches by hand has decided: nothing else is to switch by itself later.
     connection.execute(sa.update(db.generations).values(activate=False))
     _set(connection, generation_id, wanted=False, error=None)
-    catalog.activate_generation(connection, now.generation)
+    generation_rows.activate_generation(connection, now.generation)
     return queue_missing(connection, generation_id)
 
 

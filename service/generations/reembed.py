@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import structlog
 
-from service.database import catalog, jobs
+from service.database import catalog, change_log, jobs, vector_rows
 from service.database.db import Database
 from service.domain import Generation, Vectors, Video
 from service.embedding.embedder import Embedder
@@ -75,7 +75,7 @@ class Reembedding(Ingest):
         looked_at = -1
         while not stop.is_set() and self._wanted():
             with self._db.read() as connection:
-                last = catalog.last_change(connection, self._generation.id)
+                last = change_log.last_change(connection, self._generation.id)
                 if last == looked_at:  # complete, and nothing came since
                     missing: list[int] = []
                     texts, total = missing, 0
@@ -145,8 +145,8 @@ class Reembedding(Ingest):
                 jobs.enqueue(connection, video.key)
                 return
             text = texts.get(now.caption) if now.caption else None  # one that was edited meanwhile is left missing
-            catalog.put_embeddings(connection, video.key, self._generation, aggregate(frames, text))
-            catalog.record_change(connection, video.key, self._generation.id)
+            vector_rows.put_embeddings(connection, video.key, self._generation, aggregate(frames, text))
+            change_log.record_change(connection, video.key, self._generation.id)
 
     def _settle(self, video: Video, _owner: str, error: Exception, *, passing: bool | None = None) -> None:
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
@@ -170,5 +170,5 @@ class Reembedding(Ingest):
             with self._db.write() as connection:
                 for key, now in catalog.videos_by_key(connection, videos).items():
                     if now.caption in texts:
-                        catalog.put_text(connection, key, self._generation, texts[now.caption])
-                        catalog.record_change(connection, key, self._generation.id)
+                        vector_rows.put_text(connection, key, self._generation, texts[now.caption])
+                        change_log.record_change(connection, key, self._generation.id)

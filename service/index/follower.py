@@ -30,7 +30,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from service import faults
-from service.database import catalog
+from service.database import catalog, change_log, generation_rows, vector_rows
 from service.database.db import Database, library
 from service.domain import Entries, Generation, Keys, Kind
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
@@ -92,7 +92,7 @@ class Follower:
             self._library = connection.execute(sa.select(library.c.id)).scalar() or ""
         if not self._library:
             with db.write() as connection:
-                self._library = catalog.library_id(connection)
+                self._library = generation_rows.library_id(connection)
         with _named():
             if not fresh:
                 self._load()
@@ -124,7 +124,7 @@ class Follower:
         for _ in range(8):
             with self._db.read() as connection:
                 with self._gate.reading():
-                    known = self._seen == catalog.last_change(connection, self._generation.id)
+                    known = self._seen == change_log.last_change(connection, self._generation.id)
                     if known and not (self._retry_at and self._may_renew()):
                         yield self._index, connection
                         return
@@ -166,7 +166,7 @@ class Follower:
                 some = expected[start : start + _BATCH]
                 low, high = np.searchsorted(keys, some[0]), np.searchsorted(keys, some[-1], side="right")
                 mine = index.entries_at(alive[low:high])
-                theirs = catalog.searchable(connection, some, self._generation, self._kind)
+                theirs = vector_rows.searchable(connection, some, self._generation, self._kind)
                 order = np.argsort(theirs.keys, kind="stable")
                 found += differences(mine, theirs, order)
             strangers = np.setdiff1d(keys, np.array(expected, dtype=np.int64))
@@ -231,7 +231,7 @@ class Follower:
             if any(manifest.get(name) != value for name, value in self._identity.items()):
                 raise ValueError("it cannot be read, or belongs to another library")
             with self._db.read() as connection:
-                if manifest["seen"] > catalog.last_change(connection, self._generation.id):
+                if manifest["seen"] > change_log.last_change(connection, self._generation.id):
                     raise ValueError("it is newer than the database")
             self._verify(_files(manifest))
             self._index = _KINDS[manifest["index"]].load(self._layout, self._folder, manifest["state"])
@@ -263,8 +263,8 @@ class Follower:
 
     def _catch_up(self, connection: sa.Connection, *, now: bool = False) -> None:
         """Apply what came since; the gate is held. With `now` a better index is made on the way, not beside."""
-        last = catalog.last_change(connection, self._generation.id)
-        changed = catalog.changed_since(connection, self._seen, self._generation.id)
+        last = change_log.last_change(connection, self._generation.id)
+        changed = change_log.changed_since(connection, self._seen, self._generation.id)
         for start in range(0, len(changed), _BATCH):
             self._apply(connection, self._index, changed[start : start + _BATCH])
             if now and self._wants_another():
@@ -279,7 +279,7 @@ class Follower:
                 self._start(self.save)
 
     def _apply(self, connection: sa.Connection, index: Index, changed: list[int]) -> None:
-        entries = catalog.searchable(connection, changed, self._generation, self._kind)
+        entries = vector_rows.searchable(connection, changed, self._generation, self._kind)
         index.replace(np.array(changed, dtype=np.int64), entries)
 
     # --- another index beside
@@ -317,16 +317,16 @@ class Follower:
         try:
             while True:
                 with self._db.read() as connection:
-                    changed = catalog.changed_since(connection, seen, self._generation.id)
+                    changed = change_log.changed_since(connection, seen, self._generation.id)
                     if len(changed) <= _BATCH or self._closed:
                         break
-                    last = catalog.last_change(connection, self._generation.id)
+                    last = change_log.last_change(connection, self._generation.id)
                     for start in range(0, len(changed), _BATCH):
                         self._apply(connection, new, changed[start : start + _BATCH])
                     seen = last
             with self._saving, self._db.read() as connection, self._gate.writing():
-                last = catalog.last_change(connection, self._generation.id)
-                self._apply(connection, new, catalog.changed_since(connection, seen, self._generation.id))
+                last = change_log.last_change(connection, self._generation.id)
+                self._apply(connection, new, change_log.changed_since(connection, seen, self._generation.id))
                 self._index, self._seen = new, last
                 self._index.serving = True
                 self._saved = -1

@@ -35,7 +35,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import make_url
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.domain import EVERY_CATEGORY, MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Generation, Keys, Kind
 from service.domain import Vectors as Matrix
@@ -126,7 +126,7 @@ class MilvusFollower:
             with self._db.read() as connection:
                 row = self._row(connection)
                 if needed is None:
-                    needed = catalog.last_change(connection, self._generation.id)
+                    needed = change_log.last_change(connection, self._generation.id)
                 if row is not None and row.name == self._seen != "" and row.number >= needed:
                     if self._wanted_index(row.size, row.index_type) != row.index_type:
                         self._renew()
@@ -147,8 +147,8 @@ class MilvusFollower:
         if self.kind == "frame":
             return
         with self._db.read() as connection:
-            active, row = catalog.active_generation(connection), self._row(connection)
-            alias = _name(catalog.library_id(connection))
+            active, row = generation_rows.active_generation(connection), self._row(connection)
+            alias = _name(generation_rows.library_id(connection))
         if row is None or not row.name or active is None or active.id != self._generation.id:
             return
         with _reached():
@@ -173,7 +173,7 @@ class MilvusFollower:
             expected = catalog.ready_keys(connection)
             for start in range(0, len(expected), _BATCH):
                 some = expected[start : start + _BATCH]
-                theirs = catalog.searchable(connection, some, self._generation, self.kind)
+                theirs = vector_rows.searchable(connection, some, self._generation, self.kind)
                 order = np.argsort(theirs.keys, kind="stable")
                 found += differences(self._held(view.name, some), theirs, order)
             known = set(expected)
@@ -205,8 +205,8 @@ class MilvusFollower:
             if row.batch is not None:
                 row = self._arrive(row, _Batch.of(row.batch))
             with self._db.read() as connection:
-                last = catalog.last_change(connection, self._generation.id)
-                changed = catalog.changed_since(connection, row.number, self._generation.id)
+                last = change_log.last_change(connection, self._generation.id)
+                changed = change_log.changed_since(connection, row.number, self._generation.id)
                 for start in range(0, len(changed), _BATCH):
                     tally = Tally.of(self.layout, row)
                     batch = self._plan(connection, row.name, tally, changed[start : start + _BATCH])
@@ -298,7 +298,7 @@ class MilvusFollower:
         if row is not None and row.next and self._is_there(row.next):
             self.client.drop_collection(row.next, timeout=_SECONDS)
         with self._db.write() as connection:
-            library = catalog.library_id(connection)
+            library = generation_rows.library_id(connection)
         name = _name(library, self._generation.id, self.kind, secrets.token_hex(4))
         self._put(row, next=name)
         return name
@@ -313,8 +313,8 @@ class MilvusFollower:
             self._create(name, index)
             tally, number = Tally(self.layout), 0
             with self._db.read() as connection:
-                last = catalog.last_change(connection, self._generation.id)
-                changed = catalog.changed_since(connection, 0, self._generation.id)
+                last = change_log.last_change(connection, self._generation.id)
+                changed = change_log.changed_since(connection, 0, self._generation.id)
                 for start in range(0, len(changed), _BATCH):
                     batch = self._plan(connection, name, tally, changed[start : start + _BATCH], empty=True)
                     self._send(name, batch)
@@ -327,8 +327,8 @@ class MilvusFollower:
             with self._alone():
                 # What came meanwhile; nothing else writes to it before it serves.
                 with self._db.read() as connection:
-                    last = catalog.last_change(connection, self._generation.id)
-                    changed = catalog.changed_since(connection, number, self._generation.id)
+                    last = change_log.last_change(connection, self._generation.id)
+                    changed = change_log.changed_since(connection, number, self._generation.id)
                     for start in range(0, len(changed), _BATCH):
                         self._send(name, self._plan(connection, name, tally, changed[start : start + _BATCH]))
                         self.await_visible(name)
@@ -426,7 +426,7 @@ class MilvusFollower:
     ) -> _Batch:
         """What has to be sent so that the collection holds of these videos what the database does; the tally is
         brought to what it is then. With `empty` nothing of them is there yet."""
-        entries = catalog.searchable(connection, keys, self._generation, self.kind)
+        entries = vector_rows.searchable(connection, keys, self._generation, self.kind)
         # Keys ascend: of what is new nothing can be there, and asking for it takes a fifth of a second.
         known = [] if empty else [key for key in keys if key <= tally.largest]
         gone: list[int] = []
@@ -577,7 +577,7 @@ class View:
 
     def _read(self, rows: Rows) -> None:
         new = [row for row in rows.tolist() if row not in self._vectors]
-        entries = catalog.searchable(self._connection, new, self._follower.generation, self._follower.kind)
+        entries = vector_rows.searchable(self._connection, new, self._follower.generation, self._follower.kind)
         whole = self.layout.join(entries.pictures, entries.captions, entries.captioned)
         self._vectors.update(zip(entries.keys.tolist(), whole, strict=True))
 

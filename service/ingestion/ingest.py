@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import structlog
 
 from service import figures
-from service.database import catalog, jobs, maps
+from service.database import catalog, change_log, generation_rows, jobs, maps, vector_rows
 from service.database.db import Database
 from service.domain import (
     Probe,
@@ -181,15 +181,15 @@ class Ingest:
             catalog.update_video(connection, video.key, **values)
             other = "caption" in values and caption != video.caption
             if other:
-                catalog.forget_texts(connection, video.key)
+                vector_rows.forget_texts(connection, video.key)
             if video.status == "ready":
                 if other and embedder is not None:
                     _still_active(connection, embedder)
-                    catalog.put_text(connection, video.key, embedder.generation, vector)
+                    vector_rows.put_text(connection, video.key, embedder.generation, vector)
                 if "category" in values:
                     maps.moved(connection, video.key, values["category"])
                 if values.keys() & {"caption", "category"}:
-                    catalog.record_change(connection, video.key)
+                    change_log.record_change(connection, video.key)
             return catalog.video(connection, video_id)
 
     def resample(self, video_id: str, sampling: Sampling) -> Video:
@@ -344,9 +344,9 @@ class Ingest:
                 texts = {caption: embedder.embed_texts([caption])[0]}
             self._files.put_pictures(video.sha256, sample.jpegs)
             embeddings = aggregate(frames, texts[caption] if caption else None)
-            catalog.put_embeddings(connection, video.key, embedder.generation, embeddings)
+            vector_rows.put_embeddings(connection, video.key, embedder.generation, embeddings)
             if sample.times.tolist() != list(video.frame_times):
-                catalog.forget_others(connection, video.key, embedder.generation)
+                vector_rows.forget_others(connection, video.key, embedder.generation)
             catalog.update_video(
                 connection,
                 video.key,
@@ -360,7 +360,7 @@ class Ingest:
             )
             lag = jobs.age(connection, video.key)
             jobs.finish(connection, video.key)
-            catalog.record_change(connection, video.key)
+            change_log.record_change(connection, video.key)
         figures.CLIPS.labels("ready").inc()
         figures.LAG.observe(lag)
 
@@ -385,6 +385,6 @@ class Ingest:
 
 
 def _still_active(connection: sa.Connection, embedder: Embedder) -> None:
-    active = catalog.active_generation(connection)
+    active = generation_rows.active_generation(connection)
     if active is None or active.id != embedder.generation.id:
         raise Unavailable("another model took over just now; try again")

@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 
 from service import __version__
 from service.config import Settings
-from service.database import catalog, db
+from service.database import catalog, db, generation_rows
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
 from service.embedding import embedder
@@ -360,7 +360,7 @@ def _opened(settings: Settings) -> closing[Database]:
 
 def _active(database: Database) -> Generation | None:
     with database.read() as connection:
-        return catalog.active_generation(connection)
+        return generation_rows.active_generation(connection)
 
 
 def _some(check: str, problems: list[str], do: str) -> list[Finding]:

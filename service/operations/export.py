@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog
+from service.database import catalog, vector_rows
 from service.database.maps import Map
 from service.domain import Blob, Generation, Kind, Vectors, Video
 from service.projections.tables import write_parquet
@@ -101,7 +101,7 @@ def _vectors(
     runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation
 ) -> dict[str, Vectors | None]:
     kinds: dict[str, Kind] = {"frame": "frame", "aggregated": runtime.settings.aggregation, "text": "text"}
-    return {name: catalog.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()}
+    return {name: vector_rows.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()}
 
 
 def _path(blob: Blob) -> str | None:

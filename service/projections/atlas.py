@@ -26,7 +26,7 @@ import sqlalchemy as sa
 import structlog
 
 from service import faults
-from service.database import catalog, maps
+from service.database import catalog, change_log, generation_rows, map_jobs, maps, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map, Points, Spec
 from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
@@ -98,7 +98,7 @@ class Atlas:
     def ask(self, spec: Spec) -> tuple[Map, bool]:
         """The map of this spec, and whether this queued it: where it is new, or had failed."""
         with self._db.write() as connection:
-            return maps.ask(connection, spec)
+            return map_jobs.ask(connection, spec)
 
     def find(self, map_id: str) -> Map:
         """Raises NotFound."""
@@ -112,7 +112,7 @@ class Atlas:
             state = maps.row_by_id(connection, map_id)
             if state.fitted_at is None:
                 raise NotReady(state.id, state.status, "projection")
-            stamp = (state.version, catalog.last_change(connection, state.spec.generation))
+            stamp = (state.version, change_log.last_change(connection, state.spec.generation))
             name = (state.key, encode.__name__)
             with self._sending:
                 known = self._sent.pop(name, None)
@@ -132,11 +132,11 @@ class Atlas:
 
     def refit(self, map_id: str) -> Map:
         """Have a map laid out anew; its points stay until then. Raises NotFound."""
-        return self._change(map_id, maps.queue)
+        return self._change(map_id, map_jobs.queue)
 
     def cancel(self, map_id: str) -> Map:
         """Give up the layout of a map, if it is queued or running. Raises NotFound."""
-        return self._change(map_id, maps.cancel)
+        return self._change(map_id, map_jobs.cancel)
 
     def delete(self, map_id: str) -> None:
         """Remove a map. Raises NotFound."""
@@ -162,7 +162,7 @@ class Atlas:
             if state.status == "failed":
                 raise ReelsError(f"the map could not be laid out: {state.error}")
             with self._db.write() as connection:
-                claimed = maps.claim(connection, owner, key=state.key)
+                claimed = map_jobs.claim(connection, owner, key=state.key)
             if claimed is None:
                 progress(state.progress)
                 time.sleep(0.2)
@@ -177,9 +177,9 @@ class Atlas:
         over = threading.Event()
 
         def renew() -> None:
-            while not over.wait(maps.LEASE_SECONDS / 3):
+            while not over.wait(map_jobs.LEASE_SECONDS / 3):
                 with suppress(ReelsError), self._db.write() as connection:
-                    maps.renew(connection, key, owner)
+                    map_jobs.renew(connection, key, owner)
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
@@ -195,7 +195,7 @@ class Atlas:
 
         def report(done: float) -> None:
             with self._db.write() as connection:
-                if not maps.renew(connection, key, owner, round(done, 3)):
+                if not map_jobs.renew(connection, key, owner, round(done, 3)):
                     raise Cancelled
             progress(done)
 
@@ -206,13 +206,13 @@ class Atlas:
         except Exception as error:
             log.exception("a map could not be laid out", map=key)
             with self._db.write() as connection:
-                maps.fail(connection, key, owner, str(error) or type(error).__name__)
+                map_jobs.fail(connection, key, owner, str(error) or type(error).__name__)
         self._tidy()
 
     def _lay_out(self, key: int, owner: str, steps: _Steps) -> None:
         with self._db.read() as connection:
             spec = maps.row_by_key(connection, key).spec
-            seen = catalog.last_change(connection, spec.generation)
+            seen = change_log.last_change(connection, spec.generation)
             keys, counts, vectors = self._vectors(connection, spec, catalog.ready_keys(connection, spec.category))
         steps.reached(0.03)
         count = projection.neighbours_needed(spec.method, len(vectors), spec.parameters)
@@ -244,9 +244,9 @@ class Atlas:
         np.savez(buffer, **arrays, **_prefixed(fit.model))
         split = np.split(fit.coordinates, np.cumsum(counts)[:-1]) if len(keys) else []
         with self._db.write() as connection:
-            if not maps.owns(connection, key, owner):
+            if not map_jobs.owns(connection, key, owner):
                 raise Cancelled
-            maps.finish(
+            map_jobs.finish(
                 connection,
                 key,
                 points=zip(keys.tolist(), split, strict=True),
@@ -258,8 +258,8 @@ class Atlas:
 
     def _vectors(self, connection: sa.Connection, spec: Spec, keys: list[int]) -> tuple[Keys, Keys, Vectors]:
         """Keys (M,) of those of these videos that have such embeddings, how many each has (M,), and they, (N, D)."""
-        generation = catalog.generation(connection, spec.generation)
-        found = catalog.vectors_of(connection, keys, generation, spec.kind)
+        generation = generation_rows.generation(connection, spec.generation)
+        found = vector_rows.vectors_of(connection, keys, generation, spec.kind)
         order = sorted(found)
         nothing = np.zeros((0, generation.dimension), dtype=np.float32)
         matrix = np.concatenate([nothing, *(found[key] for key in order)])
@@ -283,7 +283,7 @@ class Atlas:
         """Bring every map up to what the catalogue holds now: place what is new, forget what went. Whether there was
         anything to do."""
         with self._db.read() as connection:
-            generation = catalog.active_generation(connection)
+            generation = generation_rows.active_generation(connection)
             keys = [] if generation is None else maps.behind(connection, generation.id)
         for key in keys:
             try:
@@ -296,7 +296,7 @@ class Atlas:
                 # Said where it is seen, and not tried again and again: embedding must go on.
                 log.exception("videos could not be placed", map=key)
                 with self._db.write() as connection:
-                    maps.fail(connection, key, None, f"placing failed: {error or type(error).__name__}")
+                    map_jobs.fail(connection, key, None, f"placing failed: {error or type(error).__name__}")
         return bool(keys)
 
     def bring_up(self, map_id: str) -> Map:
@@ -310,10 +310,10 @@ class Atlas:
         with self._db.read() as connection:
             state = maps.by_key(connection, key)
             spec = state.spec
-            last = catalog.last_change(connection, spec.generation)
+            last = change_log.last_change(connection, spec.generation)
             if state.status != "ready" or state.seen >= last:
                 return False
-            changed = catalog.changed_since(connection, state.seen, spec.generation)
+            changed = change_log.changed_since(connection, state.seen, spec.generation)
             altered = bool(maps.on_map(connection, key, changed)) or (
                 len(catalog.existing_keys(connection, changed)) < len(changed)
             )
@@ -322,7 +322,7 @@ class Atlas:
             fitted = state.points - state.placed
             if fresh and fitted < _SHAPELESS and state.placed + len(fresh) >= fitted:
                 with self._db.write() as writing:
-                    maps.queue(writing, key)
+                    map_jobs.queue(writing, key)
                 return True
             batch = fresh[:_PLACED_AT_ONCE] if projection.placeable(spec.method, spec.dimensions) else []
             keys, counts, vectors = self._vectors(connection, spec, batch)
@@ -332,7 +332,7 @@ class Atlas:
                     fit, standing = self._standing(connection, spec, basis, model)
                 except _Lost:
                     with self._db.write() as writing:
-                        maps.queue(writing, key)
+                        map_jobs.queue(writing, key)
                     return True
                 coordinates = projection.place(
                     vectors,
@@ -348,7 +348,7 @@ class Atlas:
             if now.status != "ready" or now.fitted_at != state.fitted_at:
                 return True  # laid out anew meanwhile
             # They will be placed by what they are now.
-            since = set(catalog.changed_since(connection, last, spec.generation))
+            since = set(change_log.changed_since(connection, last, spec.generation))
             maps.put(connection, key, [(video, rows) for video, rows in places if video not in since])
             whole = len(batch) == len(fresh) or not batch
             maps.caught_up(connection, key, last if whole else state.seen, changed=altered or len(keys) > 0)

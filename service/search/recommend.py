@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog
+from service.database import catalog, vector_rows
 from service.domain import Aggregation, Categories, Fusion, Generation, Keys, Vectors, Video, Weights
 from service.errors import InvalidInput, NotReady
 from service.index.engines import Follows
@@ -117,7 +117,7 @@ class Recommender:
             search = _Search(index, connection, target, lines(statistics, target.weights, question.fusion), question)
             found, more = search.diverse(cursor) if question.diversity else search.best(cursor)
             offset = cursor.offset if cursor else 0
-            frames = catalog.vectors_of(connection, [one.video.key for one in found], self.generation, "frame")
+            frames = vector_rows.vectors_of(connection, [one.video.key for one in found], self.generation, "frame")
             hits = tuple(
                 Hit(
                     rank=rank,
@@ -153,7 +153,7 @@ class Recommender:
         """
         nearest: dict[int, float] = {}
         with self._frames().current() as (index, connection):
-            frames = catalog.vectors(connection, video.key, self.generation, "frame")
+            frames = vector_rows.vectors(connection, video.key, self.generation, "frame")
             if frames is None:
                 return []
             for frame in frames[:: -(-len(frames) // _LOOKS)]:
@@ -202,7 +202,7 @@ class Recommender:
         """Every moment of these videos."""
         known = [key for key in dict.fromkeys(keys.tolist()) if key not in target.without]
         videos = catalog.videos_by_key(connection, known)
-        frames = catalog.vectors_of(connection, known, self.generation, "frame")
+        frames = vector_rows.vectors_of(connection, known, self.generation, "frame")
         for key, vectors in frames.items():
             video = videos[key]
             similarities = _similarities(vectors, target.picture)
@@ -245,7 +245,7 @@ class _Target:
         categories: set[str | None] = set()
         for like in question.likes:
             video = catalog.video(connection, like.video_id)
-            known = catalog.kinds(connection, video.key, generation, aggregation, "text")
+            known = vector_rows.kinds(connection, video.key, generation, aggregation, "text")
             if video.status != "ready" or aggregation not in known:
                 raise NotReady(video.id, video.status)
             pictures.append((known[aggregation][0], like.weight))

@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from service.config import Settings
-from service.database import catalog, jobs, maps
+from service.database import generation_rows, jobs, map_jobs
 from service.domain import Method
 from service.errors import ReelsError
 from service.generations import generations
@@ -103,7 +103,7 @@ class Worker:
             # Another model may have taken over: what is on its way is brought to its end, and `_step` comes to that.
             if (
                 not jobs.waiting(connection)
-                or catalog.active_generation(connection) != self._runtime.serving.generation
+                or generation_rows.active_generation(connection) != self._runtime.serving.generation
             ):
                 return []
         with self._runtime.db.write() as connection:
@@ -140,10 +140,12 @@ class Layouts:
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
         with db.read() as connection:
-            if maps.waiting(connection, self._methods) is None:
+            if map_jobs.waiting(connection, self._methods) is None:
                 return False
         with db.write() as connection:
-            key = maps.claim(connection, self._owner, self._methods, lease_seconds=self._runtime.timing.lease_seconds)
+            key = map_jobs.claim(
+                connection, self._owner, self._methods, lease_seconds=self._runtime.timing.lease_seconds
+            )
         if key is None:
             return False
         with subprocess.Popen(
@@ -158,10 +160,10 @@ class Layouts:
                 process.kill()  # one that has ended is not hurt
         with db.write() as connection:
             if stop.is_set():
-                maps.release(connection, self._owner)
+                map_jobs.release(connection, self._owner)
             else:  # it has written its end itself, unless it was ended
                 reason = f"its process ended with {process.returncode}; was there enough memory?"
-                maps.fail(connection, key, self._owner, reason)
+                map_jobs.fail(connection, key, self._owner, reason)
         return True
 
     def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
@@ -169,12 +171,12 @@ class Layouts:
         renewed, lease = time.monotonic(), self._runtime.timing.lease_seconds
         while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
             with self._runtime.db.read() as connection:
-                if not maps.owns(connection, key, self._owner):
+                if not map_jobs.owns(connection, key, self._owner):
                     return
             if time.monotonic() - renewed > lease / 3:
                 renewed = time.monotonic()
                 with self._runtime.db.write() as connection:
-                    maps.renew(connection, key, self._owner, lease_seconds=lease)
+                    map_jobs.renew(connection, key, self._owner, lease_seconds=lease)
 
 
 class Beside:
@@ -283,7 +285,7 @@ class WorkerProcess:
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
-                    maps.release(connection, owner)
+                    map_jobs.release(connection, owner)
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
             if self._stop.wait(delay):

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog, db, jobs
+from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
 from service.database.db import Database
 from service.domain import Generation, Probe, Sampling
 from service.index.milvus import MilvusFollower
@@ -62,7 +62,7 @@ def writer(database: Database, count: int, threads: int) -> float:
         aggregate(normalise(rng.standard_normal((FRAMES, D))), normalise(rng.standard_normal(D))) for _ in range(50)
     ]
     with database.write() as connection:
-        catalog.activate_generation(connection, GENERATION)
+        generation_rows.activate_generation(connection, GENERATION)
     names = iter(range(count))
     lock = threading.Lock()
 
@@ -92,12 +92,12 @@ def writer(database: Database, count: int, threads: int) -> float:
                 with database.write() as connection:
                     catalog.set_status(connection, key, "processing", 0.5)
                 with database.write() as connection:
-                    catalog.put_embeddings(connection, key, GENERATION, embeddings[name % 50])
+                    vector_rows.put_embeddings(connection, key, GENERATION, embeddings[name % 50])
                     catalog.update_video(
                         connection, key, status="ready", progress=1.0, frame_times=[float(n) for n in range(FRAMES)]
                     )
                     jobs.finish(connection, key)
-                    catalog.record_change(connection, key)
+                    change_log.record_change(connection, key)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:

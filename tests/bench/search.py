@@ -55,7 +55,7 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.domain import (
     EVERY_CATEGORY,
@@ -520,7 +520,7 @@ class Service:
     def fill(self) -> None:
         """Put the library into the database, many rows to a statement."""
         with self.db.write() as connection:
-            catalog.activate_generation(connection, GENERATION)
+            generation_rows.activate_generation(connection, GENERATION)
         for start, stop in self.library.slices():
             entries = self.library.entries(start, stop)
             with self.db.write() as connection:
@@ -554,9 +554,9 @@ class Service:
         text = entries.captions[0] if entries.captioned[0] else None
         embeddings = aggregate(entries.pictures, text)
         with self.db.write() as connection:
-            catalog.put_embeddings(connection, video.key, GENERATION, embeddings)
+            vector_rows.put_embeddings(connection, video.key, GENERATION, embeddings)
             catalog.update_video(connection, video.key, status="ready", progress=1.0, frame_times=[0.0])
-            catalog.record_change(connection, video.key)
+            change_log.record_change(connection, video.key)
         return video.key, video.id
 
 
@@ -642,7 +642,7 @@ def _searchable_after(service: Service, follower: Follower, recommender: Recomme
         seconds.append(time.perf_counter() - started)
         with follower.current() as (index, connection):
             assert len(index) == before + 1
-            picture = catalog.vectors(connection, key, GENERATION, "mean")
+            picture = vector_rows.vectors(connection, key, GENERATION, "mean")
             assert picture is not None
             query = np.concatenate([picture[0], np.zeros(D + 1, dtype=np.float32)])
             assert key in index.keys(index.search(query, 1)[0]), "the upload is not found by its own picture"

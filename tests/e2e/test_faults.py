@@ -23,7 +23,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 
-from service.database import catalog, db, jobs
+from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
 from service.database.db import Database
 from service.domain import Embeddings, Generation
 from service.embedding.embedder import Embedder, Tower, load
@@ -416,11 +416,11 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     def add(number: int) -> np.ndarray:
         v = vector()
         with library.write() as connection:
-            catalog.activate_generation(connection, generation)
+            generation_rows.activate_generation(connection, generation)
             video = add_row(connection, number)
-            catalog.put_embeddings(connection, video.key, generation, Embeddings(v[None], v, v, None))
+            vector_rows.put_embeddings(connection, video.key, generation, Embeddings(v[None], v, v, None))
             catalog.set_status(connection, video.key, "ready", 1.0)
-            catalog.record_change(connection, video.key)
+            change_log.record_change(connection, video.key)
         return v
 
     for number in range(300):

@@ -4,7 +4,7 @@ import secrets
 
 import pytest
 
-from service.database import catalog, db
+from service.database import change_log, db
 from service.errors import Unavailable
 from tests.support import services
 from tests.support.database_properties import DatabaseAcrossProcesses, DatabaseProperties
@@ -24,18 +24,18 @@ def test_a_server_that_stops_is_said_and_met_again(postgresql: services.PostgreS
     database = db.Database(url)
     try:
         with pytest.raises(Unavailable, match="cannot be used"), database.write() as connection:
-            catalog.record_change(connection, 1)
+            change_log.record_change(connection, 1)
             postgresql.stop("immediate")
-            catalog.record_change(connection, 2)
+            change_log.record_change(connection, 2)
         with pytest.raises(Unavailable, match="cannot be used"), database.read():
             pass
     finally:
         postgresql.start()
     with database.write() as connection:
-        assert catalog.last_change(connection, "g") == 0
-        catalog.record_change(connection, 3)
+        assert change_log.last_change(connection, "g") == 0
+        change_log.record_change(connection, 3)
     with database.read() as connection:
-        assert catalog.changed_since(connection, 0, "g") == [3]
+        assert change_log.changed_since(connection, 0, "g") == [3]
     database.close()
 
 

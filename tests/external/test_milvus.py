@@ -14,7 +14,7 @@ import pytest
 from pymilvus import MilvusException
 
 from service import config
-from service.database import catalog
+from service.database import change_log, generation_rows, vector_rows
 from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
 from service.generations import generations
@@ -167,8 +167,8 @@ def test_frames_come_and_go_with_their_videos(library: VectorLibrary) -> None:
     assert library.frames.differences() == []
     with library.db.write() as connection:  # sampled again, with fewer frames
         few = np.stack([unit(rng) for _ in range(3)])
-        catalog.put_embeddings(connection, library.keys[name], GENERATION, aggregate(few, None))
-        catalog.record_change(connection, library.keys[name])
+        vector_rows.put_embeddings(connection, library.keys[name], GENERATION, aggregate(few, None))
+        change_log.record_change(connection, library.keys[name])
     assert library.frames.differences() == []
     with library.frames.current() as (index, _):
         assert len(index) == 33
@@ -247,15 +247,15 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
     assert isinstance(library.follower, MilvusFollower)
     client = library.follower.client
     with library.db.read() as connection:
-        alias = TABLE + catalog.library_id(connection)
+        alias = TABLE + generation_rows.library_id(connection)
     assert client.describe_alias(alias)["collection_name"] == _name(library)
     another = Generation("g-other", "other", GENERATION.dimension, "float32")
     with library.db.write() as connection:
-        catalog.add_generation(connection, another)
+        generation_rows.add_generation(connection, another)
         for key in library.keys.values():
-            vectors = catalog.kinds(connection, key, GENERATION, "frame", "text")
+            vectors = vector_rows.kinds(connection, key, GENERATION, "frame", "text")
             text = vectors["text"][0] if "text" in vectors else None
-            catalog.put_embeddings(connection, key, another, aggregate(vectors["frame"], text))
+            vector_rows.put_embeddings(connection, key, another, aggregate(vectors["frame"], text))
     beside = MilvusFollower(library.db, uri, another, "mean", client=client)  # a file of Lite has one client
     beside.save()
     with beside.current() as (index, _):

@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 
-from service.database import catalog, db, maps
+from service.database import catalog, change_log, db, generation_rows, map_jobs, maps, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map
 from service.domain import Embeddings, Generation
@@ -41,7 +41,7 @@ class Library:
         shutil.copy(_empty(), folder / "reelsrs.db")
         self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
-            catalog.activate_generation(connection, GENERATION)
+            generation_rows.activate_generation(connection, GENERATION)
         self.folder = folder / "atlas"
         self.atlas = Atlas(self.db, self.folder, lambda: GENERATION, "mean")
         self.random = np.random.default_rng(5)
@@ -62,9 +62,9 @@ class Library:
                     frames[:] = near
                 video = add_row(connection, number, category=category, frames=3)
                 text = frames[0] if number % 2 else None
-                catalog.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
+                vector_rows.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
                 catalog.update_video(connection, video.key, status="ready", frame_times=[0.5, 1.5, 2.5])
-                catalog.record_change(connection, video.key)
+                change_log.record_change(connection, video.key)
                 self.keys[video.id] = video.key
                 made.append(video.id)
         return made
@@ -180,15 +180,15 @@ def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: P
     library.atlas.place_new()
     together = library.places(state)
     with library.db.read() as connection:
-        wanted = catalog.vectors_of(connection, library.keys.values(), GENERATION, "mean")
+        wanted = vector_rows.vectors_of(connection, library.keys.values(), GENERATION, "mean")
     apart = Database(f"sqlite:///{other}/reelsrs.db")
     alone = Atlas(apart, other / "atlas", lambda: GENERATION, "mean")
     with apart.write() as connection:  # the second one alone, by the same vector
         video = add_row(connection, 999)
         vector = wanted[library.keys[second[0]]]
-        catalog.put_embeddings(connection, video.key, GENERATION, Embeddings(vector, vector[0], vector[0], None))
+        vector_rows.put_embeddings(connection, video.key, GENERATION, Embeddings(vector, vector[0], vector[0], None))
         catalog.update_video(connection, video.key, status="ready", frame_times=[0.5])
-        catalog.record_change(connection, video.key)
+        change_log.record_change(connection, video.key)
     alone.place_new()
     points = alone.points(alone.find(state.id))
     assert tuple(points.coordinates[points.ids.index(video.id)].tolist()) == together[(second[0], -1)]
@@ -225,8 +225,8 @@ def test_another_caption_is_another_place_on_maps_of_captions_alone(library: Lib
     at, seen = library.places(texts), library.places(pictures)
     changed = next(video for video, _ in at)
     with library.db.write() as connection:
-        catalog.put_text(connection, library.keys[changed], GENERATION, library.centres[3])
-        catalog.record_change(connection, library.keys[changed])
+        vector_rows.put_text(connection, library.keys[changed], GENERATION, library.centres[3])
+        change_log.record_change(connection, library.keys[changed])
     assert (changed, -1) not in library.places(texts)
     library.atlas.place_new()
     now = library.places(texts)
@@ -286,7 +286,7 @@ def test_a_layout_can_be_cancelled_and_asked_for_again(library: Library) -> None
     spec = library.atlas.spec("aggregated", "pca", 2)
     state, _ = library.atlas.ask(spec)
     with library.db.write() as connection:
-        assert maps.claim(connection, "me") == state.key
+        assert map_jobs.claim(connection, "me") == state.key
 
     def cancel(_: float) -> None:
         library.atlas.cancel(state.id)
@@ -310,9 +310,9 @@ def test_a_lease_runs_out_and_another_takes_over(library: Library) -> None:
     library.add(5)
     state, _ = library.atlas.ask(library.atlas.spec("aggregated", "pca", 2))
     with library.db.write() as connection:
-        assert maps.claim(connection, "dead", lease_seconds=-1) == state.key
-        assert maps.claim(connection, "alive") == state.key
-        assert maps.claim(connection, "third") is None
+        assert map_jobs.claim(connection, "dead", lease_seconds=-1) == state.key
+        assert map_jobs.claim(connection, "alive") == state.key
+        assert map_jobs.claim(connection, "third") is None
     with pytest.raises(Cancelled):
         library.atlas.lay_out(state.key, "dead")
     library.atlas.lay_out(state.key, "alive")
@@ -357,9 +357,9 @@ def test_a_map_whose_vectors_are_lost_is_laid_out_anew(library: Library) -> None
         path.unlink()
     with library.db.write() as connection:  # other frames than those that the map was laid out from
         frames = normalise(library.random.normal(size=(5, D)))
-        catalog.put_embeddings(connection, library.keys[ids[0]], GENERATION, aggregate(frames, None))
+        vector_rows.put_embeddings(connection, library.keys[ids[0]], GENERATION, aggregate(frames, None))
         catalog.update_video(connection, library.keys[ids[0]], frame_times=[0.1, 0.2, 0.3, 0.4, 0.5])
-        catalog.record_change(connection, library.keys[ids[0]])
+        change_log.record_change(connection, library.keys[ids[0]])
     assert library.atlas.place_new()
     assert library.atlas.find(state.id).status == "queued"
     assert library.ready("frame", "umap").points == 362
@@ -420,15 +420,15 @@ def test_a_video_that_changes_while_a_map_is_laid_out_is_placed_by_what_it_is_th
     ids = library.add(240)
     state, _ = library.atlas.ask(library.atlas.spec("text", "pca", 2))
     with library.db.write() as connection:
-        maps.claim(connection, "me")
+        map_jobs.claim(connection, "me")
     captioned, deleted = library.keys[ids[1]], ids[3]
     told: list[float] = []
 
     def change(done: float) -> None:
         if not told:
             with library.db.write() as connection:
-                catalog.put_text(connection, captioned, GENERATION, library.centres[2])
-                catalog.record_change(connection, captioned)
+                vector_rows.put_text(connection, captioned, GENERATION, library.centres[2])
+                change_log.record_change(connection, captioned)
             library.delete(deleted)
         told.append(done)
 

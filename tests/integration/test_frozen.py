@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db, vector_rows
 from service.domain import Sampling, Weights
 from service.embedding.embedder import Embedder
 from service.generations import generations
@@ -66,7 +66,7 @@ def _items(runtime: Runtime) -> list[Item]:
     items = []
     with runtime.db.read() as connection:
         for video in catalog.list_videos(connection, status="ready", limit=100):
-            vectors = catalog.kinds(connection, video.key, runtime.serving.generation, "mean", "text")
+            vectors = vector_rows.kinds(connection, video.key, runtime.serving.generation, "mean", "text")
             text = vectors["text"][0] if "text" in vectors else None
             assert (text is None) == (video.caption is None)
             items.append(Item(video.id, vectors["mean"][0], text, video.category))
@@ -96,7 +96,7 @@ def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: Cl
         assert connection.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
         frozen = catalog.list_videos(connection, limit=100)
-        last = catalog.last_change(connection, opened.serving.generation.id)
+        last = change_log.last_change(connection, opened.serving.generation.id)
     assert len(frozen) == 7
     _check(opened, 6)
     Worker(opened).work_off()  # what was queued then is embedded now
@@ -114,7 +114,7 @@ def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: Cl
     Worker(opened).work_off()
     _check(opened, 7)
     with opened.db.read() as connection:
-        assert catalog.last_change(connection, opened.serving.generation.id) > last
+        assert change_log.last_change(connection, opened.serving.generation.id) > last
         (state,) = generations.states(connection)
     assert (state.status, state.embedded, state.total) == ("active", 7, 7)
     state_of_map = opened.atlas.ready(opened.atlas.spec("aggregated", "pca", 2))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.database import catalog
+from service.database import catalog, vector_rows
 from service.domain import Picture, Sampling, Video, Weights
 from service.embedding.embedder import TINY, Embedder
 from service.errors import NotReady, Unavailable, Undecodable
@@ -64,7 +64,7 @@ def _states(runtime: Runtime) -> dict[str, generations.State]:
 def _kinds(runtime: Runtime, video: Video, precision: str) -> set[str]:
     with runtime.db.read() as connection:
         generation = _states(runtime)[precision].generation
-        return set(catalog.kinds(connection, video.key, generation, "frame", "mean", "max", "text"))
+        return set(vector_rows.kinds(connection, video.key, generation, "frame", "mean", "max", "text"))
 
 
 def _like(runtime: Runtime, video: Video) -> list[tuple[str, float]]:
@@ -149,13 +149,13 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     assert _kinds(runtime, videos[1], "bfloat16") == everything - {"text"}
     for precision in ("bfloat16", "float32"):
         with runtime.db.read() as connection:
-            frames = catalog.vectors(connection, videos[2].key, _states(runtime)[precision].generation, "frame")
+            frames = vector_rows.vectors(connection, videos[2].key, _states(runtime)[precision].generation, "frame")
         assert frames is not None
         assert len(frames) == 2
     moved.switch(generation.id)
     texts = moved.embedder().embed_texts(["other words", "late"])
     with moved.db.read() as connection:
-        kept = [catalog.vectors(connection, video.key, generation, "text") for video in (videos[0], late)]
+        kept = [vector_rows.vectors(connection, video.key, generation, "text") for video in (videos[0], late)]
     np.testing.assert_allclose(np.concatenate([one for one in kept if one is not None]), texts, atol=1e-2)
     assert {name for name, _ in _like(moved, videos[0])} == {videos[n].id for n in (1, 2, 4, 5)} | {late.id}
 

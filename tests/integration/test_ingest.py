@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from service.database import catalog, db, jobs
+from service.database import catalog, db, jobs, vector_rows
 from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
@@ -32,7 +32,7 @@ SAMPLING = Sampling(4)
 
 def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
     with runtime.db.read() as connection:
-        return catalog.vectors(connection, video.key, runtime.embedder().generation, kind)  # type: ignore[arg-type]
+        return vector_rows.vectors(connection, video.key, runtime.embedder().generation, kind)  # type: ignore[arg-type]
 
 
 def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:

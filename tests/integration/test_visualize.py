@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from service.database import catalog
+from service.database import catalog, vector_rows
 from service.database.maps import Embedding
 from service.domain import Sampling
 from service.errors import InvalidInput
@@ -86,7 +86,7 @@ def test_the_table_holds_the_library(library: Runtime, tmp_path: Path) -> None:
             assert row["created_at"] == video.created_at
             assert Path(row["path"]).suffix == ".mp4"
             for name, kind in (("aggregated", "mean"), ("text", "text"), ("frames", "frame")):
-                vectors = catalog.vectors(connection, video.key, generation, kind)  # type: ignore[arg-type]
+                vectors = vector_rows.vectors(connection, video.key, generation, kind)  # type: ignore[arg-type]
                 if vectors is None:
                     assert row[name] is None
                 else:

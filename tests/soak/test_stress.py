@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.database import catalog
+from service.database import catalog, change_log, vector_rows
 from service.database.db import Database
 from service.domain import Weights
 from service.index.follower import Follower
@@ -37,9 +37,9 @@ def _turn(database: Database, keys: list[int], number: int) -> None:
     with database.write() as connection:
         for place, key in enumerate(keys):
             axis = AXES[(place + number) % MARKED]
-            catalog.put_embeddings(connection, key, GENERATION, aggregate(axis[None], axis))
+            vector_rows.put_embeddings(connection, key, GENERATION, aggregate(axis[None], axis))
             catalog.update_video(connection, key, title=str(number), category=f"marked {number % 2}")
-            catalog.record_change(connection, key)
+            change_log.record_change(connection, key)
 
 
 def _ask(recommender: Recommender, keys: list[int], least: int) -> int:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service.database import catalog, db, dialects, maps
+from service.database import change_log, db, dialects, generation_rows, map_jobs, maps
 from service.domain import Generation
 from service.errors import ConfigurationError, Unavailable
 
@@ -50,15 +50,15 @@ class DatabaseProperties:
         db.upgrade(url)
         now = db.Database(url)
         with now.write() as connection:
-            assert catalog.active_generation(connection) == generation
-            assert catalog.changed_since(connection, 0, "g") == [7]
-            catalog.record_change(connection, 9)
-            assert catalog.last_change(connection, "g") == 3, "a number was given twice"
-            catalog.record_change(connection, 9, "another")
-            assert catalog.changed_since(connection, 0, "g") == [7, 9]
-            assert catalog.changed_since(connection, 3, "another") == [9]
+            assert generation_rows.active_generation(connection) == generation
+            assert change_log.changed_since(connection, 0, "g") == [7]
+            change_log.record_change(connection, 9)
+            assert change_log.last_change(connection, "g") == 3, "a number was given twice"
+            change_log.record_change(connection, 9, "another")
+            assert change_log.changed_since(connection, 0, "g") == [7, 9]
+            assert change_log.changed_since(connection, 3, "another") == [9]
             spec = maps.Spec("g", "aggregated", "mean", "pca", 2, 0, {}, None)
-            state, queued = maps.ask(connection, spec)
+            state, queued = map_jobs.ask(connection, spec)
             assert (queued, state.points, maps.by_id(connection, state.id)) == (True, 0, state)
         now.close()
 
@@ -78,15 +78,15 @@ class DatabaseProperties:
 
         def read_then_write(number: int) -> None:
             with databases[number % 2].write() as connection:
-                seen = catalog.last_change(connection, "g")
-                catalog.record_change(connection, number)
-                assert catalog.last_change(connection, "g") == seen + 1
+                seen = change_log.last_change(connection, "g")
+                change_log.record_change(connection, number)
+                assert change_log.last_change(connection, "g") == seen + 1
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(read_then_write, range(200)))
         with databases[0].read() as connection:
-            assert catalog.changed_since(connection, 0, "g")
-            assert len(catalog.changed_since(connection, 0, "g")) == 200
+            assert change_log.changed_since(connection, 0, "g")
+            assert len(change_log.changed_since(connection, 0, "g")) == 200
         for database in databases:
             database.close()
 
@@ -94,21 +94,21 @@ class DatabaseProperties:
         db.upgrade(url)
         database = db.Database(url)
         with database.write() as writing:
-            catalog.record_change(writing, 1)
+            change_log.record_change(writing, 1)
             with database.read() as reading:
-                assert catalog.last_change(reading, "g") == 0
+                assert change_log.last_change(reading, "g") == 0
         with database.read() as reading:
-            assert catalog.last_change(reading, "g") == 1
+            assert change_log.last_change(reading, "g") == 1
         database.close()
 
     def test_a_block_that_fails_leaves_nothing_behind(self, url: str) -> None:
         db.upgrade(url)
         database = db.Database(url)
         with pytest.raises(RuntimeError), database.write() as connection:
-            catalog.record_change(connection, 1)
+            change_log.record_change(connection, 1)
             raise RuntimeError
         with database.read() as connection:
-            assert catalog.last_change(connection, "g") == 0
+            assert change_log.last_change(connection, "g") == 0
         database.close()
 
     def test_a_lock_that_cannot_be_had_says_try_again(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ class DatabaseAcrossProcesses:
         with one.alone("work") as mine, other.alone("work") as theirs, other.alone("something else") as another:
             assert (mine, theirs, another) == (True, False, True)
             with one.write() as connection:  # nobody waits for it
-                catalog.record_change(connection, 1)
+                change_log.record_change(connection, 1)
         with other.alone("work") as theirs, one.alone("work") as mine:
             assert (mine, theirs) == (False, True)
         hold = (

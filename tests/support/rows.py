@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from service.database import catalog, db
+from service.database import catalog, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.domain import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
@@ -75,13 +75,13 @@ def settled(client: httpx.Client) -> list[dict[str, Any]]:
 
 def items_of_rows(connection: sa.Connection, videos: dict[str, dict[str, Any]]) -> list[Item]:
     """The oracle's view of the rows."""
-    generation = catalog.active_generation(connection)
+    generation = generation_rows.active_generation(connection)
     assert generation is not None
     keys = {row.id: row.key for row in connection.execute(sa.select(db.videos.c.id, db.videos.c.key))}
     items = []
     for name in videos:
-        mean = catalog.vectors(connection, keys[name], generation, "mean")
-        text = catalog.vectors(connection, keys[name], generation, "text")
+        mean = vector_rows.vectors(connection, keys[name], generation, "mean")
+        text = vector_rows.vectors(connection, keys[name], generation, "text")
         assert mean is not None
         assert text is not None
         items.append(Item(name, mean[0], text[0]))

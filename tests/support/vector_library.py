@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.database import catalog, db
+from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.domain import Generation, Weights
 from service.index.engines import Follows
@@ -43,7 +43,7 @@ class VectorLibrary:
         shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis wants hundreds of libraries
         self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
-            catalog.activate_generation(connection, GENERATION)
+            generation_rows.activate_generation(connection, GENERATION)
         self.follower: Follows
         self.frames: Follows
         if milvus:
@@ -74,9 +74,9 @@ class VectorLibrary:
                 frames=len(shown),
                 seconds=float(len(shown)),
             )
-            catalog.put_embeddings(connection, video.key, GENERATION, embeddings)
+            vector_rows.put_embeddings(connection, video.key, GENERATION, embeddings)
             catalog.update_video(connection, video.key, status="ready", frame_times=times)
-            catalog.record_change(connection, video.key)
+            change_log.record_change(connection, video.key)
         whole = v if frames is None else embeddings.mean
         pairs = list(zip(times, shown, strict=True))
         self.items[video.id] = Item(video.id, whole, t, category, pairs, float(len(shown)))
@@ -86,15 +86,15 @@ class VectorLibrary:
     def caption(self, name: str, t: np.ndarray | None) -> None:
         """Change a caption's vector."""
         with self.db.write() as connection:
-            catalog.put_text(connection, self.keys[name], GENERATION, t)
-            catalog.record_change(connection, self.keys[name])
+            vector_rows.put_text(connection, self.keys[name], GENERATION, t)
+            change_log.record_change(connection, self.keys[name])
         self.items[name] = replace(self.items[name], t=t)
 
     def categorise(self, name: str, category: str | None) -> None:
         """Change a category."""
         with self.db.write() as connection:
             catalog.update_video(connection, self.keys[name], category=category)
-            catalog.record_change(connection, self.keys[name])
+            change_log.record_change(connection, self.keys[name])
         self.items[name] = replace(self.items[name], category=category)
 
     def delete(self, name: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.database import catalog, db
+from service.database import change_log, db
 from service.errors import StorageFull
 from tests.support.database_properties import DatabaseProperties
 
@@ -22,5 +22,5 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         pages = connection.execute(sa.text("PRAGMA page_count")).scalar_one()
         connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
         for key in range(10_000):
-            catalog.record_change(connection, key)
+            change_log.record_change(connection, key)
     database.close()

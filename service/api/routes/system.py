@@ -13,7 +13,7 @@ from service import __version__
 from service.api.guard import Gates
 from service.api.routes.common import Service, require_key
 from service.api.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
-from service.database import catalog
+from service.database import catalog, generation_rows
 from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 from service.errors import ReelsError
 from service.runtime import Runtime
@@ -64,7 +64,7 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     name = "database"
     try:
         with service.db.read() as connection:
-            catalog.active_generation(connection)
+            generation_rows.active_generation(connection)
         checks[name], name = "ok", "index"
         service.follower.check()
         checks[name] = "ok"

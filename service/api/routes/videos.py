@@ -21,7 +21,7 @@ from service.api.routes.blobs import served
 from service.api.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.api.routes.upload import received
 from service.api.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
-from service.database import catalog, jobs
+from service.database import catalog, jobs, vector_rows
 from service.domain import Sampling, Status
 from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
@@ -253,7 +253,7 @@ def embeddings(
     kind = service.settings.aggregation if type == "aggregated" else type
     generation = service.follower.generation
     with service.db.read() as connection:
-        vectors = catalog.vectors(connection, video.key, generation, kind)
+        vectors = vector_rows.vectors(connection, video.key, generation, kind)
     if video.status != "ready":
         raise NotReady(video.id, video.status)
     if vectors is None:
