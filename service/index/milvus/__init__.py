@@ -1,0 +1,6 @@
+"""The vector index in Milvus, a server or a file."""
+
+from service.index.milvus.connection import PREFIX
+from service.index.milvus.follower import MilvusFollower
+
+__all__ = ["PREFIX", "MilvusFollower"]

@@ -1,0 +1,60 @@
+"""The way to Milvus: pymilvus itself, and what its errors mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import make_url
+
+from service.errors import ConfigurationError, Unavailable
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+PREFIX = "milvus+"
+SECONDS = 10.0  # for an answer of Milvus
+
+
+def require() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part prints how connections come and go
+    try:
+        import pymilvus  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f"REELSRS_VECTOR_STORE: Milvus needs a package more: pip install 'reelsrs[milvus]' ({error})"
+        ) from error
+    # It prints what it raises, with a traceback; whoever catches it says it once.
+    for name in ("pymilvus", "grpc._server"):  # the second is that of Lite, in this process
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def connect(uri: str) -> MilvusClient:
+    from pymilvus import MilvusClient
+
+    if "://" not in uri:
+        return MilvusClient(uri, timeout=SECONDS)
+    url = make_url(uri)
+    return MilvusClient(
+        f"{url.drivername}://{url.host}:{url.port or 19530}",
+        user=url.username or "",
+        password=url.password or "",
+        db_name=url.database or "",
+        timeout=SECONDS,
+    )
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Turns what pymilvus raises into Unavailable."""
+    import grpc
+    from pymilvus import MilvusException
+
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        said = " ".join(str(getattr(error, "message", "") or error).split())
+        raise Unavailable(f"the vectors cannot be reached: {said[:300]}") from error

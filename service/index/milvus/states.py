@@ -1,0 +1,54 @@
+"""What the database knows of a collection: one row for each generation and kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from service.database import db
+from service.database.db import Database
+from service.domain import Generation, Kind
+from service.errors import Unavailable
+
+
+class States:
+    """The row of one collection: its name, the change that it has applied, a batch on its way, its statistics."""
+
+    def __init__(self, database: Database, generation: Generation, kind: Kind) -> None:
+        self._db = database
+        self._generation = generation.id
+        self._kind = kind
+
+    def row(self, connection: sa.Connection, *, whole: bool = False) -> sa.Row[Any] | None:
+        """The row, but for its large columns unless `whole`; None where there is none yet."""
+        columns = [one for one in db.collections.c if whole or one.name not in ("moments", "batch")]
+        return connection.execute(
+            sa.select(*columns).where(
+                db.collections.c.generation == self._generation, db.collections.c.kind == self._kind
+            )
+        ).first()
+
+    def fetch(self) -> sa.Row[Any] | None:
+        """All of it, in a transaction of its own."""
+        with self._db.read() as connection:
+            return self.row(connection, whole=True)
+
+    def put(self, before: sa.Row[Any] | None, **values: Any) -> sa.Row[Any]:
+        """Change the row that was `before`, or write the first. Raises Unavailable where another process was faster."""
+        mine = {"generation": self._generation, "kind": self._kind}
+        table = db.collections
+        with self._db.write() as connection:
+            if before is None:
+                numbers = dict.fromkeys(("version", "number", "coming", "size"), 0)
+                first = {"name": "", "index_type": "", **numbers, "largest": -1, "moments": b"", **values}
+                connection.execute(sa.insert(table).values(**mine, **first))
+            else:
+                same = sa.and_(table.c.generation == self._generation, table.c.kind == self._kind)
+                unchanged = sa.and_(table.c.name == before.name, table.c.number == before.number)
+                done = connection.execute(sa.update(table).where(same, unchanged).values(**values))
+                if done.rowcount != 1:  # the lock was lost with its connection, and another went on
+                    raise Unavailable("the vectors are being brought up to date; try again")
+            row = self.row(connection, whole=True)
+        assert row is not None, "it was just written"
+        return row
