@@ -15,7 +15,7 @@ from service.config import Settings
 from service.database import db, generation_rows
 from service.database.db import Database
 from service.domain import Generation, Kind
-from service.embedding import embedder
+from service.embedding import loading
 from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.generations import generations
@@ -105,7 +105,7 @@ class Runtime:
             return model
 
     def _read(self, model: str, precision: str, *, pictures: bool) -> Embedder:
-        return embedder.load(
+        return loading.load(
             model,
             device=self.settings.device,
             precision=precision,

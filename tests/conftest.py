@@ -70,7 +70,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Embedder:
     """The small model, loaded once."""
-    from service.embedding.embedder import load
+    from service.embedding.loading import load
 
     return load("tiny", device="cpu")
 

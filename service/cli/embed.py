@@ -41,7 +41,7 @@ def embed(
     """
     from service import config
     from service.domain import Sampling
-    from service.embedding.embedder import choose_device
+    from service.embedding.devices import choose_device
     from service.operations.folder import scan
 
     settings = config.load()

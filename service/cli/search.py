@@ -26,8 +26,8 @@ from service.errors import InvalidInput
 
 if TYPE_CHECKING:
     from service.runtime import Runtime
+    from service.search.answers import Answer
     from service.search.question import Example, Like
-    from service.search.recommend import Answer
 
 
 def similar(

@@ -44,7 +44,7 @@ def worker(
     from service.database import generation_rows
     from service.errors import ConfigurationError
     from service.generations import generations
-    from service.projections.atlas import Cancelled
+    from service.projections.steps import Cancelled
     from service.worker.worker import Worker, lower_priority, stop_with_stdin
 
     log.configure()

@@ -9,22 +9,15 @@ nothing that was written is dropped.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import hashlib
 import io
-import logging
-import socket
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +25,16 @@ import structlog
 
 from service.domain import Generation, Picture, Vectors
 from service.embedding import compiled
-from service.errors import ConfigurationError, ModelUnavailable, Unavailable
+from service.errors import ConfigurationError, Unavailable
 from service.vectors import normalise
 
 if TYPE_CHECKING:
     import torch
+from service.embedding.towers import Tower, by_torch, split, traced
 
 log = structlog.get_logger(__name__)
-
-TINY = Path(__file__).parent / "tiny"
 BATCH = 32
 _MOST = 1024
-
-Tower = Callable[[npt.NDArray[Any]], Any]
-"""Takes a batch (N, ...), gives (N, D), a tensor or an array, not normalised."""
 
 
 class Embedder:
@@ -83,7 +72,7 @@ class Embedder:
         identity = f"g{_fingerprint(model.state_dict(), settings, precision + fitted_to)[:16]}"
         if not pictures:
             model.visual = None  # searches by words need only the text tower
-        see, read = _towers(model, settings)
+        see, read = split(model, settings)
         self.picture_tower: Tower = partial(by_torch, see, "cpu")
         self.text_tower: Tower = partial(by_torch, read, "cpu")
         golden = [] if (device, precision) == ("cpu", "float32") else self._golden()
@@ -144,9 +133,9 @@ class Embedder:
     def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
         pictures, tokens = (every[: -compiled.HELD] for every in self.examples())
         make = partial(compiled.tower, int8=precision == "int8", keep=keep)
-        self.text_tower = make(partial(_traced, read, tokens), tokens, name="text")
+        self.text_tower = make(partial(traced, read, tokens), tokens, name="text")
         if self.sees:
-            self.picture_tower = make(partial(_traced, see, pictures), pictures, name="picture")
+            self.picture_tower = make(partial(traced, see, pictures), pictures, name="picture")
 
     def examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """(N, H, W, 3) pictures and (N, context) tokens of captions, those to compare with last."""
@@ -229,218 +218,6 @@ class Embedder:
         if hasattr(self._tokenizer, "encode"):
             return len(self._tokenizer.encode(word))
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
-
-
-def load(
-    model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True, keep: Path | None = None
-) -> Embedder:
-    """The model that a setting names: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
-
-    `pictures` False keeps the text tower only; compiled towers are kept in the folder `keep`. Raises
-    ConfigurationError for a name that does not exist, or a device or precision that cannot be had or that computes
-    wrongly here, ModelUnavailable where the weights cannot be had.
-    """
-    import open_clip
-
-    chosen, precision, reason = choose_device(device, precision)
-    log.info("loading the model", model=model, device=chosen, precision=precision, because=reason)
-    if model == "tiny":
-        log.warning("tiny is a small model for trying out and for tests: not for production")
-    name, pretrained = _resolve(model)
-    offline = pretrained is not None and _offline()
-    with warnings.catch_warnings(), _mapped():
-        warnings.simplefilter("ignore")
-        root = logging.getLogger()  # where open_clip narrates what it does; its errors come out as exceptions
-        level = root.level
-        root.setLevel(logging.CRITICAL)
-        try:
-            loaded = open_clip.create_model(
-                name,
-                pretrained=pretrained,
-                device="cpu",
-                require_pretrained=True,
-                # OpenAI's weights were trained with another activation than the configuration of that name says.
-                force_quick_gelu=bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu")),
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # the hub, the network, the disk and torch each raise their own
-            reason = offline or (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
-        finally:
-            root.setLevel(level)
-    loaded.float()  # weights that were stored in half precision; the others stay where they are
-    try:
-        return Embedder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
-    except ConfigurationError as error:
-        if chosen != "mps":
-            raise
-        # Some releases of torch compute wrongly there, and nobody chose it but this program.
-        log.exception("Metal is not used, the CPU is", because=str(error))
-        return load(model, device="cpu", precision="float32", pictures=pictures)
-
-
-@contextmanager
-def _mapped() -> Iterator[None]:
-    """Weights stay in their file, mapped into memory, instead of being copied over random ones: half of the memory and
-    of the time, and what is not used, as the picture tower where only words are embedded, need not be in memory.
-
-    open_clip has no option for it, so torch's method is given another default while a model is made.
-    """
-    import torch
-
-    real = torch.nn.Module.load_state_dict
-
-    def assign(module: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
-        return real(module, *arguments, **{**named, "assign": True})
-
-    torch.nn.Module.load_state_dict = assign  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.nn.Module.load_state_dict = real  # type: ignore[method-assign]
-
-
-def choose_device(device: str, precision: str) -> tuple[str, str, str]:
-    """(device, precision, reason): `auto` takes CUDA, then MPS, then the CPU; half precision on CUDA.
-
-    Raises ConfigurationError for a device that this machine does not have.
-    """
-    import torch
-
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if precision == "int8":
-        if device not in ("auto", "cpu", "openvino"):
-            raise ConfigurationError(f"REELSRS_PRECISION: int8 is for the CPU, not for {device}")
-        device, reason = "openvino", "8 bits are OpenVINO's"
-    else:
-        reason = "the setting says so"
-    if device == "auto":
-        chosen = "cuda" if cuda else "mps" if mps else "cpu"
-        reason = {
-            "cuda": "a CUDA device is there",
-            "mps": "there is no CUDA device, but Apple's Metal is there",
-            "cpu": "there is neither a CUDA device nor Apple's Metal",
-        }[chosen]
-    else:
-        chosen = device
-        number = int(device.partition(":")[2] or 0)
-        if device.startswith("cuda") and (not cuda or number >= torch.cuda.device_count()):
-            raise ConfigurationError(f"REELSRS_DEVICE: {device} is not there; torch sees no such CUDA device")
-        if device == "mps" and not mps:
-            raise ConfigurationError("REELSRS_DEVICE: mps is not there; torch sees no Metal device")
-    if precision == "auto":
-        precision = "float16" if chosen.startswith("cuda") else "float32"
-    if chosen == "openvino":
-        compiled.require()
-        if precision not in ("float32", "int8"):
-            raise ConfigurationError(f"REELSRS_PRECISION: with OpenVINO float32 or int8, not {precision}")
-    return chosen, precision, reason
-
-
-def _towers(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
-    """The two halves of a CLIP as modules: (N, H, W, 3) uint8 pictures, and (N, context) tokens, to (N, D)."""
-    import torch
-
-    class See(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.clip = model
-            self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(1, 3, 1, 1))
-            self.register_buffer("std", torch.tensor(preprocessing["std"]).view(1, 3, 1, 1))
-
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            scaled = pictures.permute(0, 3, 1, 2).float() / 255
-            mean, std = self.get_buffer("mean"), self.get_buffer("std")
-            normalised = ((scaled - mean) / std).to(self.clip.logit_scale.dtype)
-            return self.clip.encode_image(normalised)  # type: ignore[no-any-return]
-
-    class Read(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.clip = model
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return self.clip.encode_text(tokens)  # type: ignore[no-any-return]
-
-    return See().eval(), Read().eval()
-
-
-def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
-    """Run a batch (N, ...) through a tower on a device; return (N, D), not normalised."""
-    import torch
-
-    batch = torch.from_numpy(inputs)
-    if device.startswith("cuda"):
-        batch = batch.pin_memory()  # copied while the device still works on the batch before
-    output: torch.Tensor = tower(batch.to(device, non_blocking=True))
-    return output
-
-
-def _traced(module: Any, inputs: npt.NDArray[Any]) -> Any:
-    """The module as a torch.jit.ScriptModule, as these inputs go through it."""
-    import torch
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # No check of the trace: it would compare the names that open_clip's classes get, and those differ.
-        return torch.jit.trace(  # type: ignore[no-untyped-call]
-            module, torch.from_numpy(inputs[:2]), check_trace=False
-        )
-
-
-def _resolve(model: str) -> tuple[str, str | None]:
-    import open_clip
-
-    if model == "tiny":
-        return f"local-dir:{TINY}", None
-    if model.startswith("local-dir:"):
-        folder = Path(model.removeprefix("local-dir:")).expanduser()
-        if not (folder / "open_clip_config.json").is_file():
-            raise ConfigurationError(f"REELSRS_MODEL: {folder} is not an open_clip folder: no open_clip_config.json")
-        return f"local-dir:{folder}", None
-    name, _, tag = model.partition("/")
-    if name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        raise ConfigurationError(f"REELSRS_MODEL: open_clip has no model {name!r}; near: {', '.join(near) or '-'}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise ConfigurationError(
-            f"REELSRS_MODEL: {name} has no weights {tag!r}; write {name}/TAG with one of {', '.join(tags) or '-'}"
-        )
-    return name, tag
-
-
-def _offline() -> str:
-    """Why the hub is out of reach, empty where it may be in reach. Its client repeats every failed look-up for most
-    of a minute, even for weights that are on disk: where its name cannot be resolved, it is told so."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    host = urlsplit(constants.ENDPOINT).hostname or ""
-    if getproxies():
-        return ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as error:
-        constants.HF_HUB_OFFLINE = True
-        return f"the name {host} cannot be resolved ({error.strerror}), and the weights are not on this machine"
-    return ""
-
-
-def _cannot_load(name: str, tag: str | None, reason: str) -> str:
-    import open_clip
-
-    if tag is None:
-        return f"the model in {name.removeprefix('local-dir:')} cannot be loaded: {reason}"
-    config = open_clip.get_pretrained_cfg(name, tag)
-    source = f"huggingface.co/{config['hf_hub'].rstrip('/')}" if config.get("hf_hub") else config.get("url", "?")
-    return (
-        f"the weights {tag!r} of {name} cannot be had from {source}: {reason.rstrip('.')}. Three ways to get going: "
-        f"(1) connect this machine to the network, or set HF_ENDPOINT to a mirror, and start again: the weights "
-        f"are kept afterwards; (2) copy a folder with open_clip_config.json and open_clip_model.safetensors here "
-        f"and set REELSRS_MODEL=local-dir:FOLDER; (3) to try ReelsRS out, set REELSRS_MODEL=tiny."
-    )
 
 
 def _picture(settings: dict[str, Any]) -> Picture:

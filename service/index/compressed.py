@@ -14,30 +14,26 @@ filter only leaves rows out of it. The first two tables are in memory (the secon
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from service import faults
 from service.domain import Flags, Vectors
+from service.index.codec import Codec
 from service.index.files import RowFile, write_all, write_whole
 from service.index.rows import Index, Layout, Rows, SavedFile, Writer
+from service.index.spread import spread
 
 log = structlog.get_logger(__name__)
-
 TRAINING_ROWS = 20_000
-_GROUP = 4  # numbers to a code of 4 bits
 _SEGMENT_ROWS = 65_536
 _WORTH_KEEPING = _SEGMENT_ROWS // 4
 _SCAN = 4096
@@ -46,9 +42,6 @@ _SHARE = 512
 _EXTRA = 32
 _BLOCK = 256  # rows of bytes that are decoded at once: what fits a core's cache
 _OUTGROWN = 4
-
-_Part = TypeVar("_Part")
-_Result = TypeVar("_Result")
 
 
 class CompressedIndex(Index):
@@ -61,7 +54,7 @@ class CompressedIndex(Index):
     kind = "compressed"
     exact = False
 
-    def __init__(self, layout: Layout, folder: Path, codec: _Codec) -> None:
+    def __init__(self, layout: Layout, folder: Path, codec: Codec) -> None:
         super().__init__(layout)
         self._folder = folder
         self._codec = codec
@@ -70,7 +63,7 @@ class CompressedIndex(Index):
     @classmethod
     def train(cls, layout: Layout, folder: Path, sample: Vectors, rows: int) -> CompressedIndex:
         """An empty one, fitted to `sample` (N, width) of what will be about `rows` rows. Its files go to `folder`."""
-        return cls(layout, folder, _Codec.train(layout, sample, rows))
+        return cls(layout, folder, Codec.train(layout, sample, rows))
 
     @property
     def stale(self) -> bool:
@@ -113,7 +106,7 @@ class CompressedIndex(Index):
     @classmethod
     def load(cls, layout: Layout, folder: Path, state: dict[str, Any]) -> CompressedIndex:
         """See the base class."""
-        loaded = cls(layout, folder, _Codec.load(folder / state["codec"]))
+        loaded = cls(layout, folder, Codec.load(folder / state["codec"]))
         loaded._load_table(folder / state["table"], state["names"])
         for one in state["segments"]:
             start = sum(segment.count for segment in loaded._segments)
@@ -173,10 +166,10 @@ class CompressedIndex(Index):
 
         # Mostly each segment has its share of the best. One that is still good where it was cut off is asked again.
         share = min(wanted, max(_SHARE, 2 * wanted // len(self._segments)))
-        found = _spread(lambda segment: scan(segment, share), self._segments)
+        found = spread(lambda segment: scan(segment, share), self._segments)
         floor = _floor(np.concatenate([products for _, products in found]), wanted)
         cut = [n for n, (_, products) in enumerate(found) if len(products) == share and products[-1] > floor]
-        for n, more in zip(cut, _spread(lambda n: scan(self._segments[n], wanted), cut), strict=True):
+        for n, more in zip(cut, spread(lambda n: scan(self._segments[n], wanted), cut), strict=True):
             found[n] = more
         rows, products = (np.concatenate(column) for column in zip(*found, strict=True))
         return _best(rows, products, wanted)
@@ -198,62 +191,10 @@ class CompressedIndex(Index):
         return [(segment, part) for segment, part in zip(self._segments, parts, strict=True) if len(part)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Codec:
-    """How rows become codes. `low` and `step` (width,) are of the bytes: number = low + step x byte."""
-
-    quantiser: Any
-    low: Vectors
-    step: Vectors
-    trained_for: int
-
-    @classmethod
-    def train(cls, layout: Layout, sample: Vectors, rows: int) -> _Codec:
-        low, high = sample.min(axis=0), sample.max(axis=0)
-        room = 0.05 * (high - low)
-        low, step = low - room, (high - low + 2 * room) / 255
-        step[step == 0] = 1
-        if layout.captions:
-            low[-1], step[-1] = 0, 1 / 255  # the flag is 0 or 1, exactly
-        width = -(-layout.width // _GROUP) * _GROUP
-        # One cell: an inverted file in name only, but the one whose scan in registers can leave rows out.
-        quantiser = faiss.IndexIVFPQFastScan(
-            faiss.IndexFlatIP(width), width, 1, width // _GROUP, 4, faiss.METRIC_INNER_PRODUCT
-        )
-        quantiser.cp.min_points_per_centroid = quantiser.pq.cp.min_points_per_centroid = 1  # or it warns
-        made = cls(quantiser, low, step, max(rows, len(sample)))
-        quantiser.train(made.pad(sample))
-        return made
-
-    def pad(self, rows: Vectors) -> Vectors:
-        """(N, a multiple of the group) with zeros behind."""
-        return np.pad(rows, ((0, 0), (0, -rows.shape[1] % _GROUP))).astype(np.float32, copy=False)
-
-    def bytes_of(self, rows: Vectors) -> npt.NDArray[np.uint8]:
-        """(N, width) uint8."""
-        scaled: Vectors = np.rint((rows - self.low) / self.step)
-        return scaled.clip(0, 255).astype(np.uint8)
-
-    def weights(self, query: Vectors) -> tuple[Vectors, float]:
-        """What to multiply bytes with, and what to add, for the product with the numbers."""
-        query = query[: len(self.low)]
-        return query * self.step, float(query @ self.low)
-
-    def write(self, file: IO[bytes]) -> None:
-        quantiser = faiss.serialize_index(self.quantiser)
-        np.savez(file, quantiser=quantiser, low=self.low, step=self.step, rows=self.trained_for)
-
-    @classmethod
-    def load(cls, path: Path) -> _Codec:
-        with np.load(path, allow_pickle=False) as arrays:
-            quantiser = faiss.deserialize_index(arrays["quantiser"])
-            return cls(quantiser, arrays["low"], arrays["step"], int(arrays["rows"]))
-
-
 class _Segment:
     """Some ten thousand rows: their codes in memory, their bytes mapped, the rows themselves in a file."""
 
-    def __init__(self, start: int, codec: _Codec, codes: Any, small: RowFile, full: RowFile) -> None:
+    def __init__(self, start: int, codec: Codec, codes: Any, small: RowFile, full: RowFile) -> None:
         self.start = start
         self._codec = codec
         self._codes = codes
@@ -262,7 +203,7 @@ class _Segment:
         self._bytes = small.map(_SEGMENT_ROWS)
 
     @classmethod
-    def make(cls, folder: Path, start: int, codec: _Codec, *, in_memory: bool = False) -> _Segment:
+    def make(cls, folder: Path, start: int, codec: Codec, *, in_memory: bool = False) -> _Segment:
         name, width = secrets.token_hex(6), len(codec.low)
         if not in_memory:
             folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +216,7 @@ class _Segment:
         return cls(start, codec, faiss.clone_index(codec.quantiser), small, full)
 
     @classmethod
-    def load(cls, folder: Path, start: int, codec: _Codec, state: dict[str, Any]) -> _Segment:
+    def load(cls, folder: Path, start: int, codec: Codec, state: dict[str, Any]) -> _Segment:
         codes, small, full = (SavedFile(*state[name]) for name in ("codes", "bytes", "rows"))
         width = len(codec.low)
         try:
@@ -395,22 +336,3 @@ def _best(rows: Rows, products: Vectors, count: int) -> Rows:
 def _floor(products: Vectors, count: int) -> float:
     """The least of the `count` greatest; minus infinity where there are fewer."""
     return float(-np.partition(-products, count - 1)[count - 1]) if len(products) >= count else -np.inf
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    # One query is spread over the cores by its segments; FAISS must not start threads of its own in each.
-    return ThreadPoolExecutor(os.cpu_count(), "scan", initializer=lambda: faiss.omp_set_num_threads(1))
-
-
-def _spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    """What `do` makes of each part, a share of them in each thread: handing over parts one by one costs more."""
-    threads = min(os.cpu_count() or 1, len(parts))
-    if threads < 2:
-        faiss.omp_set_num_threads(1)
-        return [do(part) for part in parts]
-    shares = _pool().map(lambda n: [do(part) for part in parts[n::threads]], range(threads))
-    results: list[Any] = [None] * len(parts)
-    for n, share in enumerate(shares):
-        results[n::threads] = share
-    return results

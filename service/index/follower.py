@@ -32,18 +32,18 @@ from filelock import FileLock, Timeout
 from service import faults
 from service.database import catalog, change_log, generation_rows, vector_rows
 from service.database.db import Database, library
-from service.domain import Entries, Generation, Keys, Kind
+from service.domain import Generation, Kind
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
+from service.index.differences import differences
 from service.index.files import digest, write_whole
 from service.index.flat import FlatIndex
+from service.index.gate import Gate
 from service.index.rows import Index, Layout, SavedFile
 from service.timing import Timing
 
 log = structlog.get_logger(__name__)
-
 EXACT_UP_TO = 50_000
 """Rows; above it the index is compressed. A flat scan of so many takes some 15 ms."""
-
 _BATCH = 4096
 _SAVE_EVERY = 20_000  # changes
 _STRAY_SECONDS = 7 * 24 * 3600
@@ -77,7 +77,7 @@ class Follower:
         self._generation = generation
         self._kind = kind
         self._layout = Layout(generation.dimension, captions=kind != "frame")
-        self._gate = _Gate()
+        self._gate = Gate()
         self._saving = threading.Lock()
         self._index: Index = FlatIndex(self._layout)
         self._seen = 0
@@ -339,10 +339,10 @@ class Follower:
         log.info("the index was renewed", kind=new.kind, rows=new.rows, seconds=seconds)
         self.save()
 
-    def _copied(self, old: Index, rows: int | None = None, gate: _Gate | None = None) -> Index:
+    def _copied(self, old: Index, rows: int | None = None, gate: Gate | None = None) -> Index:
         """An index of the kind that is wanted, with what is alive of the first `rows` rows. Between batches others
         may pass `gate`; what they change is applied by the caller."""
-        gate = gate or _Gate()
+        gate = gate or Gate()
         with gate.reading():
             kind, count = self._wanted_kind(), len(old)
             some = old.some(TRAINING_ROWS)
@@ -370,23 +370,6 @@ def _named() -> AbstractContextManager[None]:
     return faults.named("the index cannot be brought up to date")
 
 
-def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
-    """Of rows of an index and those of the database, in this order by key."""
-    keys = theirs.keys[order]
-    if not np.array_equal(mine.keys, keys):
-        odd = sorted({*mine.keys.tolist()} ^ {*keys.tolist()}) or sorted({*keys.tolist()})
-        return [f"the index and the database differ in the rows of video {key}" for key in odd]
-    wrong = mine.captioned != theirs.captioned[order]
-    wrong |= (mine.pictures != theirs.pictures[order]).any(axis=1)
-    if mine.captions is not None and theirs.captions is not None:
-        wrong |= (mine.captions != theirs.captions[order]).any(axis=1)
-    names = np.array([mine.categories[n] != theirs.categories[place] for n, place in enumerate(order)], dtype=np.bool_)
-    return [
-        *(f"the index has other vectors of video {key}" for key in dict.fromkeys(keys[wrong].tolist())),
-        *(f"the index has another category of video {key}" for key in dict.fromkeys(keys[names].tolist())),
-    ]
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
@@ -397,41 +380,3 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _files(manifest: dict[str, Any]) -> list[SavedFile]:
     return [SavedFile(Path(name).name, size, sha256) for name, size, sha256 in manifest.get("files", ())]
-
-
-class _Gate:
-    """Many readers or one writer. A writer that waits goes before readers that come later."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._readers = 0
-        self._writers = 0
-        self._writing = False
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Shared."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._writers)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Alone."""
-        with self._changed:
-            self._writers += 1
-            self._changed.wait_for(lambda: not self._readers and not self._writing)
-            self._writing = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._writers -= 1
-                self._writing = False
-                self._changed.notify_all()

@@ -12,7 +12,6 @@ no order in time, so "moving left" has to be visible in every single frame.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -23,167 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.media.scenery import FAR, backdrop, smooth
+from service.media.scenes import COLOURS, ROUND, SHAPES, TINTS, Scene
 
 Floats = NDArray[np.floating[Any]]
-
-SHAPES = {
-    "circle": "circles",
-    "ring": "rings",
-    "square": "squares",
-    "triangle": "triangles",
-    "diamond": "diamonds",
-    "star": "stars",
-    "heart": "hearts",
-    "cross": "crosses",
-    "moon": "moons",
-    "flower": "flowers",
-}
-COLOURS = {
-    "red": (232, 58, 62),
-    "orange": (255, 140, 40),
-    "yellow": (255, 214, 56),
-    "green": (46, 178, 96),
-    "blue": (48, 112, 236),
-    "purple": (136, 76, 214),
-    "pink": (255, 120, 182),
-    "white": (250, 250, 252),
-    "black": (34, 34, 44),
-}
-TINTS = {
-    "red": (196, 74, 80),
-    "orange": (240, 164, 96),
-    "yellow": (246, 222, 130),
-    "green": (126, 190, 138),
-    "blue": (120, 170, 230),
-    "purple": (164, 136, 214),
-    "pink": (246, 184, 208),
-    "grey": (178, 184, 196),
-}
-COUNTS = {1: "a", 2: "two", 3: "three", 4: "four"}
-MOTIONS = {
-    "still": "standing still",
-    "left": "moving left",
-    "right": "moving right",
-    "rising": "rising up",
-    "falling": "falling down",
-    "spinning": "spinning",
-    "growing": "growing",
-    "circling": "going round in a circle",
-}
-CATEGORIES = {
-    "studio": ("plain",),
-    "pattern": ("striped", "checked", "dotted"),
-    "sky": ("night", "clouds", "sunset"),
-    "land": ("meadow", "desert", "snow"),
-    "sea": ("waves", "undersea"),
-    "town": ("bricks", "planks", "city"),
-}
-SETTINGS = {
-    "plain": "on a plain {tint} background",
-    "striped": "on a striped {tint} background",
-    "checked": "on a checked {tint} background",
-    "dotted": "on a dotted {tint} background",
-    "night": "in a starry night sky",
-    "clouds": "among the clouds",
-    "sunset": "in front of a sunset",
-    "meadow": "over a green meadow",
-    "desert": "over desert dunes",
-    "snow": "over snowy mountains",
-    "waves": "on ocean waves",
-    "undersea": "under the sea",
-    "bricks": "in front of a brick wall",
-    "planks": "on a wooden floor",
-    "city": "above a city at night",
-}
-_TINTED = frozenset({"plain", "striped", "checked", "dotted"})
-_CATEGORY_OF = {setting: category for category, settings in CATEGORIES.items() for setting in settings}
-# A shape in its setting's own colour could hardly be seen.
-_CLASHES = {
-    "night": {"black", "blue"},
-    "clouds": {"blue", "white"},
-    "sunset": {"orange", "pink", "red"},
-    "meadow": {"green"},
-    "desert": {"yellow", "orange"},
-    "snow": {"white"},
-    "waves": {"blue"},
-    "undersea": {"blue", "green"},
-    "bricks": {"red", "orange"},
-    "planks": {"orange"},
-    "city": {"black", "blue"},
-}
-_ROUND = frozenset({"circle", "ring"})
 _HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "rising": (0.0, -1.0), "falling": (0.0, 1.0)}
 _RADII = {1: 0.20, 2: 0.145, 3: 0.13, 4: 0.12}
 _SPREADS = {1: 0.0, 2: 0.20, 3: 0.215, 4: 0.24}
 _TRAVEL = 0.30
 _TRAIL_OPACITIES = (0.42, 0.26, 0.14)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a clip shows. `tint` colours the settings that have no colour of their own, else it is ""."""
-
-    shape: str
-    colour: str
-    count: int
-    motion: str
-    setting: str
-    tint: str
-    seed: int
-    """Decides what the caption leaves open: places, sizes, the grain of the setting."""
-
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES or self.colour not in COLOURS or self.count not in COUNTS:
-            raise ValueError(f"no such shapes: {self.count} {self.colour} {self.shape}")
-        if self.motion not in MOTIONS or self.setting not in SETTINGS:
-            raise ValueError(f"no such motion or setting: {self.motion}, {self.setting}")
-        if (self.setting in _TINTED) != (self.tint in TINTS):
-            raise ValueError(f"setting {self.setting} with tint {self.tint!r}")
-
-    @property
-    def subject(self) -> str:
-        noun = self.shape if self.count == 1 else SHAPES[self.shape]
-        article = "an" if self.count == 1 and self.colour[0] in "aeiou" else COUNTS[self.count]
-        return f"{article} {self.colour} {noun}"
-
-    @property
-    def caption(self) -> str:
-        return f"{self.subject} {MOTIONS[self.motion]} {SETTINGS[self.setting].format(tint=self.tint)}"
-
-    @property
-    def category(self) -> str:
-        return _CATEGORY_OF[self.setting]
-
-
-def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene drawn category first, so that each category is equally frequent."""
-    category = _pick(rng, list(CATEGORIES))
-    setting = _pick(rng, CATEGORIES[category])
-    tint = _pick(rng, list(TINTS)) if setting in _TINTED else ""
-    clashes = _CLASHES.get(setting, {tint})
-    colour = _pick(rng, [name for name in COLOURS if name not in clashes])
-    shape = _pick(rng, list(SHAPES))
-    # A spinning circle would look like one that stands still.
-    motion = _pick(rng, [name for name in MOTIONS if not (name == "spinning" and shape in _ROUND)])
-    return Scene(
-        shape=shape,
-        colour=colour,
-        count=int(rng.integers(1, 5)),
-        motion=motion,
-        setting=setting,
-        tint=tint,
-        seed=int(rng.integers(2**31)),
-    )
-
-
-def distinct_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes, no two with the same caption; the same ones for the same seed."""
-    rng = np.random.default_rng(seed)
-    by_caption: dict[str, Scene] = {}
-    while len(by_caption) < count:
-        scene = random_scene(rng)
-        by_caption.setdefault(scene.caption, scene)
-    return list(by_caption.values())
 
 
 def draw_frame(scene: Scene, moment: float, width: int, height: int) -> Image.Image:
@@ -234,10 +80,6 @@ def write_clip(
         container.mux(stream.encode(None))
 
 
-def _pick(rng: np.random.Generator, names: list[str] | tuple[str, ...]) -> str:
-    return names[int(rng.integers(len(names)))]
-
-
 def _coverage(distance: Floats, side: np.floating[Any]) -> Floats:
     """The share of each pixel that lies inside: the smooth edge."""
     covered: Floats = np.clip(np.float32(0.5) - distance * side, 0, 1)
@@ -252,9 +94,6 @@ def _blend(canvas: Floats, colour: Floats, opacity: Floats) -> None:
     above = colour if colour.ndim == 1 else colour.reshape(-1, 3)[covered]
     share = opacity.ravel()[covered, None].astype(np.float32)
     flat[covered] = below + share * (above - below)
-
-
-# --- shapes
 
 
 def _outline(shape: str) -> Floats:
@@ -302,7 +141,7 @@ def _distance_table(shape: str) -> Image.Image:
     """Signed distances to a shape of radius one, negative inside, over [-2, 2] each way."""
     axis = np.linspace(-2, 2, 193)
     x, y = np.meshgrid(axis, axis)
-    if shape in _ROUND:
+    if shape in ROUND:
         distance = np.hypot(x, y) - 1.0
         if shape == "ring":
             distance = np.abs(distance + 0.22) - 0.24

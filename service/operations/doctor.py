@@ -28,12 +28,13 @@ from service.config import Settings
 from service.database import catalog, db, generation_rows
 from service.database.db import Database
 from service.domain import Generation, Kind, Picture, Sampling
-from service.embedding import embedder
+from service.embedding import loading
 from service.errors import NotFound, ReelsError, Unavailable
 from service.generations import generations
 from service.index.engines import Follows, follow, kinds, rebuilt
 from service.media import Decoder, Limits
-from service.media.drawing import distinct_scenes, write_clip
+from service.media.drawing import write_clip
+from service.media.scenes import distinct_scenes
 from service.storage import Store, open_store
 
 _SHOWN = 20  # of the same problem; the rest is counted
@@ -332,7 +333,7 @@ def _models(settings: Settings) -> list[Finding]:
 
 def _model(settings: Settings, name: str, precision: str, known: Generation | None) -> Finding:
     try:
-        model = embedder.load(name, device=settings.device, precision=precision, keep=settings.data_dir / "models")
+        model = loading.load(name, device=settings.device, precision=precision, keep=settings.data_dir / "models")
         model.embed_texts(["a word"])
     except ReelsError as error:
         return Finding("model", "problem", str(error), "see `reelsrs config`, or wait for the network")

@@ -34,27 +34,18 @@ from service.errors import InvalidInput, NotFound, NotReady, ReelsError
 from service.index import graph
 from service.index.files import write_whole
 from service.projections import projection
-from service.projections.projection import Fit
+from service.projections.arrays import digest, prefixed, unprefixed
+from service.projections.fits import Fit
+from service.projections.steps import Cancelled, Lost, Steps
 
 log = structlog.get_logger(__name__)
-
 _PLACED_AT_ONCE = 256  # videos; in between, others may use the processor
 _SHAPELESS = 100
 """A map of fewer points has no shape to keep: it is laid out anew each time it has doubled."""
-
 _SENT_KEPT = 4
 _QUALITY_NEIGHBOURS = 15
 _QUALITY_SAMPLE = 1000
-
 Progress = Callable[[float], None]
-
-
-class Cancelled(Exception):
-    """The layout is not wanted any more."""
-
-
-class _Lost(Exception):
-    """What a map was laid out from is not there any more."""
 
 
 class Atlas:
@@ -200,7 +191,7 @@ class Atlas:
             progress(done)
 
         try:
-            self._lay_out(key, owner, _Steps(report))
+            self._lay_out(key, owner, Steps(report))
         except Cancelled:
             raise
         except Exception as error:
@@ -209,14 +200,14 @@ class Atlas:
                 map_jobs.fail(connection, key, owner, str(error) or type(error).__name__)
         self._tidy()
 
-    def _lay_out(self, key: int, owner: str, steps: _Steps) -> None:
+    def _lay_out(self, key: int, owner: str, steps: Steps) -> None:
         with self._db.read() as connection:
             spec = maps.row_by_key(connection, key).spec
             seen = change_log.last_change(connection, spec.generation)
             keys, counts, vectors = self._vectors(connection, spec, catalog.ready_keys(connection, spec.category))
         steps.reached(0.03)
         count = projection.neighbours_needed(spec.method, len(vectors), spec.parameters)
-        basis = _digest(spec, keys, counts, vectors)
+        basis = digest(spec, keys, counts, vectors)
         near = None
         if count:
             self._keep(f"{basis}.npy", lambda file: np.save(file, vectors, allow_pickle=False))
@@ -241,7 +232,7 @@ class Atlas:
         steps.reached(0.97)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {"keys": keys, "counts": counts, "coordinates": fit.coordinates}
-        np.savez(buffer, **arrays, **_prefixed(fit.model))
+        np.savez(buffer, **arrays, **prefixed(fit.model))
         split = np.split(fit.coordinates, np.cumsum(counts)[:-1]) if len(keys) else []
         with self._db.write() as connection:
             if not map_jobs.owns(connection, key, owner):
@@ -330,7 +321,7 @@ class Atlas:
             if len(keys):
                 try:
                     fit, standing = self._standing(connection, spec, basis, model)
-                except _Lost:
+                except Lost:
                     with self._db.write() as writing:
                         map_jobs.queue(writing, key)
                     return True
@@ -360,7 +351,7 @@ class Atlas:
         """The fit of a map, and who among those that it was fitted to is near a vector."""
         with np.load(io.BytesIO(model), allow_pickle=False) as kept:
             arrays = dict(kept)
-        fit = Fit(arrays["coordinates"], _unprefixed(arrays))
+        fit = Fit(arrays["coordinates"], unprefixed(arrays))
         count = projection.neighbours_needed(spec.method, len(fit.coordinates), spec.parameters)
         if "components" in fit.model or not count:
             return fit, lambda vectors: Neighbours(np.zeros((len(vectors), 0), np.int32), vectors[:, :0])
@@ -373,7 +364,7 @@ class Atlas:
             owner = arrays["keys"].repeat(arrays["counts"])
             fit = Fit(fit.coordinates[np.isin(owner, keys)], fit.model)
             if len(matrix) != len(fit.coordinates):  # sampled anew since
-                raise _Lost from None
+                raise Lost from None
             if len(keys) == len(arrays["keys"]):
                 self._keep(f"{basis}.npy", lambda file: np.save(file, matrix, allow_pickle=False))
         return fit, lambda vectors: graph.nearest(matrix, vectors, min(count, len(matrix)))
@@ -411,34 +402,3 @@ class Atlas:
             key = maps.row_by_id(connection, map_id).key
             how(connection, key)
             return maps.by_key(connection, key)
-
-
-class _Steps:
-    """Progress of the parts of a layout as one, told at most a hundred times."""
-
-    def __init__(self, report: Progress) -> None:
-        self._report = report
-        self._told = 0.0
-
-    def reached(self, done: float) -> None:
-        if done >= self._told + 0.01:
-            self._told = done
-            self._report(done)
-
-    def part(self, start: float, end: float) -> Progress:
-        return lambda share: self.reached(start + (end - start) * min(max(share, 0.0), 1.0))
-
-
-def _digest(spec: Spec, keys: Keys, counts: Keys, vectors: Vectors) -> str:
-    found = hashlib.sha256(f"{spec.generation} {spec.kind}".encode())
-    for array in (keys, counts, vectors):
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:32]
-
-
-def _prefixed(model: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {f"model_{name}": array for name, array in model.items()}
-
-
-def _unprefixed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix("model_"): array for name, array in arrays.items() if name.startswith("model_")}

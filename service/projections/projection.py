@@ -9,39 +9,24 @@ outlive a version of the library.
 
 from __future__ import annotations
 
-import math
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.domain import Method, Neighbours, Vectors
 from service.errors import InvalidInput
-
-Parameters = dict[str, int | float]
-Progress = Callable[[float], None]
+from service.projections.by_tsne import fit_tsne, place_tsne
+from service.projections.by_umap import fit_umap, place_umap
+from service.projections.fits import Fit, Parameters, Progress
 
 _FEWEST_FOR_NEIGHBOURS = 5
 _SAME = 1e-3
 """Vectors no further apart are one: half precision leaves two embeddings of one picture this far apart."""
 _CHUNK = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A map of N vectors: coordinates (N, 2) or (N, 3) float32.
-
-    `model` holds what placing needs besides the coordinates: the mean (D,) and the components (dimensions, D) of a
-    map by PCA, which a map of few points is whatever its method; a and b of UMAP's curve; nothing for t-SNE.
-    """
-
-    coordinates: Vectors
-    model: dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +133,9 @@ def fit(
         start = _spread(flat.coordinates) + np.random.default_rng(seed).normal(0, 1e-3, flat.coordinates.shape)
         with _quiet():
             if method == "umap":
-                made = _umap(vectors, start, found, given, seed, progress)
+                made = fit_umap(vectors, start, found, given, seed, progress)
             else:
-                made = Fit(_tsne(start * 1e-4, found, float(given["perplexity"]), seed, progress), {})
+                made = Fit(fit_tsne(start * 1e-4, found, float(given["perplexity"]), seed, progress), {})
     progress(1.0)
     return made
 
@@ -188,9 +173,9 @@ def place(
         raise ValueError(f"{len(vectors)} vectors do not fit neighbours of {neighbours.rows.shape}")
     given = effective(method, parameters)
     if method == "umap":
-        placed = _place_umap(fit, neighbours, int(given["n_neighbors"]), seed)
+        placed = place_umap(fit, neighbours, int(given["n_neighbors"]), seed)
     else:
-        placed = _place_tsne(fit, neighbours)
+        placed = place_tsne(fit, neighbours)
     same = neighbours.distances[:, :1] <= _SAME
     return np.where(same, fit.coordinates[neighbours.rows[:, 0]], placed).astype(np.float32)
 
@@ -256,193 +241,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _with_itself(neighbours: Neighbours) -> Neighbours:
-    """With each point as its own first neighbour, as umap and scikit-learn have it."""
-    itself = np.arange(len(neighbours.rows), dtype=np.int32)[:, None]
-    return Neighbours(np.concatenate([itself, neighbours.rows], axis=1), np.pad(neighbours.distances, ((0, 0), (1, 0))))
-
-
-class _Ticker:
-    """A file for tqdm, umap's only way to say how far it is: it is written percentages."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def write(self, text: str) -> None:
-        """A percentage after a carriage return, or white space that clears a line."""
-        if text.strip():
-            self._progress(float(text) / 100)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-def _umap(
-    vectors: Vectors,
-    start: npt.NDArray[np.float64],
-    neighbours: Neighbours,
-    given: Parameters,
-    seed: int,
-    progress: Progress,
-) -> Fit:
-    import umap
-    from umap.umap_ import find_ab_params
-
-    count, dimensions = start.shape
-    size = min(int(given["n_neighbors"]), count)
-    itself = _with_itself(Neighbours(neighbours.rows[:, : size - 1], neighbours.distances[:, : size - 1]))
-    model = umap.UMAP(
-        n_components=dimensions,
-        n_neighbors=size,
-        min_dist=float(given["min_dist"]),
-        init=start,
-        precomputed_knn=(itself.rows, itself.distances, None),
-        force_approximation_algorithm=True,  # or it would compare few points again itself
-        random_state=seed,
-        n_jobs=1,
-        tqdm_kwds={"disable": False, "file": _Ticker(progress), "bar_format": "{percentage}", "miniters": 1},
-    )
-    coordinates = np.asarray(model.fit_transform(vectors), np.float32)
-    a, b = find_ab_params(1.0, float(given["min_dist"]))  # as the model has just done
-    return Fit(coordinates, {"a": np.array(a), "b": np.array(b)})
-
-
-def _tsne(
-    start: npt.NDArray[np.float64], neighbours: Neighbours, perplexity: float, seed: int, progress: Progress
-) -> Vectors:
-    count, dimensions = start.shape
-    perplexity = min(perplexity, (count - 1) / 3)
-    # Over few points threads wait for each other, busily, longer than they compute.
-    threads = 1 if count < 5000 else os.cpu_count() or 1
-    if dimensions == 3:
-        from scipy.sparse import csr_matrix
-        from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
-
-        itself = _with_itself(neighbours)  # scikit-learn takes the nearest out as the point, whatever it is
-        order = np.argsort(itself.rows, axis=1)
-        graph = csr_matrix(
-            (
-                np.take_along_axis(itself.distances, order, axis=1).ravel(),
-                np.take_along_axis(itself.rows, order, axis=1).ravel(),
-                np.arange(0, itself.rows.size + 1, itself.rows.shape[1]),
-            ),
-            shape=(count, count),
-        )
-        model = TSNE(
-            3,
-            perplexity=perplexity,
-            metric="precomputed",
-            init=start.astype(np.float32),
-            learning_rate=min(max(count / 48, 50), count / 12),  # its own, at least 50, throws a few hundred apart
-            random_state=seed,
-        )
-        with threadpool_limits(threads):
-            return np.asarray(model.fit_transform(graph), np.float32)
-    from openTSNE import TSNE as Interpolated
-    from openTSNE.affinity import PerplexityBasedNN
-    from openTSNE.nearest_neighbors import PrecomputedNeighbors
-
-    k = max(int(3 * perplexity), 1)
-    index = PrecomputedNeighbors(neighbours.rows[:, :k], neighbours.distances[:, :k])
-    affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=index, n_jobs=threads)
-    done = 0
-
-    def tick(*_: object) -> None:
-        nonlocal done
-        done += 10
-        progress(done / 750)
-
-    model = Interpolated(n_jobs=threads, random_state=seed, callbacks=tick, callbacks_every_iters=10)
-    return np.asarray(model.fit(affinities=affinities, initialization=start), np.float32)
-
-
-def _place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
-    """As umap's transform: 100 epochs, a quarter of its learning rate, 5 negative samples an edge."""
-    epochs, negatives = 100, 5
-    a, b = float(fit.model["a"]), float(fit.model["b"])
-    distances = neighbours.distances[:, :size].astype(np.float64)
-    rows, placed = neighbours.rows[:, :size], fit.coordinates.astype(np.float64)
-    strengths = np.exp(-distances / _bandwidths(distances, math.log2(max(size, 2))))
-    strengths /= strengths.max(axis=1, keepdims=True)
-    at = (placed[rows] * (strengths / strengths.sum(axis=1, keepdims=True))[:, :, None]).sum(axis=1)
-    rng = np.random.default_rng(seed)
-    for epoch in range(1, epochs):
-        rate = 0.25 * (1 - epoch / epochs)
-        # An edge of strength s is used in every 1/s-th epoch.
-        due = np.floor(epoch * strengths) > np.floor((epoch - 1) * strengths)
-        due &= strengths >= 1 / epochs
-        others = rng.integers(len(placed), size=(rows.shape[1], negatives))  # the same for every new point
-        for edge in range(rows.shape[1]):
-            step = at - placed[rows[:, edge]]
-            square = (step**2).sum(axis=1, keepdims=True)
-            safe = np.maximum(square, 1e-12)
-            pull = np.clip(-2 * a * b * safe ** (b - 1) / (1 + a * safe**b) * step, -4, 4)
-            moved = at + rate * pull
-            for other in others[edge]:
-                step = moved - placed[other]
-                square = (step**2).sum(axis=1, keepdims=True)
-                moved = moved + rate * np.clip(2 * b / ((0.001 + square) * (1 + a * square**b)) * step, -4, 4)
-            at = np.where(due[:, edge, None], moved, at)
-    return np.asarray(at, dtype=np.float32)
-
-
-def _bandwidths(distances: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.float64]:
-    """(M, 1) by bisection: the width with which the memberships of all but the nearest sum to `target`."""
-    low, high = np.zeros((len(distances), 1)), np.full((len(distances), 1), 1e3)
-    for _ in range(64):
-        middle = (low + high) / 2
-        enough = np.exp(-distances[:, 1:] / middle).sum(axis=1, keepdims=True) > target
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    floor = 1e-3 * distances.mean(axis=1, keepdims=True)
-    return np.asarray(np.maximum((low + high) / 2, np.maximum(floor, 1e-12)))
-
-
-def _place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
-    """The minimum of t-SNE's cost of each point with the rest held still, from the median of its neighbours.
-
-    Perplexity, exaggeration and start are openTSNE's for new points. It follows the gradient on a grid for many points
-    at once; here one point has two unknowns and an exact gradient, and a quasi-Newton method is there in some twenty
-    steps.
-    """
-    from scipy.optimize import minimize
-
-    perplexity, exaggeration = 5.0, 1.5
-    x, y = (np.ascontiguousarray(axis, np.float32) for axis in fit.coordinates.T)
-
-    def cost(at: npt.NDArray[np.float64], its: Vectors, attraction: Vectors) -> tuple[float, npt.NDArray[np.float64]]:
-        # log Z + e sum_j p_j log(1 + d_j^2), and its gradient.
-        steps = at - its
-        near = 1 + (steps**2).sum(axis=1)
-        dx, dy = np.float32(at[0]) - x, np.float32(at[1]) - y
-        weights = 1 / (1 + dx * dx + dy * dy)
-        total = weights.sum(dtype=np.float64)
-        weights *= weights
-        repulsion = np.array([weights @ dx, weights @ dy], np.float64) / total
-        value = float(attraction @ np.log(near) + np.log(total))
-        return value, 2 * ((attraction / near) @ steps - repulsion)
-
-    placed = np.empty((len(neighbours.rows), 2))
-    squares = neighbours.distances[:, : int(3 * perplexity)].astype(np.float64) ** 2
-    strengths = _affinities(squares, min(perplexity, squares.shape[1] / 3))
-    for number, rows in enumerate(neighbours.rows):
-        start = np.median(fit.coordinates[rows[:25]].astype(np.float64), axis=0)
-        its = fit.coordinates[rows[: squares.shape[1]]].astype(np.float64)
-        placed[number] = minimize(cost, start, (its, exaggeration * strengths[number]), "L-BFGS-B", jac=True).x
-    return placed.astype(np.float32)
-
-
-def _affinities(squares: npt.NDArray[np.float64], perplexity: float) -> npt.NDArray[np.float64]:
-    """(M, k) that sum to 1 in each row, by bisection for the Gaussian whose entropy is that of `perplexity`."""
-    squares = squares - squares[:, :1]
-    low, high = np.full((len(squares), 1), -20.0), np.full((len(squares), 1), 20.0)
-    for _ in range(64):
-        middle = (low + high) / 2
-        weights = np.exp(-squares * np.exp(middle))
-        weights /= weights.sum(axis=1, keepdims=True)
-        entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1, keepdims=True)
-        wide = entropy > math.log(perplexity)
-        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-    return np.asarray(weights)

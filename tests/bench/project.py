@@ -120,7 +120,8 @@ import sys, time
 started = time.perf_counter()
 import numpy as np
 from service.index import graph
-from service.projections.projection import Fit, neighbours_needed, place
+from service.projections.fits import Fit
+from service.projections.projection import neighbours_needed, place
 path, into, method = sys.argv[1:]
 vectors, saved = np.load(path, mmap_mode="r"), dict(np.load(into))
 made = Fit(saved.pop("coordinates"), saved)

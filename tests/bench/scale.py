@@ -28,7 +28,8 @@ from service.database import db
 from service.database.db import Database
 from service.domain import Sampling
 from service.ingestion.ingest import describe
-from service.media.drawing import distinct_scenes, write_clip
+from service.media.drawing import write_clip
+from service.media.scenes import distinct_scenes
 from service.runtime import Runtime
 from tests.backends import ObjectStore, PostgreSQL
 from tests.bench.model_patch import stand_in

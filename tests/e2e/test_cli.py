@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from service import __version__
-from service.media.drawing import distinct_scenes, draw_frame
+from service.media.drawing import draw_frame
+from service.media.scenes import distinct_scenes
 from tests.support.cli import reelsrs, run
 
 

@@ -26,7 +26,9 @@ import torch
 from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
 from service.database.db import Database
 from service.domain import Embeddings, Generation
-from service.embedding.embedder import Embedder, Tower, load
+from service.embedding.embedder import Embedder
+from service.embedding.loading import load
+from service.embedding.towers import Tower
 from service.errors import Unavailable
 from service.index.compressed import CompressedIndex
 from service.index.follower import Follower

@@ -18,8 +18,9 @@ from service.database.maps import Embedding, Map
 from service.domain import Embeddings, Generation
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingestion.ingest import Ingest
-from service.projections.atlas import Atlas, Cancelled
+from service.projections.atlas import Atlas
 from service.projections.projection import Method
+from service.projections.steps import Cancelled
 from service.vectors import aggregate, normalise
 from tests.support.rows import add_row
 

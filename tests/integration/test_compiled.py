@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from service.embedding import compiled
-from service.embedding.embedder import Embedder, load
+from service.embedding.embedder import Embedder
+from service.embedding.loading import load
 from service.errors import ConfigurationError
 from tests.support.checkpoints import small_vit
 from tests.support.processes import CHILD_ENVIRONMENT

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from service.domain import Picture, Sampling
-from service.embedding import embedder
-from service.embedding.embedder import BATCH, TINY, Embedder, choose_device, load
+from service.embedding import loading
+from service.embedding.devices import choose_device
+from service.embedding.embedder import BATCH, Embedder
+from service.embedding.loading import TINY, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.media import Limits, sample
 from tests.support.clips import ClipMaker
@@ -238,7 +240,7 @@ def test_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedder, "getproxies", dict)
+    monkeypatch.setattr(loading, "getproxies", dict)
     with pytest.raises(ModelUnavailable) as caught:
         load("ViT-B-32-256/datacomp_s34b_b86k", device="cpu")
     said = str(caught.value)

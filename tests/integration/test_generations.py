@@ -14,7 +14,8 @@ import pytest
 
 from service.database import catalog, vector_rows
 from service.domain import Picture, Sampling, Video, Weights
-from service.embedding.embedder import TINY, Embedder
+from service.embedding.embedder import Embedder
+from service.embedding.loading import TINY
 from service.errors import NotReady, Unavailable, Undecodable
 from service.generations import generations
 from service.runtime import Runtime

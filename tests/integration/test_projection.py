@@ -15,16 +15,8 @@ import pytest
 from service.domain import Neighbours
 from service.errors import InvalidInput
 from service.index import graph
-from service.projections.projection import (
-    Fit,
-    Method,
-    effective,
-    fit,
-    neighbours_needed,
-    place,
-    placeable,
-    quality,
-)
+from service.projections.fits import Fit
+from service.projections.projection import Method, effective, fit, neighbours_needed, place, placeable, quality
 from service.vectors import normalise
 from tests.support.paths import ROOT
 from tests.support.processes import CHILD_ENVIRONMENT

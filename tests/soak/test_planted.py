@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from service.domain import Sampling, Weights
-from service.media.drawing import Scene, distinct_scenes, draw_frame
+from service.media.drawing import draw_frame
+from service.media.scenes import Scene, distinct_scenes
 from service.operations.folder import FolderImport, scan
 from service.runtime import Runtime
 from tests.support.queries import like

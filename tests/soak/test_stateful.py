@@ -20,7 +20,8 @@ from schemathesis.specs.openapi.checks import ignored_auth, positive_data_accept
 
 from service.embedding.embedder import Embedder
 from service.media import Decoder
-from service.media.drawing import distinct_scenes, write_clip
+from service.media.drawing import write_clip
+from service.media.scenes import distinct_scenes
 from tests.support.library import settings_for
 from tests.support.openapi import document
 from tests.support.server import logged, serving_here

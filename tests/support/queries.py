@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from service.domain import Weights
+from service.search.answers import Answer
 from service.search.question import Example, Like, Question
-from service.search.recommend import Answer, Recommender
+from service.search.recommend import Recommender
 
 
 def like_video(recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any) -> Answer:

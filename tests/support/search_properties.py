@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.media.drawing import distinct_scenes, draw_frame
+from service.media.drawing import draw_frame
+from service.media.scenes import distinct_scenes
 from tests.support.clips import ClipMaker, numbered, quarters
 from tests.support.oracle import best, same, score
 from tests.support.rest import items, upload

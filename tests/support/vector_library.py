@@ -19,7 +19,8 @@ from service.domain import Generation, Weights
 from service.index.engines import Follows
 from service.index.follower import EXACT_UP_TO, Follower
 from service.index.milvus import MilvusFollower
-from service.search.recommend import Answer, Recommender
+from service.search.answers import Answer
+from service.search.recommend import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same
 from tests.support.rows import add_row

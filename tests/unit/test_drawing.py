@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from service.media.drawing import CATEGORIES, Scene, distinct_scenes, draw_frame, random_scene, write_clip
+from service.media.drawing import draw_frame, write_clip
+from service.media.scenes import CATEGORIES, Scene, distinct_scenes, random_scene
 
 
 def scene(**changes: object) -> Scene:

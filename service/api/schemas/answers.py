@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 from service.api.schemas.examples import HIT, SHORT, examples
 from service.api.schemas.videos import VideoSummary
 from service.domain import Fusion
+from service.search.answers import Answer as DomainAnswer
+from service.search.answers import Hit as DomainHit
 from service.search.duplicates import Duplicate as DomainDuplicate
-from service.search.recommend import Answer as DomainAnswer
-from service.search.recommend import Hit as DomainHit
 
 
 class Breakdown(BaseModel):

@@ -33,7 +33,8 @@ from service.database.db import Database
 from service.domain import Categories, Generation, Kind
 from service.domain import Vectors as Matrix
 from service.errors import ReelsError, Unavailable
-from service.index.follower import EXACT_UP_TO, differences
+from service.index.differences import differences
+from service.index.follower import EXACT_UP_TO
 from service.index.milvus.batch import BATCH, Batch, video_of
 from service.index.milvus.collections import Collections
 from service.index.milvus.connection import SECONDS, reached, require

@@ -1,0 +1,117 @@
+"""What an operator sees of each request: an id, a log line, figures."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.app import log
+from service.database import catalog, jobs
+from service.errors import ReelsError
+from service.runtime import Runtime
+
+_METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
+# Of every answer that does not say otherwise: what a browser is not to do with it.
+_CAUTION = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class Metrics(Collector):
+    """Figures of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "reelsrs_http_requests",
+            "requests answered",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "reelsrs_http_request_seconds", "time to answer", ["method", "route"], registry=self.registry
+        )
+        self._runtime: Runtime | None = None
+
+    def watch(self, runtime: Runtime) -> None:
+        """Report the state of the library too, read when it is asked for."""
+        if self._runtime is None:
+            self.registry.register(self)
+        self._runtime = runtime
+
+    def collect(self) -> Iterable[Any]:
+        """Gauges, from the database and the index."""
+        if self._runtime is None:
+            return
+        with self._runtime.db.read() as connection:
+            counts, depth, age = catalog.status_counts(connection), jobs.depth(connection), jobs.age(connection)
+        videos_by_status = GaugeMetricFamily("reelsrs_videos", "videos by status", labels=["status"])
+        for status in ("queued", "processing", "ready", "failed"):
+            videos_by_status.add_metric([status], counts.get(status, 0))
+        yield videos_by_status
+        yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
+        yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
+        with suppress(ReelsError):  # vectors that are away take no other figure along
+            with self._runtime.follower.current() as (index, _):
+                size = len(index)
+            yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
+
+
+class Observed:
+    """Gives every request an id, a log line and its place in the metrics, and every answer its security headers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope["request_id"] = secrets.token_hex(8)
+        # Until there is another: the client went away before it was answered, which nginx counts as 499.
+        started, status = time.perf_counter(), 499
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                said = {name for name, _ in message["headers"]}
+                caution = ((name, value) for name, value in _CAUTION.items() if name not in said)
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *caution]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                status = 500
+                raise
+            finally:
+                seconds = time.perf_counter() - started
+                route = getattr(scope.get("route"), "path", "none")
+                # A client may make up methods; each would be a series of its own for ever.
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._metrics.requests.labels(method, route, str(status)).inc()
+                self._metrics.seconds.labels(method, route).observe(seconds)
+                if route not in ("/livez", "/readyz", "/metrics"):
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        milliseconds=round(seconds * 1000, 1),
+                    )

@@ -1,0 +1,122 @@
+"""Errors as application/problem+json, after RFC 9457."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from service import errors, faults
+from service.api.app import log
+from service.api.schemas import FieldError, Problem
+from service.errors import ReelsError
+
+STATUSES: dict[type[ReelsError], int] = {
+    errors.InvalidInput: 422,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.NotReady: 409,
+    errors.TooLarge: 413,
+    errors.TooSlow: 408,
+    errors.Undecodable: 415,
+    errors.Overloaded: 429,
+    errors.Unavailable: 503,
+    errors.StorageFull: 507,
+    errors.InternalError: 500,
+    errors.ConfigurationError: 503,
+}
+
+
+def document_problems(app: FastAPI) -> None:
+    """FastAPI documents an error as of the same media type as the answer; it is application/problem+json."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            late = {
+                "408": {"description": "the body came too slowly", "content": schema},
+                "413": {"description": "the body is larger than is taken", "content": schema},
+            }
+            for verbs in generate()["paths"].values():
+                for operation in verbs.values():
+                    if "requestBody" in operation:  # the guard reads it, or cuts it off
+                        operation["responses"] = {**late, **operation["responses"]}
+                    for answer in operation["responses"].values():
+                        for content in answer.get("content", {}).values():
+                            if content.get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                                answer["content"] = {"application/problem+json": content}
+                                break
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def on_reels_error(request: Request, error: Exception) -> Response:
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    headers = {}
+    wrong = None
+    if status in (429, 503):
+        headers["Retry-After"] = str(getattr(error, "retry_after_seconds", 5))
+    if isinstance(error, errors.InvalidInput):
+        wrong = [FieldError(field=error.field, message=error.message)]
+    video_status = error.status if isinstance(error, errors.NotReady) and error.kind == "video" else None
+    return _problem(request, status, str(error), headers=headers, wrong=wrong, video_status=video_status)
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = []
+    for item in error.errors():
+        # ("query", "k") and ("body", "query"): where it stood says less than what it is called.
+        field = ".".join(str(part) for part in item["loc"][1:] if not isinstance(part, int)) or str(item["loc"][0])
+        wrong.append(FieldError(field=field, message=item["msg"]))
+    detail = "; ".join(f"{one.field}: {one.message}" for one in wrong)
+    return _problem(request, 422, detail, wrong=wrong)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, (ValueError, RecursionError)):  # a body that is no text, or nested without end
+        wrong = [FieldError(field="body", message="must be JSON in UTF-8")]
+        return _problem(request, 422, "body: must be JSON in UTF-8", wrong=wrong)
+    return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def on_os_error(request: Request, error: Exception) -> Response:
+    # The files that are sent are opened by the framework: too many of them, say, is nobody's mistake.
+    fault = faults.of(error, "the file cannot be read now")
+    return await (on_bug(request, error) if fault is None else on_reels_error(request, fault))
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", path=request.url.path, exc_info=error)
+    return _problem(request, 500, "something went wrong inside the service; its log says what")
+
+
+def _problem(
+    request: Request,
+    status: int,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    wrong: list[FieldError] | None = None,
+    video_status: str | None = None,
+) -> Response:
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        request_id=request.scope.get("request_id", ""),
+        errors=wrong,
+        video_status=video_status,
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
+    )

@@ -1,0 +1,48 @@
+"""Where a model runs, and in which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.embedding import compiled
+from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    pass
+
+
+def choose_device(device: str, precision: str) -> tuple[str, str, str]:
+    """(device, precision, reason): `auto` takes CUDA, then MPS, then the CPU; half precision on CUDA.
+
+    Raises ConfigurationError for a device that this machine does not have.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if precision == "int8":
+        if device not in ("auto", "cpu", "openvino"):
+            raise ConfigurationError(f"REELSRS_PRECISION: int8 is for the CPU, not for {device}")
+        device, reason = "openvino", "8 bits are OpenVINO's"
+    else:
+        reason = "the setting says so"
+    if device == "auto":
+        chosen = "cuda" if cuda else "mps" if mps else "cpu"
+        reason = {
+            "cuda": "a CUDA device is there",
+            "mps": "there is no CUDA device, but Apple's Metal is there",
+            "cpu": "there is neither a CUDA device nor Apple's Metal",
+        }[chosen]
+    else:
+        chosen = device
+        number = int(device.partition(":")[2] or 0)
+        if device.startswith("cuda") and (not cuda or number >= torch.cuda.device_count()):
+            raise ConfigurationError(f"REELSRS_DEVICE: {device} is not there; torch sees no such CUDA device")
+        if device == "mps" and not mps:
+            raise ConfigurationError("REELSRS_DEVICE: mps is not there; torch sees no Metal device")
+    if precision == "auto":
+        precision = "float16" if chosen.startswith("cuda") else "float32"
+    if chosen == "openvino":
+        compiled.require()
+        if precision not in ("float32", "int8"):
+            raise ConfigurationError(f"REELSRS_PRECISION: with OpenVINO float32 or int8, not {precision}")
+    return chosen, precision, reason

@@ -1,0 +1,66 @@
+"""The two halves of a CLIP as functions of arrays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Tower = Callable[[npt.NDArray[Any]], Any]
+"""Takes a batch (N, ...), gives (N, D), a tensor or an array, not normalised."""
+
+
+def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
+    """The two halves of a CLIP as modules: (N, H, W, 3) uint8 pictures, and (N, context) tokens, to (N, D)."""
+    import torch
+
+    class See(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = model
+            self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor(preprocessing["std"]).view(1, 3, 1, 1))
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            scaled = pictures.permute(0, 3, 1, 2).float() / 255
+            mean, std = self.get_buffer("mean"), self.get_buffer("std")
+            normalised = ((scaled - mean) / std).to(self.clip.logit_scale.dtype)
+            return self.clip.encode_image(normalised)  # type: ignore[no-any-return]
+
+    class Read(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = model
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.clip.encode_text(tokens)  # type: ignore[no-any-return]
+
+    return See().eval(), Read().eval()
+
+
+def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
+    """Run a batch (N, ...) through a tower on a device; return (N, D), not normalised."""
+    import torch
+
+    batch = torch.from_numpy(inputs)
+    if device.startswith("cuda"):
+        batch = batch.pin_memory()  # copied while the device still works on the batch before
+    output: torch.Tensor = tower(batch.to(device, non_blocking=True))
+    return output
+
+
+def traced(module: Any, inputs: npt.NDArray[Any]) -> Any:
+    """The module as a torch.jit.ScriptModule, as these inputs go through it."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # No check of the trace: it would compare the names that open_clip's classes get, and those differ.
+        return torch.jit.trace(  # type: ignore[no-untyped-call]
+            module, torch.from_numpy(inputs[:2]), check_trace=False
+        )

@@ -1,0 +1,24 @@
+"""An index held against the rows that it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.domain import Entries, Keys
+
+
+def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
+    """Of rows of an index and those of the database, in this order by key."""
+    keys = theirs.keys[order]
+    if not np.array_equal(mine.keys, keys):
+        odd = sorted({*mine.keys.tolist()} ^ {*keys.tolist()}) or sorted({*keys.tolist()})
+        return [f"the index and the database differ in the rows of video {key}" for key in odd]
+    wrong = mine.captioned != theirs.captioned[order]
+    wrong |= (mine.pictures != theirs.pictures[order]).any(axis=1)
+    if mine.captions is not None and theirs.captions is not None:
+        wrong |= (mine.captions != theirs.captions[order]).any(axis=1)
+    names = np.array([mine.categories[n] != theirs.categories[place] for n, place in enumerate(order)], dtype=np.bool_)
+    return [
+        *(f"the index has other vectors of video {key}" for key in dict.fromkeys(keys[wrong].tolist())),
+        *(f"the index has another category of video {key}" for key in dict.fromkeys(keys[names].tolist())),
+    ]

@@ -1,0 +1,33 @@
+"""Work on parts of an array, on every core."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import faiss
+
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    # One query is spread over the cores by its segments; FAISS must not start threads of its own in each.
+    return ThreadPoolExecutor(os.cpu_count(), "scan", initializer=lambda: faiss.omp_set_num_threads(1))
+
+
+def spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
+    """What `do` makes of each part, a share of them in each thread: handing over parts one by one costs more."""
+    threads = min(os.cpu_count() or 1, len(parts))
+    if threads < 2:
+        faiss.omp_set_num_threads(1)
+        return [do(part) for part in parts]
+    shares = _pool().map(lambda n: [do(part) for part in parts[n::threads]], range(threads))
+    results: list[Any] = [None] * len(parts)
+    for n, share in enumerate(shares):
+        results[n::threads] = share
+    return results

@@ -1,0 +1,198 @@
+"""What the decoder's process does: it answers, one after another, what it is asked through a pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from service.domain import Picture, Sampling
+from service.errors import InternalError, InvalidInput, ReelsError, Undecodable
+from service.media.container import Limits, probe
+from service.media.fingerprint import fingerprint
+from service.media.jail import confine
+from service.media.sampling import sample, still
+
+_COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
+RANGE_BYTES = 1 << 20  # fetched at a time where a clip lies elsewhere
+# What code raises that is wrong. Anything else that a decoder raises is taken for the file's doing: libraries meet
+# bytes that nobody thought of with errors of arithmetic, lookup or value.
+_MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+
+
+def serve(pipe: Connection) -> None:
+    """Answer requests until the parent closes the pipe or dies."""
+    # Ctrl-C on a terminal reaches the whole group; the parent decides when its children end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        # The model's threads wait for each other: one that has to share its core with a decoder holds up all of them.
+        os.nice(_COURTESY)
+    try:
+        _load_all()
+        gc.collect()
+        gc.freeze()  # what stays need not be looked through after every clip
+        unconfined = confine()
+    except Exception as error:
+        pipe.send_bytes(json.dumps(_told(error)).encode())
+        return
+    pipe.send_bytes(json.dumps({}).encode())
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+            size_bytes = request["size_bytes"]
+            file = _handed_over(pipe) if size_bytes is None else _elsewhere(pipe, size_bytes)
+        except (EOFError, OSError):
+            return
+        limits, threads = Limits(**request["limits"]), request["threads"]
+        try:
+            with file:
+                header, blobs = _answer(request, file, limits, threads)
+        except ReelsError as error:
+            header, blobs = _to_wire(error), []
+        except MemoryError:
+            header, blobs = _to_wire(Undecodable("decoding this file needs more memory than is allowed")), []
+        except Exception as error:
+            header, blobs = {**_told(error), "mistake": isinstance(error, _MISTAKES)}, []
+        pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unconfined}).encode())
+        for blob in blobs:
+            pipe.send_bytes(blob)
+        header, blobs = {}, []
+        _give_back_memory()
+
+
+def _load_all() -> None:
+    """Libraries load parts of themselves when they are needed, which in the jail they cannot: do everything once."""
+    import importlib
+    import io
+    import pkgutil
+
+    import av
+    from PIL import Image
+
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    av.logging.set_level(None)
+    Image.init()
+    clip, picture = io.BytesIO(), io.BytesIO()
+    grey = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    pixels = np.stack([grey] * 3, axis=2)
+    with av.open(clip, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=64, height=64)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode(None))
+    Image.fromarray(pixels).save(picture, "JPEG")
+    common = {"picture": asdict(Picture(32, 32)), "sampling": asdict(Sampling(2)), "keyframes": False}
+    for do, file in (("probe", clip), ("sample", clip), ("fingerprint", clip), ("picture", picture)):
+        _answer({"do": do, **common}, io.BytesIO(file.getvalue()), Limits(60, 64 * 64), 1)
+
+
+def _answer(
+    request: dict[str, Any], file: BinaryIO, limits: Limits, threads: int
+) -> tuple[dict[str, Any], list[bytes]]:
+    if request["do"] == "probe":
+        return {"probe": asdict(probe(file, limits))}, []
+    if request["do"] == "fingerprint":
+        return {}, [pictures.tobytes() for pictures in fingerprint(file, limits, threads=threads).pictures]
+    picture = Picture(**request["picture"])
+    if request["do"] == "picture":
+        return {}, [still(file, picture, limits).tobytes()]
+    sampling = Sampling(**request["sampling"])
+    sampled = sample(file, sampling, picture, limits, keyframes=request["keyframes"], threads=threads)
+    header = {"probe": asdict(sampled.probe), "times": sampled.times.tolist()}
+    return header, [sampled.pixels.tobytes(), *sampled.jpegs]
+
+
+def hand_over(pipe: Connection, file: BinaryIO, pid: int) -> None:
+    handle = file.fileno()
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = msvcrt.get_osfhandle(handle)
+    reduction.send_handle(pipe, handle, pid)
+
+
+def _handed_over(pipe: Connection) -> BinaryIO:
+    handle = reduction.recv_handle(pipe)
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)
+    return os.fdopen(handle, "rb")
+
+
+def _elsewhere(pipe: Connection, size_bytes: int) -> BinaryIO:
+    return io.BufferedReader(_Elsewhere(pipe, size_bytes), RANGE_BYTES)
+
+
+class _Elsewhere(io.RawIOBase):
+    """Bytes that the parent fetches, range by range."""
+
+    def __init__(self, pipe: Connection, size_bytes: int) -> None:
+        self._pipe = pipe
+        self._size_bytes = size_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size_bytes}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "before the beginning")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at >= self._size_bytes:
+            return 0
+        self._pipe.send_bytes(json.dumps({"read": self._at}).encode())
+        data = self._pipe.recv_bytes()[: len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _give_back_memory() -> None:
+    """What a clip took, to the system. A container and its streams refer to each other, so their frames stay until the
+    collector happens by, some megabytes a clip; and the allocator keeps what was freed."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # glibc alone has it, and needs it
+        trim(0)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+def _to_wire(error: ReelsError) -> dict[str, Any]:
+    if isinstance(error, InvalidInput):
+        return {"error": error.message, "field": error.field}
+    return {"error": str(error)}
+
+
+def from_wire(header: dict[str, Any]) -> ReelsError:
+    if "field" in header:
+        return InvalidInput(header["field"], header["error"])
+    if "mistake" in header:
+        if header["mistake"]:
+            return InternalError(f"the decoder failed: {header['error']}")
+        return Undecodable(f"the file cannot be decoded: {header['error']}")
+    return Undecodable(header["error"])

@@ -1,0 +1,97 @@
+"""Maps by UMAP (McInnes, Healy, Melville, 2018)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import Neighbours, Vectors
+from service.projections.fits import Fit, Parameters, Progress, with_itself
+
+
+class _Ticker:
+    """A file for tqdm, umap's only way to say how far it is: it is written percentages."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def write(self, text: str) -> None:
+        """A percentage after a carriage return, or white space that clears a line."""
+        if text.strip():
+            self._progress(float(text) / 100)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def fit_umap(
+    vectors: Vectors,
+    start: npt.NDArray[np.float64],
+    neighbours: Neighbours,
+    given: Parameters,
+    seed: int,
+    progress: Progress,
+) -> Fit:
+    import umap
+    from umap.umap_ import find_ab_params
+
+    count, dimensions = start.shape
+    size = min(int(given["n_neighbors"]), count)
+    itself = with_itself(Neighbours(neighbours.rows[:, : size - 1], neighbours.distances[:, : size - 1]))
+    model = umap.UMAP(
+        n_components=dimensions,
+        n_neighbors=size,
+        min_dist=float(given["min_dist"]),
+        init=start,
+        precomputed_knn=(itself.rows, itself.distances, None),
+        force_approximation_algorithm=True,  # or it would compare few points again itself
+        random_state=seed,
+        n_jobs=1,
+        tqdm_kwds={"disable": False, "file": _Ticker(progress), "bar_format": "{percentage}", "miniters": 1},
+    )
+    coordinates = np.asarray(model.fit_transform(vectors), np.float32)
+    a, b = find_ab_params(1.0, float(given["min_dist"]))  # as the model has just done
+    return Fit(coordinates, {"a": np.array(a), "b": np.array(b)})
+
+
+def place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
+    """As umap's transform: 100 epochs, a quarter of its learning rate, 5 negative samples an edge."""
+    epochs, negatives = 100, 5
+    a, b = float(fit.model["a"]), float(fit.model["b"])
+    distances = neighbours.distances[:, :size].astype(np.float64)
+    rows, placed = neighbours.rows[:, :size], fit.coordinates.astype(np.float64)
+    strengths = np.exp(-distances / _bandwidths(distances, math.log2(max(size, 2))))
+    strengths /= strengths.max(axis=1, keepdims=True)
+    at = (placed[rows] * (strengths / strengths.sum(axis=1, keepdims=True))[:, :, None]).sum(axis=1)
+    rng = np.random.default_rng(seed)
+    for epoch in range(1, epochs):
+        rate = 0.25 * (1 - epoch / epochs)
+        # An edge of strength s is used in every 1/s-th epoch.
+        due = np.floor(epoch * strengths) > np.floor((epoch - 1) * strengths)
+        due &= strengths >= 1 / epochs
+        others = rng.integers(len(placed), size=(rows.shape[1], negatives))  # the same for every new point
+        for edge in range(rows.shape[1]):
+            step = at - placed[rows[:, edge]]
+            square = (step**2).sum(axis=1, keepdims=True)
+            safe = np.maximum(square, 1e-12)
+            pull = np.clip(-2 * a * b * safe ** (b - 1) / (1 + a * safe**b) * step, -4, 4)
+            moved = at + rate * pull
+            for other in others[edge]:
+                step = moved - placed[other]
+                square = (step**2).sum(axis=1, keepdims=True)
+                moved = moved + rate * np.clip(2 * b / ((0.001 + square) * (1 + a * square**b)) * step, -4, 4)
+            at = np.where(due[:, edge, None], moved, at)
+    return np.asarray(at, dtype=np.float32)
+
+
+def _bandwidths(distances: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.float64]:
+    """(M, 1) by bisection: the width with which the memberships of all but the nearest sum to `target`."""
+    low, high = np.zeros((len(distances), 1)), np.full((len(distances), 1), 1e3)
+    for _ in range(64):
+        middle = (low + high) / 2
+        enough = np.exp(-distances[:, 1:] / middle).sum(axis=1, keepdims=True) > target
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    floor = 1e-3 * distances.mean(axis=1, keepdims=True)
+    return np.asarray(np.maximum((low + high) / 2, np.maximum(floor, 1e-12)))
