@@ -14,10 +14,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.app import log
 from service.database import catalog, jobs
 from service.errors import ReelsError
 from service.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
 # Of every answer that does not say otherwise: what a browser is not to do with it.

@@ -5,15 +5,18 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from service import errors, faults
-from service.api.app import log
 from service.api.schemas import FieldError, Problem
 from service.errors import ReelsError
+
+log = structlog.get_logger(__name__)
+
 
 STATUSES: dict[type[ReelsError], int] = {
     errors.InvalidInput: 422,

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import structlog
+
 from service.errors import ConfigurationError, ModelUnavailable
 
 if TYPE_CHECKING:
     import torch
 from service.embedding.devices import choose_device
-from service.embedding.embedder import Embedder, log
+from service.embedding.embedder import Embedder
+
+log = structlog.get_logger(__name__)
+
 
 TINY = Path(__file__).parent / "tiny"
 

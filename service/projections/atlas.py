@@ -35,7 +35,7 @@ from service.index import graph
 from service.index.files import write_whole
 from service.projections import projection
 from service.projections.arrays import digest, prefixed, unprefixed
-from service.projections.fits import Fit
+from service.projections.fits import Fit, Progress
 from service.projections.steps import Cancelled, Lost, Steps
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,6 @@ _SHAPELESS = 100
 _SENT_KEPT = 4
 _QUALITY_NEIGHBOURS = 15
 _QUALITY_SAMPLE = 1000
-Progress = Callable[[float], None]
 
 
 class Atlas:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.projections.atlas import Progress
+from service.projections.fits import Progress
 
 
 class Cancelled(Exception):

@@ -29,7 +29,7 @@ from service.index.engines import Follows
 from service.search.answers import Answer, Hit, Moment, Part
 from service.search.question import MAX_DEPTH, Cursor, Question
 from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
-from service.search.scoring import EXTRA, Found, Search, Target, below, margin_of, similarities_of, where_of
+from service.search.scoring import EXTRA, Found, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
 
 _FRAMES_PER_MOMENT = 4
 _LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
