@@ -14,20 +14,17 @@ import structlog
 from service.config import Settings
 from service.database import db, generation_rows
 from service.database.db import Database
-from service.domain import Generation, Kind
+from service.domain import Generation
 from service.embedding import loading
 from service.embedding.embedder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.generations import generations
 from service.generations.generations import State
 from service.generations.reembed import Reembedding
-from service.index.engines import Follows, follow
 from service.ingestion.ingest import Ingest
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
-from service.search.duplicates import Duplicates
-from service.search.examples import Examples
-from service.search.recommend import Recommender
+from service.serving import Serving
 from service.storage import open_store
 from service.timing import Timing
 
@@ -120,7 +117,7 @@ class Runtime:
             self.db,
             self.files,
             self.decoder,
-            self.embedder,
+            lambda: self.serving.embedder(),  # noqa: PLW0108  another model may have taken over
             max_upload_bytes=self.settings.max_upload_bytes,
             threads=self._decoders,
             timing=self.timing,
@@ -166,34 +163,6 @@ class Runtime:
                 serving = self._serving = self._serving or Serving(self, self.generation())
         return serving
 
-    def embedder(self, *, pictures: bool = False) -> Embedder:
-        """Its model."""
-        return self.serving.embedder(pictures=pictures)
-
-    @property
-    def follower(self) -> Follows:
-        """Its index of videos."""
-        return self.serving.follower
-
-    def frames(self) -> Follows:
-        """Its index of frames."""
-        return self.serving.frames()
-
-    @property
-    def recommender(self) -> Recommender:
-        """The way out."""
-        return self.serving.recommender
-
-    @property
-    def duplicates(self) -> Duplicates:
-        """Who is a copy of whom."""
-        return self.serving.duplicates
-
-    @property
-    def examples(self) -> Examples:
-        """What somebody searches with."""
-        return self.serving.examples
-
     # --- which generation that is
 
     def adopt(self, *, wishes: bool = True) -> Generation:
@@ -223,7 +192,7 @@ class Runtime:
                 generations.hear(connection, wish)
         self.follow()
         try:
-            self.embedder()
+            self.serving.embedder()
         except OtherWeights as error:
             log.warning("words and pictures cannot be searched with", because=str(error))
             if wishes:
@@ -336,77 +305,3 @@ class Runtime:
         if "_own_decoder" in self.__dict__:
             self._own_decoder.close()
         self.db.close()
-
-
-class Serving:
-    """What answers, of one generation: its model, its indexes, and what asks them, each built when first asked for."""
-
-    def __init__(self, runtime: Runtime, generation: Generation) -> None:
-        self.generation = generation
-        self._runtime = runtime
-        self._model: Embedder | None = None
-        self._building = threading.RLock()
-
-    def embedder(self, *, pictures: bool = False) -> Embedder:
-        """The model; with `pictures`, one that has its picture tower. Raises ConfigurationError, ModelUnavailable,
-        OtherWeights."""
-        model = self._model
-        if model is None or (pictures and not model.sees):
-            model = self._model = self._runtime.load(self.generation, pictures=pictures)
-        return model
-
-    @property
-    def device(self) -> str:
-        """Where the model runs; that it cannot be had, where that is so."""
-        try:
-            return self.embedder().device
-        except (ConfigurationError, Unavailable):
-            return "unavailable"
-
-    def warm(self) -> None:
-        """Build everything that the first question would wait for, the model apart. Here, once: the threads that answer
-        would each build their own."""
-        self.follower.check()  # built and caught up by then
-        self.follower.save()
-        for part in (self.recommender, self.examples, self.duplicates):
-            assert part is not None
-
-    @cached_property
-    def follower(self) -> Follows:
-        """The index of the generation's videos."""
-        return self._follow(self._runtime.settings.aggregation)
-
-    def frames(self) -> Follows:
-        """The index of its frames, built when first asked for."""
-        with self._building:
-            return self._frames
-
-    @cached_property
-    def _frames(self) -> Follows:
-        return self._follow("frame")
-
-    def _follow(self, kind: Kind) -> Follows:
-        runtime = self._runtime
-        return follow(runtime.settings, runtime.db, self.generation, kind, runtime.timing)
-
-    @cached_property
-    def recommender(self) -> Recommender:
-        """The way out."""
-        return Recommender(self.follower, self.frames, self._runtime.settings.aggregation)
-
-    @cached_property
-    def duplicates(self) -> Duplicates:
-        """Who is a copy of whom."""
-        runtime = self._runtime
-        return Duplicates(runtime.db, runtime.files, runtime.decoder, self.recommender.lookalikes)
-
-    @cached_property
-    def examples(self) -> Examples:
-        """What somebody searches with."""
-        return Examples(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
-
-    def close(self) -> None:
-        """Save the index snapshots if there are any to save."""
-        for follower in ("follower", "_frames"):
-            if follower in self.__dict__:
-                getattr(self, follower).close()

@@ -22,6 +22,7 @@ from service import __version__
 from service.api.guard import Gates, Guard, Patience, check_address, only_here
 from service.api.observed import Metrics, Observed
 from service.api.pages import add_pages
+from service.api.pools import Pools
 from service.api.problems import (
     document_problems,
     on_bug,
@@ -81,6 +82,7 @@ def create_app(
             following.cancel()
             if app.state.worker is not None:
                 await run_in_threadpool(app.state.worker.stop)
+            await app.state.pools.close()
             await run_in_threadpool(runtime.close)
 
     app = FastAPI(
@@ -115,6 +117,7 @@ def create_app(
         },
     )
     app.state.metrics = Metrics()
+    app.state.pools = Pools()
     app.state.gates = gates = Gates(settings, patience or Patience())
     # Whether nobody needs a key where there is none. On an address that others reach the last key may be revoked while
     # this runs, and that must not let everyone in.

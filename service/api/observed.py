@@ -66,7 +66,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
         yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
         with suppress(ReelsError):  # vectors that are away take no other figure along
-            with self._runtime.follower.current() as (index, _):
+            with self._runtime.serving.follower.current() as (index, _):
                 size = len(index)
             yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
 

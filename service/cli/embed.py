@@ -91,5 +91,5 @@ def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) ->
         runtime.move_over(bar.share)
     with progress("embedding", len(entries)) as bar:
         summary = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)
-    assert runtime.follower is not None  # the index is built now, and saved at the end, rather than by the first search
+    runtime.serving.follower.check()  # the index is built now, and saved at the end, rather than by the first search
     return summary

@@ -66,7 +66,7 @@ def similar(
             diversity=diversity,
             min_score=min_score,
         )
-        answer = runtime.recommender.answer(question)
+        answer = runtime.serving.recommender.answer(question)
         _say_whose_answer(runtime)
     _print_answer(answer, as_json)
 
@@ -106,8 +106,8 @@ def search(
     seeing = bool(pictures or clips)
     with open_runtime(config.load(), pictures=seeing) as runtime:
         likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
-        examples = [] if query is None else [runtime.examples.text(query)]
-        examples += [runtime.examples.picture(path) for path in pictures]
+        examples = [] if query is None else [runtime.serving.examples.text(query)]
+        examples += [runtime.serving.examples.picture(path) for path in pictures]
         for path in clips:
             known, strange = _by_path(runtime, str(path))
             likes += known
@@ -123,7 +123,7 @@ def search(
             min_score=min_score,
             group_by="moment" if moments else "video",
         )
-        answer = runtime.recommender.answer(question)
+        answer = runtime.serving.recommender.answer(question)
         _say_whose_answer(runtime)
     _print_answer(answer, as_json)
 
@@ -141,7 +141,7 @@ def duplicates(as_json: AsJson = False) -> None:
         with runtime.db.read() as connection:
             total = catalog.status_counts(connection).get("ready", 0)
         with progress("comparing", total) as bar:
-            groups = runtime.duplicates.groups(bar.advance)
+            groups = runtime.serving.duplicates.groups(bar.advance)
     if as_json:
         found = [
             {
@@ -178,7 +178,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
     from service.operations.folder import sidecar
     from service.search.question import Like
 
-    assert runtime.recommender is not None  # an empty library is said before a model is loaded for nothing
+    runtime.generation()  # an empty library is said before a model is loaded for nothing
     path = Path(video)
     if not path.is_file():
         with runtime.db.read() as connection:
@@ -194,7 +194,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
         known = catalog.video_by_sha256(connection, sha256)
     if known and known.status == "ready":
         return (Like(known.id),), ()
-    return (), (runtime.examples.clip(path, sidecar(path), runtime.settings.sampling),)
+    return (), (runtime.serving.examples.clip(path, sidecar(path), runtime.settings.sampling),)
 
 
 def _print_answer(answer: Answer, as_json: bool) -> None:

@@ -87,7 +87,7 @@ def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample
 
     def one(entry: Entry) -> Sample | None:
         try:
-            return runtime.decoder.sample(entry.path, runtime.settings.sampling, runtime.embedder().picture)
+            return runtime.decoder.sample(entry.path, runtime.settings.sampling, runtime.serving.embedder().picture)
         except ReelsError:
             return None
 
@@ -174,7 +174,7 @@ def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dic
     result: dict[str, object] = {"model": given.model, "clips": 0, "frames": 0}
     for precision in given.precision:
         runtime = library(scratch / precision, model, precision)
-        embedder = runtime.embedder(pictures=True)
+        embedder = runtime.serving.embedder(pictures=True)
         alone, samples = decoding(runtime, entries)
         frames = sum(len(sample.times) for sample in samples)
         model_alone = forward(embedder, samples, captions)

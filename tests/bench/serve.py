@@ -163,7 +163,7 @@ class Client:
 def in_process(settings: Settings, pipe: Any) -> None:
     """In a process of its own: answer questions about the ids that come, and say how long it took."""
     runtime = Runtime(settings, pictures=False)
-    recommender = runtime.recommender
+    recommender = runtime.serving.recommender
     pipe.send("ready")
     while (video := pipe.recv()) is not None:
         started = time.perf_counter()

@@ -56,7 +56,7 @@ def test_a_mistake_costs_a_job_its_attempts_and_says_why(
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(3)))
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.embedder(), "picture", PictureOfANewerVersion(64, 64))
+        patch.setattr(runtime.serving.embedder(), "picture", PictureOfANewerVersion(64, 64))
         Worker(runtime).work_off()
     now = status_of(runtime, video)
     assert (now.status, "TypeError" in (now.error or "")) == ("queued", True), now.error

@@ -78,7 +78,7 @@ def _check(runtime: Runtime, count: int) -> None:
     items = _items(runtime)
     assert len(items) == count
     for item in items:
-        answer = like_video(runtime.recommender, item.id, weights=Weights(0.7, 0.3))
+        answer = like_video(runtime.serving.recommender, item.id, weights=Weights(0.7, 0.3))
         expected = rank(items, item.v, item.t, 0.7, 0.3, without=item.id)
         same([(hit.video.id, hit.score) for hit in answer.hits], expected)
 

@@ -69,7 +69,7 @@ def _kinds(runtime: Runtime, video: Video, precision: str) -> set[str]:
 
 
 def _like(runtime: Runtime, video: Video) -> list[tuple[str, float]]:
-    answer = like_video(runtime.recommender, video.id, weights=Weights(0.7, 0.3))
+    answer = like_video(runtime.serving.recommender, video.id, weights=Weights(0.7, 0.3))
     return [(hit.video.id, hit.score) for hit in answer.hits]
 
 

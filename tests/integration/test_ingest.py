@@ -32,7 +32,7 @@ SAMPLING = Sampling(4)
 
 def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
     with runtime.db.read() as connection:
-        return vector_rows.vectors(connection, video.key, runtime.embedder().generation, kind)  # type: ignore[arg-type]
+        return vector_rows.vectors(connection, video.key, runtime.serving.embedder().generation, kind)  # type: ignore[arg-type]
 
 
 def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
@@ -50,7 +50,7 @@ def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path
     np.testing.assert_allclose(_vectors(runtime, first, "max"), made.max[None], atol=1e-6)
     np.testing.assert_allclose(_vectors(runtime, first, "text"), tiny.embed_texts(["clip 0"]), atol=1e-5)
     assert runtime.files.picture(first.sha256, 3, first.frame_times[3]).read(0, 2) == b"\xff\xd8"
-    answer = like_video(runtime.recommender, first.id, weights=Weights(1, 1))
+    answer = like_video(runtime.serving.recommender, first.id, weights=Weights(1, 1))
     assert {hit.video.id for hit in answer.hits} == {videos[1].id, videos[2].id}
 
 
@@ -102,7 +102,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
     runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.ingestion.ingest.AHEAD_FRAMES", 1)
-    monkeypatch.setattr(runtime.embedder(), "batch", 1)
+    monkeypatch.setattr(runtime.serving.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [accept(runtime, clip) for clip in clips]
     most = 0

@@ -60,8 +60,8 @@ def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(
             # Another size, another moment of the motion, another encoding than what was sampled.
             query = tmp_path / "query.jpg"
             Image.fromarray(np.asarray(draw_frame(odd[number // 2], moment, 320, 240))).save(query, quality=85)
-            example = runtime.examples.picture(query)
-            answer = like(runtime.recommender, example, weights=Weights(1, 0), k=1, group_by="moment")
+            example = runtime.serving.examples.picture(query)
+            answer = like(runtime.serving.recommender, example, weights=Weights(1, 0), k=1, group_by="moment")
             hit = answer.hits[0]
             start, end = places[number], places[number] + 1
             near = start - interval <= hit.moment.time <= end + interval

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import hmac
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Path, Request, Response, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.guard import Gates
+from service.api.pools import Pools
 from service.api.schemas import Problem
 from service.database import catalog, keys
 from service.database.keys import Key, Right
@@ -27,17 +26,22 @@ async def _runtime(request: Request) -> Runtime:
 
 Service = Annotated[Runtime, Depends(_runtime)]
 
+
+async def _pools(request: Request) -> Pools:
+    pools: Pools = request.app.state.pools
+    return pools
+
+
+OwnPools = Annotated[Pools, Depends(_pools)]
+
 _bearer = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
-
-
-# A thread of their own: the answer to a key must not wait behind handlers that take seconds.
-_LOOKUPS = ThreadPoolExecutor(1, "keys")
 
 
 async def _right(
     request: Request,
     service: Service,
+    pools: OwnPools,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Right:
@@ -48,7 +52,7 @@ async def _right(
     if given is not None and _is_set(service, given):
         gates.count("key of the settings")
         return "admin"
-    found, needed = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, _look_up, service, given)
+    found, needed = await pools.look_up(lambda: _look_up(service, given))
     gates.count(stranger if found is None else f"key {found.name}")
     if found is not None:
         return found.right

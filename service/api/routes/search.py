@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,7 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.routes.common import Service, VideoId, problems
+from service.api.pools import Pools
+from service.api.routes.common import OwnPools, Service, VideoId, problems
 from service.api.routes.upload import Form, received
 from service.api.schemas import (
     Answer,
@@ -28,12 +25,13 @@ from service.api.schemas import (
 )
 from service.domain import Sampling
 from service.runtime import Runtime
-from service.search.question import Example, Like
+from service.search.answers import Answer as DomainAnswer
+from service.search.question import Example, Like, Question
+from service.serving import Serving
 
 router = APIRouter(tags=["search"])
 
 _Search = TypeVar("_Search", PictureSearch, ClipSearch)
-_TURNS = ThreadPoolExecutor(os.cpu_count() or 1, "answers")
 _LISTS = frozenset({"category", "exclude_category"})
 
 
@@ -57,12 +55,12 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
     responses=problems(404, 409, 410, 503),
 )
 async def recommendations(
-    service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
+    pools: OwnPools, service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Response:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
     question = parameters.question(parameters.fusion, likes=(Like(video_id),))
-    return await _in_turn(lambda: Answer.of(service.recommender.answer(question)))
+    return await _answered(pools, service, question)
 
 
 @router.post(
@@ -71,11 +69,11 @@ async def recommendations(
     response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
-async def recommend(service: Service, request: RecommendationRequest) -> Response:
+async def recommend(pools: OwnPools, service: Service, request: RecommendationRequest) -> Response:
     """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
     weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
-    return await _in_turn(lambda: Answer.of(service.recommender.answer(question)))
+    return await _answered(pools, service, question)
 
 
 @router.get(
@@ -87,76 +85,77 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
     """Videos of the same recording, or of a part of it: encoded again, resized, with black bars, trimmed, played
     backwards. Pixels are compared, so two clips of one scene are kept apart. The first question about a clip has to
     decode it and what is like it, which takes seconds; after that it is quick."""
-    return DuplicateList.of(service.duplicates.of(video_id))
+    return DuplicateList.of(service.serving.duplicates.of(video_id))
 
 
 @router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
-async def search_text(service: Service, search: TextSearch) -> Response:
+async def search_text(pools: OwnPools, service: Service, search: TextSearch) -> Response:
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
 
-    def answer() -> Answer:
-        example = service.examples.text(search.query)
+    def answer() -> bytes:
+        serving = service.serving
+        example = serving.examples.text(search.query)
         question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-        return Answer.of(service.recommender.answer(question))
+        return _json(serving.recommender.answer(question))
 
-    return await _in_turn(answer)
+    return Response(await pools.answer(answer), media_type="application/json")
 
 
 @router.post(
     "/v1/search/image",
     summary="Search by a picture",
+    response_model=Answer,
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
 )
-async def search_image(request: Request, service: Service) -> Answer:
+async def search_image(request: Request, pools: OwnPools, service: Service) -> Response:
     """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
     picture is not kept."""
 
-    def embed(form: Form, _: PictureSearch) -> Example:
-        return service.examples.picture(form.incoming.path)
+    def embed(serving: Serving, form: Form, _: PictureSearch) -> Example:
+        return serving.examples.picture(form.incoming.path)
 
-    return await _with_file(request, service, PictureSearch, embed)
+    return await _with_file(request, pools, service, PictureSearch, embed)
 
 
 @router.post(
     "/v1/search/video",
     summary="Search by a clip",
+    response_model=Answer,
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
 )
-async def search_video(request: Request, service: Service) -> Answer:
+async def search_video(request: Request, pools: OwnPools, service: Service) -> Response:
     """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
     forgotten."""
 
-    def embed(form: Form, search: ClipSearch) -> Example:
+    def embed(serving: Serving, form: Form, search: ClipSearch) -> Example:
         default = service.settings.sampling
         sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
-        return service.examples.clip(form.incoming.path, search.caption, sampling)
+        return serving.examples.clip(form.incoming.path, search.caption, sampling)
 
-    return await _with_file(request, service, ClipSearch, embed)
+    return await _with_file(request, pools, service, ClipSearch, embed)
 
 
-async def _in_turn(answer: Callable[[], Answer]) -> Response:
-    """In a thread, at most as many at a time as there are cores: more would only take the interpreter's lock away from
-    each other, which costs a third of what gets done. They write the JSON too, and the event loop has bytes to send."""
-
-    def written() -> bytes:
-        return answer().model_dump_json().encode()
-
-    body = await asyncio.get_running_loop().run_in_executor(_TURNS, contextvars.copy_context().run, written)
+async def _answered(pools: Pools, service: Runtime, question: Question) -> Response:
+    body = await pools.answer(lambda: _json(service.serving.recommender.answer(question)))
     return Response(body, media_type="application/json")
 
 
+def _json(answer: DomainAnswer) -> bytes:
+    """Written where it was found, in a thread: the event loop has bytes to send."""
+    return Answer.of(answer).model_dump_json().encode()
+
+
 async def _with_file(
-    request: Request, service: Runtime, model: type[_Search], embed: Callable[[Form, _Search], Example]
-) -> Answer:
+    request: Request,
+    pools: Pools,
+    service: Runtime,
+    model: type[_Search],
+    embed: Callable[[Serving, Form, _Search], Example],
+) -> Response:
     """Read the form, embed its file, ask with it."""
-
-    def ask(form: Form, search: _Search) -> Answer:
-        question = search.question(search.fusion, examples=(embed(form, search),), group_by=search.group_by)
-        return Answer.of(service.recommender.answer(question))
-
     async with received(request, service.ingest, frozenset(model.model_fields)) as form:
         # A form on a page sends a field that nobody filled in as empty text.
         filled = {name: list(filter(None, values)) for name, values in form.values.items()}
@@ -165,7 +164,13 @@ async def _with_file(
             search = model.model_validate(given)
         except ValidationError as error:
             raise _wrong_fields(error) from error
-        return await run_in_threadpool(ask, form, search)
+        # One and the same for both steps: another model may take over in between. A clip is decoded for seconds, and
+        # nobody's answer waits for that.
+        serving = service.serving
+        example = await run_in_threadpool(embed, serving, form, search)
+    question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
+    body = await pools.answer(lambda: _json(serving.recommender.answer(question)))
+    return Response(body, media_type="application/json")
 
 
 def _wrong_fields(error: ValidationError) -> RequestValidationError:

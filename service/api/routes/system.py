@@ -66,7 +66,7 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
         with service.db.read() as connection:
             generation_rows.active_generation(connection)
         checks[name], name = "ok", "index"
-        service.follower.check()
+        service.serving.follower.check()
         checks[name] = "ok"
     except ReelsError as error:
         checks[name] = str(error)
@@ -97,7 +97,7 @@ def _tried(request: Request, service: Runtime) -> dict[str, str]:
         if time.monotonic() - getattr(state, "tried_at", -_TRIAL_SECONDS) >= _TRIAL_SECONDS:
             state.tried = {}
             for name, check in (
-                ("model", lambda: service.embedder().embed_texts(["ready"])),
+                ("model", lambda: service.serving.embedder().embed_texts(["ready"])),
                 ("storage", service.files.check_writable),
                 ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
             ):

@@ -251,7 +251,7 @@ def embeddings(
 ) -> Response:
     """Unit length. As JSON, or with `Accept: application/x-npy` as a NumPy file: (N, D) for frames, (D,) else."""
     kind = service.settings.aggregation if type == "aggregated" else type
-    generation = service.follower.generation
+    generation = service.serving.follower.generation
     with service.db.read() as connection:
         vectors = vector_rows.vectors(connection, video.key, generation, kind)
     if video.status != "ready":
