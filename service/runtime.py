@@ -22,6 +22,8 @@ from service.generations import generations
 from service.generations.generations import State
 from service.generations.reembed import Reembedding
 from service.ingestion.ingest import Ingest
+from service.ingestion.pipeline import Pipeline
+from service.ingestion.uploads import Uploads
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
 from service.serving import Serving
@@ -112,16 +114,22 @@ class Runtime:
 
     @cached_property
     def ingest(self) -> Ingest:
-        """The way in."""
+        """Takes videos in, and changes and deletes them."""
         return Ingest(
-            self.db,
-            self.files,
-            self.decoder,
-            lambda: self.serving.embedder(),  # noqa: PLW0108  another model may have taken over
-            max_upload_bytes=self.settings.max_upload_bytes,
-            threads=self._decoders,
-            timing=self.timing,
+            self.db, self.files, self.decoder, self._embedder, max_upload_bytes=self.settings.max_upload_bytes
         )
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """Embeds videos by the model that answers."""
+        return Pipeline(self.db, self.files, self.decoder, self._embedder, threads=self._decoders)
+
+    def uploads(self, owner: str) -> Uploads:
+        """What becomes of uploads in the pipeline whose jobs `owner` holds."""
+        return Uploads(self.db, self.files, self._embedder, owner, self.timing)
+
+    def _embedder(self) -> Embedder:
+        return self.serving.embedder()
 
     def reembedding(self, generation: Generation) -> Reembedding:
         """The way of the videos that are there into another generation."""

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from service.database import db
 from service.database.common import utc_now
 from service.domain import Generation
-from service.errors import NotFound
+from service.errors import NotFound, Unavailable
 
 
 def library_id(connection: sa.Connection) -> str:
@@ -57,3 +57,10 @@ def activate_generation(connection: sa.Connection, generation: Generation) -> No
     add_generation(connection, generation)
     library_id(connection)
     connection.execute(sa.update(db.library).values(active_generation=generation.id))
+
+
+def require_active(connection: sa.Connection, wanted: Generation) -> None:
+    """Raises Unavailable unless this is the generation that answers."""
+    active = active_generation(connection)
+    if active is None or active.id != wanted.id:
+        raise Unavailable("another model took over just now; try again")

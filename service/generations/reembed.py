@@ -17,12 +17,12 @@ import structlog
 
 from service.database import catalog, change_log, jobs, vector_rows
 from service.database.db import Database
-from service.domain import Generation, Vectors, Video
+from service.domain import Generation, Video
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.generations import generations
-from service.ingestion.ingest import Ingest
-from service.media import Decoder, Sample
+from service.ingestion.pipeline import Embedded, Pipeline
+from service.media import Decoder
 from service.storage import Store
 from service.vectors import aggregate
 
@@ -33,7 +33,7 @@ _CAPTIONS = 64
 _LOOK_SECONDS = 0.5
 
 
-class Reembedding(Ingest):
+class Reembedding:
     """One generation's. `embedder` gives its model. One process does this at a time, on whatever machine: what is left
     is read off the vectors that are there, so two would do the same twice."""
 
@@ -47,7 +47,9 @@ class Reembedding(Ingest):
         generation: Generation,
         threads: int,
     ) -> None:
-        super().__init__(db, files, decoder, embedder, max_upload_bytes=0, threads=threads)
+        self._db = db
+        self._embedder = embedder
+        self._pipeline = Pipeline(db, files, decoder, embedder, threads=threads)
         self._generation = generation
         self._left: list[int] = []
         self._tries: Counter[int] = Counter()
@@ -87,7 +89,7 @@ class Reembedding(Ingest):
             if self._uploads_wait() or last == looked_at:
                 stop.wait(_LOOK_SECONDS)
             elif self._left:
-                self.process(partial(self._claim, stop, total, on_progress), "")
+                self._pipeline.run(partial(self._claim, stop, total, on_progress), self)
             elif captions:
                 self._embed_captions(captions, stop)
             else:
@@ -127,12 +129,14 @@ class Reembedding(Ingest):
             log.warning("another model answers", model=self._generation.model)
         return switched
 
-    # --- the way of an upload, beside
+    # --- the sink of the pipeline
 
-    def _decode(self, video: Video, _owner: str) -> Sample:
-        return self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
+    def sampled(self, video: Video) -> None:
+        """Nobody is told: the video is ready all the while."""
 
-    def _persist(self, video: Video, sample: Sample, frames: Vectors, texts: dict[str, Vectors], _owner: str) -> None:
+    def store(self, clip: Embedded) -> None:
+        """Its vectors beside those that answer; its status and its pictures stay."""
+        video, sample, texts = clip.video, clip.sample, clip.texts
         with self._db.write() as connection:
             try:
                 now = catalog.video_by_key(connection, video.key)
@@ -145,10 +149,11 @@ class Reembedding(Ingest):
                 jobs.enqueue(connection, video.key)
                 return
             text = texts.get(now.caption) if now.caption else None  # one that was edited meanwhile is left missing
-            vector_rows.put_embeddings(connection, video.key, self._generation, aggregate(frames, text))
+            vector_rows.put_embeddings(connection, video.key, self._generation, aggregate(clip.frames, text))
             change_log.record_change(connection, video.key, self._generation.id)
 
-    def _settle(self, video: Video, _owner: str, error: Exception, *, passing: bool | None = None) -> None:
+    def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
+        """Try again, or leave it out of this generation. Raises what is the machine's fault."""
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
             raise error  # the machine's fault, no clip's, and tried again from where it stands
         self._tries[video.key] += 1

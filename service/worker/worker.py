@@ -36,6 +36,7 @@ class Worker:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.owner = owner_of(os.getpid())
+        self._uploads = runtime.uploads(self.owner)
         self._left: bool | None = None  # jobs that are to be given back, and whether the attempt at them counts
 
     def run(self, stop: threading.Event) -> None:
@@ -80,7 +81,7 @@ class Worker:
             return self._runtime.atlas.place_new()
         self._left = True
         try:
-            self._runtime.ingest.process(lambda: self.claim(stop), self.owner)
+            self._runtime.pipeline.run(lambda: self.claim(stop), self._uploads)
         except ReelsError:
             self._left = False  # the machine's fault, not a video's
             raise

@@ -242,7 +242,7 @@ def test_a_map_of_one_category_follows_who_is_in_it(library: Library, tmp_path: 
     library.add(20, category="dogs")
     state = library.atlas.ready(library.atlas.spec("aggregated", "pca", 2, category="cats"))
     assert state.points == 110
-    ingest = Ingest(library.db, None, None, None, max_upload_bytes=1, threads=1)  # type: ignore[arg-type]
+    ingest = Ingest(library.db, None, None, None, max_upload_bytes=1)  # type: ignore[arg-type]
     ingest.edit(cats[0], {"category": "dogs"})
     new = library.add(category="cats")
     library.add(category="dogs")

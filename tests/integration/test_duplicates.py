@@ -393,7 +393,7 @@ def test_deleting_a_video_deletes_its_fingerprint(library: Library, make_clip: C
     def no_model() -> Embedder:
         raise AssertionError("nothing is embedded here")
 
-    Ingest(library.db, library.files, library.decoder, no_model, max_upload_bytes=1, threads=1).delete(gone)
+    Ingest(library.db, library.files, library.decoder, no_model, max_upload_bytes=1).delete(gone)
     assert not folder.exists()
     assert library.copies(kept) == []
     with pytest.raises(NotFound):

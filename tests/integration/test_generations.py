@@ -200,7 +200,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     with runtime.db.write() as connection:
         claimed = generations.jobs.claim(connection, worker.owner, 4)
     given = iter([claimed])
-    runtime.ingest.process(lambda: next(given, []), worker.owner)
+    runtime.pipeline.run(lambda: next(given, []), runtime.uploads(worker.owner))
     assert _kinds(runtime, late, "float32") == set()
     with runtime.db.read() as connection:
         assert catalog.video(connection, videos[0].id).caption == "clip 8"

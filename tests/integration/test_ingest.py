@@ -101,7 +101,7 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
 def test_no_more_is_claimed_than_keeps_the_model_busy(
     runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.ingestion.ingest.AHEAD_FRAMES", 1)
+    monkeypatch.setattr("service.ingestion.pipeline.AHEAD_FRAMES", 1)
     monkeypatch.setattr(runtime.serving.embedder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [accept(runtime, clip) for clip in clips]
@@ -114,7 +114,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
             most = max(most, catalog.status_counts(connection).get("processing", 0))
         return claimed
 
-    runtime.ingest.process(claim, "me")
+    runtime.pipeline.run(claim, runtime.uploads("me"))
     assert {status_of(runtime, video).status for video in videos} == {"ready"}
     # One more than there are decoders is on its way to the model, as many are in it, and as many are being stored.
     assert len(videos) > most

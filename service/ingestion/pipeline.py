@@ -1,0 +1,151 @@
+"""Clips that are stored, decoded and embedded: decode > embed > store, all three at the same time.
+
+Whose clips those are, and what becomes of them, is for others to say: uploads (`uploads.py`), or all that there is when
+another model takes over (`generations/reembed.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import structlog
+
+from service import figures
+from service.database import catalog
+from service.database.db import Database
+from service.domain import Vectors, Video
+from service.embedding.embedder import Embedder
+from service.media import Decoder, Sample
+from service.storage import Store
+
+log = structlog.get_logger(__name__)
+
+AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
+_LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """A clip with the vectors of its frames (N, D), and those of all captions that were embedded beside it."""
+
+    video: Video
+    sample: Sample
+    frames: Vectors
+    texts: dict[str, Vectors]
+
+
+class Sink(Protocol):
+    """What becomes of the videos that a pipeline is given."""
+
+    def sampled(self, video: Video) -> None:
+        """Its frames are decoded. Called in one of several threads."""
+
+    def store(self, clip: Embedded) -> None:
+        """It is embedded. What this raises is handed to `fail`."""
+
+    def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
+        """It could not be embedded. A fault that is `passing` is the machine's, not the video's; None where only the
+        error can tell. What this raises ends the run."""
+
+
+class Pipeline:
+    """Three stages: decoders in processes, the model here, and one thread that stores."""
+
+    def __init__(
+        self, db: Database, files: Store, decoder: Decoder, embedder: Callable[[], Embedder], *, threads: int
+    ) -> None:
+        """`threads`: how many clips are decoded at a time."""
+        self._db = db
+        self._files = files
+        self._decoder = decoder
+        self._embedder = embedder
+        self._threads = threads
+
+    def run(self, claim: Callable[[], list[int]], sink: Sink) -> None:
+        """Embed videos for as long as `claim` gives keys of some, and hand each to `sink`.
+
+        A pipeline of three: decoders work on the next clips while the frames of the last are embedded, all that are
+        there at once, and those before are stored. It asks for no more than keeps the model busy, so neither a long
+        queue nor a long clip takes more memory. What goes wrong with one video stays with it.
+        """
+        batch = self._embedder().batch
+        running: dict[Future[Sample], Video] = {}
+        storing: Future[None] | None = None
+        with ThreadPoolExecutor(self._threads, "decode") as decoders, ThreadPoolExecutor(1, "store") as store:
+            while True:
+                while self._hungry(running, batch) and (keys := claim()):
+                    with self._db.read() as connection:
+                        videos = catalog.videos_by_key(connection, keys)
+                    running |= {decoders.submit(self._decode, video, sink): video for video in videos.values()}
+                if not running:
+                    break
+                done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+                decoded = list(self._results({future: running.pop(future) for future in done}, sink))
+                if decoded:
+                    embedded = self._embed(decoded, sink)
+                    if storing:
+                        storing.result()  # one batch waits at most
+                    storing = store.submit(_store, embedded, sink)
+            if storing:
+                storing.result()
+
+    def _hungry(self, running: dict[Future[Sample], Video], batch: int) -> bool:
+        """Whether the clips that are being decoded might leave a decoder or the model without work."""
+        frames = sum(video.sampling.num_frames for video in running.values())
+        return len(running) <= self._threads or frames < max(2 * batch, AHEAD_FRAMES)
+
+    def _decode(self, video: Video, sink: Sink) -> Sample:
+        with figures.SECONDS.labels("decode").time():
+            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
+        sink.sampled(video)
+        return sample
+
+    def _results(self, done: dict[Future[Sample], Video], sink: Sink) -> Iterator[tuple[Video, Sample]]:
+        for future, video in done.items():
+            try:
+                yield video, future.result()
+            except Exception as error:
+                sink.fail(video, error)
+
+    def _embed(self, batch: list[tuple[Video, Sample]], sink: Sink) -> list[Embedded]:
+        embedder = self._embedder()
+        try:
+            pixels = np.concatenate([sample.pixels for _, sample in batch])
+            with figures.SECONDS.labels("embed").time():
+                frames = embedder.embed_pictures(pixels)
+            figures.FRAMES.inc(len(frames))
+            figures.BATCH_FILL.observe(len(frames) / embedder.batch)
+            captions = list({video.caption: None for video, _ in batch if video.caption})
+            texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
+        except Exception as error:
+            if len(batch) > 1:  # one of them may be too much: the others are not to suffer by it
+                return [embedded for one in batch for embedded in self._embed([one], sink)]
+            sink.fail(batch[0][0], error, passing=not self._model_works())
+            return []
+        ends = np.cumsum([len(sample.times) for _, sample in batch])
+        own = np.split(frames, ends[:-1])
+        return [Embedded(video, sample, rows, texts) for (video, sample), rows in zip(batch, own, strict=True)]
+
+    def _model_works(self) -> bool:
+        """Whether it is the video that the model fails at, and not the model: a blank picture and a word tell."""
+        embedder = self._embedder()
+        try:
+            embedder.embed_pictures(np.zeros((1, embedder.picture.height, embedder.picture.width, 3), np.uint8))
+            embedder.embed_texts(["word"])
+        except Exception as error:
+            log.warning("the model fails at anything", reason=str(error))
+            return False
+        return True
+
+
+def _store(batch: list[Embedded], sink: Sink) -> None:
+    for one in batch:
+        try:
+            with figures.SECONDS.labels("store").time():
+                sink.store(one)
+        except Exception as error:
+            sink.fail(one.video, error)

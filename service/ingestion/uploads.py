@@ -1,0 +1,96 @@
+"""What becomes of uploads in the pipeline: ready, failed, or tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from service import figures
+from service.database import catalog, change_log, generation_rows, jobs, vector_rows
+from service.database.db import Database
+from service.domain import Video
+from service.embedding.embedder import Embedder
+from service.errors import InvalidInput, StorageFull, Unavailable, Undecodable
+from service.ingestion.pipeline import Embedded
+from service.storage import Store
+from service.timing import Timing
+from service.vectors import aggregate
+
+log = structlog.get_logger(__name__)
+
+
+class Uploads:
+    """The sink of jobs that `owner` holds; those that are not its own any more are left alone."""
+
+    def __init__(
+        self, db: Database, files: Store, embedder: Callable[[], Embedder], owner: str, timing: Timing
+    ) -> None:
+        self._db = db
+        self._files = files
+        self._embedder = embedder
+        self._owner = owner
+        self._timing = timing
+        self._faults = 0  # of the machine, since something last went well
+
+    def sampled(self, video: Video) -> None:
+        """Half of the way."""
+        with self._db.write() as connection:
+            if jobs.owns(connection, video.key, self._owner):
+                catalog.set_status(connection, video.key, "processing", 0.5)
+
+    def store(self, clip: Embedded) -> None:
+        """Its vectors and pictures, then its job is done."""
+        video, sample, texts = clip.video, clip.sample, clip.texts
+        embedder = self._embedder()
+        self._files.send_pictures(video.sha256, sample.times.tolist(), sample.jpegs)
+        with self._db.write() as connection:
+            if not jobs.owns(connection, video.key, self._owner):  # deleted, or queued afresh, or another worker has it
+                if catalog.video_by_sha256(connection, video.sha256) is None:
+                    self._files.delete(video.sha256)  # its pictures may have been sent since
+                return
+            generation_rows.require_active(connection, embedder.generation)
+            caption = catalog.video_by_key(connection, video.key).caption
+            if caption and caption not in texts:  # edited while the frames were embedded
+                texts = {caption: embedder.embed_texts([caption])[0]}
+            self._files.put_pictures(video.sha256, sample.jpegs)
+            embeddings = aggregate(clip.frames, texts[caption] if caption else None)
+            vector_rows.put_embeddings(connection, video.key, embedder.generation, embeddings)
+            if sample.times.tolist() != list(video.frame_times):
+                vector_rows.forget_others(connection, video.key, embedder.generation)
+            catalog.update_video(
+                connection,
+                video.key,
+                status="ready",
+                progress=1.0,
+                error=None,
+                frame_times=sample.times.tolist(),
+                width=sample.probe.width,
+                height=sample.probe.height,
+                duration_seconds=sample.probe.duration_seconds,
+            )
+            lag = jobs.age(connection, video.key)
+            jobs.finish(connection, video.key)
+            change_log.record_change(connection, video.key)
+        figures.CLIPS.labels("ready").inc()
+        figures.LAG.observe(lag)
+        self._faults = 0
+
+    def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
+        """What becomes of a job that could not be done. A fault that is `passing` is the machine's, not the video's."""
+        reason = str(error) or type(error).__name__
+        pause = 0.0
+        if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
+            pause = min(self._timing.pause_seconds * 2**self._faults, self._timing.longest_pause_seconds)
+            self._faults = min(self._faults + 1, 10)
+        log.warning("a video could not be embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
+        with self._db.write() as connection:
+            if not jobs.owns(connection, video.key, self._owner):
+                return
+            if pause:
+                jobs.postpone(connection, video.key, reason, pause)
+            elif isinstance(error, Undecodable | InvalidInput):
+                jobs.fail(connection, video.key, reason)
+            else:
+                jobs.retry(connection, video.key, reason, self._timing.backoff_seconds)
+        figures.CLIPS.labels("put off" if pause else "failed").inc()
