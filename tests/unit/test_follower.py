@@ -195,7 +195,7 @@ def test_an_index_is_built_of_what_is_ready(filled: tuple[VectorLibrary, Path]) 
 def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
     follower = _follow(library, folder)
-    assert differences.differences() == []
+    assert follower.differences() == []
     rng = np.random.default_rng(8)
     names = list(library.items)
     pictures, captions, category = (
@@ -210,7 +210,7 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
         return replace(now, categories=other)
 
     _falsify(follower, [pictures, captions, category], wrong)
-    assert sorted(differences.differences()) == sorted(
+    assert sorted(follower.differences()) == sorted(
         [
             f"the index has other vectors of video {pictures}",
             f"the index has other vectors of video {captions}",
@@ -226,10 +226,10 @@ def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibra
     with follower.current() as (index, _):
         made: Any = index
         made.replace(np.array([missing]), made.entries(0, 0))
-    assert differences.differences() == [f"the index and the database differ in the rows of video {missing}"]
+    assert follower.differences() == [f"the index and the database differ in the rows of video {missing}"]
     with library.db.write() as connection:  # gone, and nobody was told
         connection.execute(sa.update(db.videos).where(db.videos.c.key == strange).values(status="failed"))
-    assert sorted(differences.differences()) == sorted(
+    assert sorted(follower.differences()) == sorted(
         [
             f"the index and the database differ in the rows of video {strange}",
             f"the index and the database differ in the rows of video {missing}",
@@ -243,7 +243,7 @@ def test_a_caption_that_is_only_said_to_be_there_is_a_difference(filled: tuple[V
     follower = _follow(library, folder)
     key = next(library.keys[item.id] for item in library.items.values() if item.t is None)
     _falsify(follower, [key], lambda now: replace(now, captioned=np.array([True])))
-    assert differences.differences() == [f"the index has other vectors of video {key}"]
+    assert follower.differences() == [f"the index has other vectors of video {key}"]
 
 
 def test_a_snapshot_that_is_refused_says_why(filled: tuple[VectorLibrary, Path]) -> None:
@@ -366,7 +366,7 @@ def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
     assert _kind(follower) == "flat", "the question that finds out does not wait"
     follower.settle()
     assert _kind(follower) == "compressed"
-    assert differences.differences() == []
+    assert follower.differences() == []
     assert follower.saved is not None, "it is saved when it is there"
     assert _kind(_follow(library, folder, exact_up_to=40)) == "compressed"
     names = list(library.items)
@@ -379,7 +379,7 @@ def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
     follower.check()
     follower.settle()
     assert _kind(follower) == "flat"
-    assert differences.differences() == []
+    assert follower.differences() == []
     assert _kind(_follow(library, folder, fresh=True, exact_up_to=19)) == "compressed", "at a start at once"
     follower.close()
 
@@ -398,7 +398,7 @@ def test_an_index_that_is_mostly_dead_is_rebuilt(
         follower.settle()
         with follower.current() as (index, _):
             assert index.rows == (41 + number if number < 20 else 40)  # type: ignore[attr-defined]
-    assert differences.differences() == []
+    assert follower.differences() == []
     follower.close()
 
 
@@ -427,7 +427,7 @@ def test_what_changes_while_another_index_is_built_is_in_it(
     follower.settle()
     assert _kind(follower) == "compressed"
     assert len(_keys(follower)) == 60
-    assert differences.differences() == []
+    assert follower.differences() == []
     follower.close()
 
 
@@ -456,7 +456,7 @@ def test_a_renewal_that_fails_is_begun_again_after_a_pause(
         return len(tries), _kind(follower)
 
     assert ask(0) == (1, "flat")
-    assert differences.differences() == [], "the old one serves on"
+    assert follower.differences() == [], "the old one serves on"
     assert ask(59.9) == (1, "flat")
     assert ask(0.2) == (2, "flat"), "though nothing changed"
     monkeypatch.setattr(CompressedIndex, "train", train)
