@@ -10,27 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from service import __version__
 from service.api.guard import Gates, Guard, Patience, check_address, only_here
 from service.api.observed import Metrics, Observed
 from service.api.pages import add_pages
 from service.api.pools import Pools
-from service.api.problems import (
-    document_problems,
-    on_bug,
-    on_http_exception,
-    on_os_error,
-    on_reels_error,
-    on_validation_error,
-)
+from service.api.problems import add_handlers, document_problems, on_reels_error
 from service.api.routes import generations, projections, search, system, videos
 from service.api.routes.common import problems, require_key, require_read
 from service.api.schemas import Problem
@@ -41,7 +33,7 @@ from service.errors import ReelsError
 from service.media import Decoder
 from service.runtime import Runtime
 from service.timing import Timing
-from service.worker.worker import StartWorker, WorkerProcess
+from service.worker.supervisor import StartWorker, WorkerProcess
 
 log = structlog.get_logger(__name__)
 _DESCRIPTION = """
@@ -55,6 +47,30 @@ times are seconds, sizes bytes.
 A `score` orders the hits of one answer. It is a weighted sum of cosines (or of z-scores), not a probability, and
 scores of different questions are not to be compared.
 """
+
+_TAGS = [
+    {
+        "name": "videos",
+        "description": "Upload, list, change, delete; bytes, pictures, vectors, progress.",
+    },
+    {
+        "name": "search",
+        "description": "More like this, search by words, picture or clip, moments, copies.",
+    },
+    {"name": "projections", "description": "Maps of the embedding space, in two or three dimensions."},
+    {
+        "name": "generations",
+        "description": "Another model, embedded beside the one that answers, then switched to.",
+    },
+    {"name": "service", "description": "Categories, health, figures."},
+]
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "an API key is needed"},
+    403: {"model": Problem, "description": "the API key is not known, or lacks the right that is named"},
+    422: {"model": Problem, "description": "a wrong parameter; `errors` names it"},
+    **problems(429),
+}
 
 
 def create_app(
@@ -93,28 +109,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_tags=[
-            {
-                "name": "videos",
-                "description": "Upload, list, change, delete; bytes, pictures, vectors, progress.",
-            },
-            {
-                "name": "search",
-                "description": "More like this, search by words, picture or clip, moments, copies.",
-            },
-            {"name": "projections", "description": "Maps of the embedding space, in two or three dimensions."},
-            {
-                "name": "generations",
-                "description": "Another model, embedded beside the one that answers, then switched to.",
-            },
-            {"name": "service", "description": "Categories, health, figures."},
-        ],
-        responses={
-            401: {"model": Problem, "description": "an API key is needed"},
-            403: {"model": Problem, "description": "the API key is not known, or lacks the right that is named"},
-            422: {"model": Problem, "description": "a wrong parameter; `errors` names it"},
-            **problems(429),
-        },
+        openapi_tags=_TAGS,
+        responses=_PROBLEMS,
     )
     app.state.metrics = Metrics()
     app.state.pools = Pools()
@@ -122,18 +118,9 @@ def create_app(
     # Whether nobody needs a key where there is none. On an address that others reach the last key may be revoked while
     # this runs, and that must not let everyone in.
     app.state.open = settings.allow_anyone or only_here(settings.host)
-    for resource in (videos.router, projections.router):
-        app.include_router(resource, dependencies=[Depends(require_key)])
-    for resource in (search.router, generations.router):
-        app.include_router(resource, dependencies=[Depends(require_read)])
-    app.include_router(system.router)
-    app.include_router(system.open_router)
+    _add_routes(app)
     add_pages(app)
-    app.add_exception_handler(ReelsError, on_reels_error)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(OSError, on_os_error)
-    app.add_exception_handler(Exception, on_bug)
+    add_handlers(app)
     app.add_middleware(Guard, gates=gates, answer=on_reels_error)
     if settings.cors_origins:
         app.add_middleware(
@@ -146,6 +133,15 @@ def create_app(
     app.add_middleware(Observed, metrics=app.state.metrics)
     document_problems(app)
     return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    for resource in (videos.router, projections.router):
+        app.include_router(resource, dependencies=[Depends(require_key)])
+    for resource in (search.router, generations.router):
+        app.include_router(resource, dependencies=[Depends(require_read)])
+    app.include_router(system.router)
+    app.include_router(system.open_router)
 
 
 def start(

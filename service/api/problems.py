@@ -60,6 +60,15 @@ def document_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def add_handlers(app: FastAPI) -> None:
+    """Answer errors of the core, of the framework and of the system, and bugs."""
+    app.add_exception_handler(ReelsError, on_reels_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(OSError, on_os_error)
+    app.add_exception_handler(Exception, on_bug)
+
+
 async def on_reels_error(request: Request, error: Exception) -> Response:
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     headers = {}

@@ -55,6 +55,12 @@ def embed(
     err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
     with open_runtime(settings) as runtime:
         summary = import_folder(runtime, entries, sampling)
+    _report(summary, as_json)
+    if summary.failures:
+        raise typer.Exit(3)
+
+
+def _report(summary: Summary, as_json: bool) -> None:
     for path, reason in summary.duplicates:
         err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     for path, reason in summary.failures:
@@ -79,8 +85,6 @@ def embed(
             f"{summary.embedded} embedded, {summary.updated} updated, {summary.unchanged} unchanged, "
             f"{len(summary.duplicates)} duplicates, {len(summary.failures)} failed"
         )
-    if summary.failures:
-        raise typer.Exit(3)
 
 
 def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:

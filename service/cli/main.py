@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from service import __version__
-from service.cli import backup, demo, embed, export, keys, maintenance, search, serve
+from service.cli import backup, demo, embed, export, keys, maintenance, search, serve, worker
 from service.cli.console import err
 from service.errors import InvalidInput, ReelsError
 
@@ -37,7 +37,9 @@ app.command("doctor")(maintenance.examine)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command("copy")(backup.copy_library)
-app.command()(serve.worker)
+app.command()(worker.worker)
+app.command(hidden=True)(worker.lay_out)
+app.command(hidden=True)(worker.reembed)
 app.command()(demo.demo)
 
 database = typer.Typer(help="The database.", no_args_is_help=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from service.cli.session import open_runtime
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -28,63 +25,6 @@ def serve(
     run_server(config.load(host=host, port=port, allow_anyone=allow_anyone or None), worker=worker)
 
 
-def worker(
-    while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
-    lay_out: Annotated[int | None, typer.Option("--lay-out", hidden=True)] = None,
-    owner: Annotated[str, typer.Option("--owner", hidden=True)] = "",
-    generation: Annotated[str, typer.Option("--generation", hidden=True)] = "",
-    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="answer Prometheus there, under /metrics")] = "",
-) -> None:
-    """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
-    own."""
-    import signal
-    import threading
-
-    from service import config, figures, log
-    from service.database import generation_rows
-    from service.errors import ConfigurationError
-    from service.generations import generations
-    from service.projections.steps import Cancelled
-    from service.worker.worker import Worker, lower_priority, stop_with_stdin
-
-    log.configure()
-    stop = threading.Event()
-    if while_stdin_is_open or lay_out is not None or generation:
-        stop_with_stdin(stop)
-    lower_priority()
-    if lay_out is not None:
-        with open_runtime(config.load()) as runtime, suppress(Cancelled):
-            runtime.atlas.lay_out(lay_out, owner)
-        return
-    if generation:
-        lower_priority()  # once more: uploads go first
-        with open_runtime(config.load()) as runtime:
-            signal.signal(signal.SIGTERM, lambda *_: stop.set())
-            with runtime.db.read() as connection:
-                other = generation_rows.generation(connection, generation)
-            try:
-                runtime.reembedding(other).run(stop)
-            except Exception as error:
-                with runtime.db.write() as connection:
-                    generations.report(connection, generation, str(error))
-                raise
-        return
-    if metrics:
-        host, _, port = metrics.rpartition(":")
-        if not (host and port.isdigit() and int(port) < 65536):
-            raise typer.BadParameter("must be HOST:PORT", param_hint="--metrics")
-        try:
-            figures.show(host.strip("[]"), int(port))
-        except OSError as error:
-            raise ConfigurationError(f"--metrics: {metrics} cannot be listened on: {error.strerror}") from error
-    with open_runtime(config.load()) as runtime:
-        runtime.adopt(wishes=False)
-        # From here on a signal ends the work in order; while the model was loading it simply ended the process.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        Worker(runtime).run(stop)
-
-
 def run_server(settings: Settings, *, worker: bool) -> None:
     import gc
 
@@ -93,7 +33,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     from service import log
     from service.api.app import create_app, start
     from service.api.guard import Protocol, allow_many_connections
-    from service.worker.worker import WorkerProcess
+    from service.worker.supervisor import WorkerProcess
 
     log.configure()
     allow_many_connections()

@@ -116,58 +116,75 @@ def _copy(source: Path, copy: Path) -> None:
 def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summary:
     files = FolderStore(Path(settings.storage))
     revision = db.revision(f"sqlite:///{copy}")
-    summary, listed = Summary(), {}
     copied, live = Database(f"sqlite:///{copy}"), Database(settings.database)
     try:
         with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
-
-            def add(name: str, content: IO[bytes]) -> str:
-                content.seek(0, os.SEEK_END)
-                info = tarfile.TarInfo(name)
-                info.size, info.mode = content.tell(), 0o644
-                content.seek(0)
-                reader = _Hashed(content)
-                tar.addfile(info, reader)
-                listed[name] = [info.size, reader.sha256]
-                summary.size_bytes += info.size
-                return reader.sha256
-
+            members = _Members(tar)
             words = {"format": _FORMAT, "version": __version__, "revision": revision}
             words["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-            add(_HEADER, io.BytesIO(json.dumps(words).encode()))
-            with copied.read() as connection:
-                rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.id, db.videos.c.sha256)).all()
-            gone = []
-            for number, (key, name, sha256) in enumerate(rows):
-                step(number, len(rows))
-                with ExitStack() as stack:
-                    # All are open before the first is read: deleted from here on, they can be read all the same.
-                    kept = _open(files, sha256, stack)
-                    if kept is None:
-                        gone.append(key)
-                        with live.read() as connection:
-                            if catalog.video_by_sha256(connection, sha256) is not None:
-                                summary.damaged.append(name)
-                        continue
-                    for part, content in kept.items():
-                        found = add(f"media/{sha256[:2]}/{sha256}/{part}", content)
-                        if part == "video" and found != sha256:
-                            summary.damaged.append(name)
-                summary.videos += 1
-            with copied.write() as connection:
-                for key in gone:
-                    catalog.delete_video(connection, key)
-                connection.execute(sa.delete(db.collections))  # those of the place that this comes from
+            members.add(_HEADER, io.BytesIO(json.dumps(words).encode()))
+            summary = _write_media(members, files, copied, live, step)
             copied.close()
             _settle_journal(copy)
             with copy.open("rb") as content:
-                add(_DATABASE, content)
-            manifest = json.dumps({"files": listed}).encode()
-            add(_MANIFEST, io.BytesIO(manifest))
-            add(_SEAL, io.BytesIO(hashlib.sha256(manifest).hexdigest().encode()))
+                members.add(_DATABASE, content)
+            manifest = json.dumps({"files": members.listed}).encode()
+            members.add(_MANIFEST, io.BytesIO(manifest))
+            members.add(_SEAL, io.BytesIO(hashlib.sha256(manifest).hexdigest().encode()))
     finally:
         copied.close()
         live.close()
+    summary.size_bytes = members.size_bytes
+    return summary
+
+
+class _Members:
+    """What is written to a tar file, with sizes and checksums of all that is in it."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self.listed: dict[str, list[Any]] = {}
+        self.size_bytes = 0
+
+    def add(self, name: str, content: IO[bytes]) -> str:
+        """Write a member; return its SHA-256."""
+        content.seek(0, os.SEEK_END)
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = content.tell(), 0o644
+        content.seek(0)
+        reader = _Hashed(content)
+        self._tar.addfile(info, reader)
+        self.listed[name] = [info.size, reader.sha256]
+        self.size_bytes += info.size
+        return reader.sha256
+
+
+def _write_media(members: _Members, files: FolderStore, copied: Database, live: Database, step: Step) -> Summary:
+    """Every clip of the copied database that is there; the others are taken out of it."""
+    summary = Summary()
+    with copied.read() as connection:
+        rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.id, db.videos.c.sha256)).all()
+    gone = []
+    for number, (key, name, sha256) in enumerate(rows):
+        step(number, len(rows))
+        with ExitStack() as stack:
+            # All are open before the first is read: deleted from here on, they can be read all the same.
+            kept = _open(files, sha256, stack)
+            if kept is None:
+                gone.append(key)
+                with live.read() as connection:
+                    if catalog.video_by_sha256(connection, sha256) is not None:
+                        summary.damaged.append(name)
+                continue
+            for part, content in kept.items():
+                found = members.add(f"media/{sha256[:2]}/{sha256}/{part}", content)
+                if part == "video" and found != sha256:
+                    summary.damaged.append(name)
+        summary.videos += 1
+    with copied.write() as connection:
+        for key in gone:
+            catalog.delete_video(connection, key)
+        connection.execute(sa.delete(db.collections))  # those of the place that this comes from
     return summary
 
 

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from service.database import db, jobs
 from service.database.db import Database
-from service.worker.worker import owner_of
+from service.worker.processes import owner_of
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import CHILD_ENVIRONMENT, tied

@@ -42,7 +42,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         os.environ.update({**CHILD_ENVIRONMENT, **servers, **environment})
         logging.getLogger().handlers = []  # a command configures logging where nobody has
         # The priority of this process is not a command's to lower: the tests to come would be slow.
-        with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch("service.worker.worker.lower_priority"):
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch("service.worker.processes.lower_priority"):
             status = cli.status(list(arguments))
     finally:
         os.environ.clear()

@@ -25,7 +25,8 @@ from service.embedding.embedder import Embedder
 from service.media import Decoder
 from service.runtime import Runtime
 from service.timing import Timing
-from service.worker.worker import StartWorker, Worker
+from service.worker.supervisor import StartWorker
+from service.worker.worker import Worker
 from tests.support import services
 from tests.support.processes import CHILD_ENVIRONMENT, tied
 from tests.support.wait import until

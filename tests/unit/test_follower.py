@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from service.database import db
 from service.domain import Entries, Weights
 from service.errors import StorageFull
-from service.index import differences, rows
 from service.index import follower as module
+from service.index import rows
 from service.index.compressed import CompressedIndex
 from service.index.follower import Follower
 from service.search.recommend import Recommender

@@ -250,6 +250,17 @@ class FactReader(nn.Module):
         return torch.stack(losses).mean()
 
 
+def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [
+            {"params": [each for each in parameters if each.ndim > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
+        betas=(0.9, 0.98),
+    )
+
+
 def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: int = SEED) -> None:
     started = time.monotonic()
     torch.manual_seed(seed)
@@ -266,14 +277,7 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
     camera = Camera(size_px, preprocess["mean"], preprocess["std"], seed)
     reader = FactReader(config["model_cfg"]["embed_dim"])
     parameters = [*model.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [each for each in parameters if each.ndim > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.98),
-    )
+    optimizer = _optimizer(parameters)
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     model.train()
     for step in range(steps):

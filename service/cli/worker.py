@@ -1,0 +1,89 @@
+"""`worker`, which embeds, and the hidden commands by which it has work done in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from service.cli.session import open_runtime
+from service.errors import ConfigurationError
+
+
+def worker(
+    while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="answer Prometheus there, under /metrics")] = "",
+) -> None:
+    """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
+    own."""
+    from service import config
+    from service.worker.worker import Worker
+
+    stop = _begin(while_stdin_is_open=while_stdin_is_open)
+    if metrics:
+        _show_metrics(metrics)
+    with open_runtime(config.load()) as runtime:
+        runtime.adopt(wishes=False)
+        # From here on a signal ends the work in order; while the model was loading it simply ended the process.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        Worker(runtime).run(stop)
+
+
+def lay_out(key: int, owner: str) -> None:
+    """Lay out one map, whose lease `owner` holds, while standard input is open."""
+    from service import config
+    from service.projections.steps import Cancelled
+
+    _begin()
+    with open_runtime(config.load()) as runtime, suppress(Cancelled):
+        runtime.atlas.lay_out(key, owner)
+
+
+def reembed(generation: str) -> None:
+    """Embed everything by the model of a generation, while standard input is open."""
+    from service import config
+    from service.database import generation_rows
+    from service.generations import generations
+    from service.worker.processes import lower_priority
+
+    stop = _begin()
+    lower_priority()  # once more: uploads go first
+    with open_runtime(config.load()) as runtime:
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        with runtime.db.read() as connection:
+            other = generation_rows.generation(connection, generation)
+        try:
+            runtime.reembedding(other).run(stop)
+        except Exception as error:
+            with runtime.db.write() as connection:
+                generations.report(connection, generation, str(error))
+            raise
+
+
+def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
+    """What all of them begin with; the event is set when they are to stop."""
+    from service import log
+    from service.worker.processes import lower_priority, stop_with_stdin
+
+    log.configure()
+    stop = threading.Event()
+    if while_stdin_is_open:
+        stop_with_stdin(stop)
+    lower_priority()
+    return stop
+
+
+def _show_metrics(address: str) -> None:
+    from service import figures
+
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 65536):
+        raise typer.BadParameter("must be HOST:PORT", param_hint="--metrics")
+    try:
+        figures.show(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ConfigurationError(f"--metrics: {address} cannot be listened on: {error.strerror}") from error

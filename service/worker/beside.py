@@ -1,0 +1,109 @@
+"""Work that has a process of its own: maps to lay out, and another model to embed everything with."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+
+import structlog
+
+from service.database import map_jobs
+from service.domain import Method
+from service.errors import ReelsError
+from service.generations import generations
+from service.runtime import Runtime
+from service.worker.processes import spawn
+
+
+class Layouts:
+    """Has maps by some methods laid out, one after another, each in a process of its own: it may take all the memory
+    there is, and it can be ended at any moment. Runs in the thread that calls `run`."""
+
+    def __init__(self, runtime: Runtime, owner: str, methods: tuple[Method, ...]) -> None:
+        self._runtime = runtime
+        self._methods = methods
+        self._owner = f"{owner}:{'+'.join(methods)}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; what is not laid out by then is given back."""
+        while not stop.is_set():
+            try:
+                if not self._step(stop):
+                    stop.wait(self._runtime.timing.idle_seconds)
+            except (ReelsError, OSError) as error:  # a process that cannot be started
+                log.warning("the layouts wait", reason=str(error))
+                stop.wait(self._runtime.timing.pause_seconds)
+
+    def _step(self, stop: threading.Event) -> bool:
+        db = self._runtime.db
+        with db.read() as connection:
+            if map_jobs.waiting(connection, self._methods) is None:
+                return False
+        with db.write() as connection:
+            key = map_jobs.claim(
+                connection, self._owner, self._methods, lease_seconds=self._runtime.timing.lease_seconds
+            )
+        if key is None:
+            return False
+        with spawn(self._runtime.settings, "lay-out", str(key), self._owner) as process:
+            try:
+                self._watch(process, key, stop)
+            finally:
+                process.kill()  # one that has ended is not hurt
+        with db.write() as connection:
+            if stop.is_set():
+                map_jobs.release(connection, self._owner)
+            else:  # it has written its end itself, unless it was ended
+                reason = f"its process ended with {process.returncode}; was there enough memory?"
+                map_jobs.fail(connection, key, self._owner, reason)
+        return True
+
+    def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
+        """Until it ends, is cancelled, or is to stop."""
+        renewed, lease = time.monotonic(), self._runtime.timing.lease_seconds
+        while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
+            with self._runtime.db.read() as connection:
+                if not map_jobs.owns(connection, key, self._owner):
+                    return
+            if time.monotonic() - renewed > lease / 3:
+                renewed = time.monotonic()
+                with self._runtime.db.write() as connection:
+                    map_jobs.renew(connection, key, self._owner, lease_seconds=lease)
+
+
+log = structlog.get_logger(__name__)
+
+
+class Beside:
+    """Has the generation that is wanted embedded beside the active one, in a process of its own: it holds another
+    model, and what happens to that is not to happen to uploads. Runs in the thread that calls `run`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set."""
+        timing = self._runtime.timing
+        pause = timing.idle_seconds
+        while not stop.wait(pause):
+            pause = 5 * timing.idle_seconds
+            try:
+                with self._runtime.db.read() as connection:
+                    wanted = generations.wanted(connection)
+                if wanted is not None and not self._step(wanted.id, stop):
+                    pause = timing.again_seconds
+            except ReelsError as error:
+                log.warning("the other generation waits", reason=str(error))
+
+    def _step(self, generation_id: str, stop: threading.Event) -> bool:
+        with spawn(self._runtime.settings, "reembed", generation_id) as process:
+            while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
+                pass
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        return process.returncode == 0 or stop.is_set()
