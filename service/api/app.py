@@ -83,30 +83,12 @@ def create_app(
     """The application. `worker` starts what embeds; None leaves that to other processes. `started` is what `start`
     gave, built when the application starts where it is left out, and closed with it."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runtime = started if started is not None else await run_in_threadpool(start, settings)
-        app.state.runtime = runtime
-        app.state.metrics.watch(runtime)
-        app.state.worker = None if worker is None else await run_in_threadpool(worker, settings, runtime)
-        following = asyncio.create_task(_following(runtime))
-        model = runtime.serving.generation.model
-        log.info("ready", version=__version__, model=model, data=str(settings.data_dir))
-        try:
-            yield
-        finally:
-            following.cancel()
-            if app.state.worker is not None:
-                await run_in_threadpool(app.state.worker.stop)
-            await app.state.pools.close()
-            await run_in_threadpool(runtime.close)
-
     app = FastAPI(
         title="ReelsRS",
         version=__version__,
         summary="Video recommendations as a service.",
         description=_DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=lambda app: _running(app, settings, worker, started),
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
@@ -133,6 +115,27 @@ def create_app(
     app.add_middleware(Observed, metrics=app.state.metrics)
     document_problems(app)
     return app
+
+
+@asynccontextmanager
+async def _running(
+    app: FastAPI, settings: Settings, worker: StartWorker | None, started: Runtime | None
+) -> AsyncIterator[None]:
+    runtime = started if started is not None else await run_in_threadpool(start, settings)
+    app.state.runtime = runtime
+    app.state.metrics.watch(runtime)
+    app.state.worker = None if worker is None else await run_in_threadpool(worker, settings, runtime)
+    following = asyncio.create_task(_following(runtime))
+    model = runtime.serving.generation.model
+    log.info("ready", version=__version__, model=model, data=str(settings.data_dir))
+    try:
+        yield
+    finally:
+        following.cancel()
+        if app.state.worker is not None:
+            await run_in_threadpool(app.state.worker.stop)
+        await app.state.pools.close()
+        await run_in_threadpool(runtime.close)
 
 
 def _add_routes(app: FastAPI) -> None:

@@ -97,9 +97,7 @@ def search(
     from service.search.question import Like, Question, Scope
 
     pictures, clips = image or [], video or []
-    for option, path in [("image", path) for path in pictures] + [("video", path) for path in clips]:
-        if not path.is_file():
-            raise InvalidInput(option, f"there is no file {path}")
+    _require_files(("image", pictures), ("video", clips))
     if query is None and not (pictures or clips or like or unlike):
         raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
     weights = Weights(video_weight, text_weight)
@@ -126,6 +124,13 @@ def search(
         answer = runtime.serving.recommender.answer(question)
         _say_whose_answer(runtime)
     _print_answer(answer, as_json)
+
+
+def _require_files(*options: tuple[str, list[Path]]) -> None:
+    for option, paths in options:
+        for path in paths:
+            if not path.is_file():
+                raise InvalidInput(option, f"there is no file {path}")
 
 
 def duplicates(as_json: AsJson = False) -> None:

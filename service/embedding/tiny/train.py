@@ -261,6 +261,18 @@ def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     )
 
 
+def _said(losses: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+
+
+def _clips(pool: Pool, rng: np.random.Generator) -> tuple[Tensor, list[tuple[str, Tensor]], Tensor]:
+    """The clips of a step: their frames, what is written of each and which facts that says, and all of their facts."""
+    rows = rng.choice(len(pool.scenes), CLIPS_PER_BATCH, replace=False)
+    columns = np.argsort(rng.uniform(size=(CLIPS_PER_BATCH, FRAMES_PER_SCENE)), 1)[:, :FRAMES_PER_CLIP]
+    frames = pool.frames[rows[:, None], columns].flatten(0, 1).float() / 255
+    return frames, [worded(pool.scenes[row], pool.facts[row], rng) for row in rows], pool.facts[rows]
+
+
 def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: int = SEED) -> None:
     started = time.monotonic()
     torch.manual_seed(seed)
@@ -284,13 +296,9 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
         pace = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * pace
-        rows = rng.choice(scene_count, CLIPS_PER_BATCH, replace=False)
-        columns = np.argsort(rng.uniform(size=(CLIPS_PER_BATCH, FRAMES_PER_SCENE)), 1)[:, :FRAMES_PER_CLIP]
-        frames = pool.frames[rows[:, None], columns].flatten(0, 1).float() / 255
-        wordings = [worded(pool.scenes[row], pool.facts[row], rng) for row in rows]
-        said, facts = torch.stack([said for _, said in wordings]), pool.facts[rows]
+        frames, wordings, facts = _clips(pool, rng)
+        said = torch.stack([said for _, said in wordings])
         fits = ((said[:, None] == facts[None]) | (said[:, None] == _UNSAID)).all(2)
-
         picked = rng.integers(scene_count, size=3 * COLLAGES_PER_BATCH)
         collages = camera.collages(pool.frames[picked, 0].float() / 255)
         shots = [camera.take(frames, zoom=(0.82, 1.02), shift=0.05, light=0.15)]
@@ -314,12 +322,8 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         if step % 50 == 0 or step == steps - 1:
-            print(
-                f"step {step} of {steps}, {time.monotonic() - started:.0f} s: "
-                f"caption {by_caption.item():.3f}, facts {by_fact.item():.3f}, "
-                f"collages {by_collage.item():.3f}",
-                flush=True,
-            )
+            losses = {"caption": by_caption, "facts": by_fact, "collages": by_collage}
+            print(f"step {step} of {steps}, {time.monotonic() - started:.0f} s: {_said(losses)}", flush=True)
     save(model, output)
     print(f"trained in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
