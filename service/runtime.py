@@ -26,6 +26,7 @@ from service.ingestion.pipeline import Pipeline
 from service.ingestion.uploads import Uploads
 from service.media import Decoder, Limits
 from service.projections.atlas import Atlas
+from service.projections.encoded import EncodedPoints
 from service.serving import Serving
 from service.storage import open_store
 from service.timing import Timing
@@ -146,6 +147,11 @@ class Runtime:
     def atlas(self) -> Atlas:
         """The maps."""
         return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
+
+    @cached_property
+    def encoded_points(self) -> EncodedPoints:
+        """Points of maps as they are sent."""
+        return EncodedPoints(self.db)
 
     def generation(self) -> Generation:
         """The one that answers queries. Raises ConfigurationError where nothing was ever embedded."""

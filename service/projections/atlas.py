@@ -7,8 +7,6 @@ t-SNE share, for every map of the same videos. The files are derived and can be 
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import os
 import secrets
@@ -30,7 +28,7 @@ from service.database import catalog, change_log, generation_rows, map_jobs, map
 from service.database.db import Database
 from service.database.maps import Embedding, Map, Points, Spec
 from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
-from service.errors import InvalidInput, NotFound, NotReady, ReelsError
+from service.errors import InvalidInput, NotFound, ReelsError
 from service.index import graph
 from service.index.files import write_whole
 from service.projections import projection
@@ -42,7 +40,6 @@ log = structlog.get_logger(__name__)
 _PLACED_AT_ONCE = 256  # videos; in between, others may use the processor
 _SHAPELESS = 100
 """A map of fewer points has no shape to keep: it is laid out anew each time it has doubled."""
-_SENT_KEPT = 4
 _QUALITY_NEIGHBOURS = 15
 _QUALITY_SAMPLE = 1000
 
@@ -57,8 +54,6 @@ class Atlas:
         self._folder = folder
         self._generation = generation
         self._aggregation = aggregation
-        self._sending = threading.Lock()
-        self._sent: dict[tuple[int, str], tuple[tuple[int, int], str, bytes]] = {}  # the one asked for last is last
 
     def spec(
         self,
@@ -94,26 +89,6 @@ class Atlas:
         """Raises NotFound."""
         with self._db.read() as connection:
             return maps.by_id(connection, map_id)
-
-    def encoded(self, map_id: str, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
-        """The points of a map as `encode` writes them: the SHA-256 of that, and it compressed with gzip. Those asked
-        for last are kept, for 100,000 points take a second to read and to write. Raises NotFound, NotReady."""
-        with self._db.read() as connection:
-            state = maps.row_by_id(connection, map_id)
-            if state.fitted_at is None:
-                raise NotReady(state.id, state.status, "projection")
-            stamp = (state.version, change_log.last_change(connection, state.spec.generation))
-            name = (state.key, encode.__name__)
-            with self._sending:
-                known = self._sent.pop(name, None)
-            if known is None or known[0] != stamp:
-                data = encode(maps.points(connection, state))
-                known = (stamp, hashlib.sha256(data).hexdigest(), gzip.compress(data, 6, mtime=0))
-        with self._sending:
-            self._sent[name] = known
-            while len(self._sent) > _SENT_KEPT:
-                del self._sent[next(iter(self._sent))]
-        return known[1:]
 
     def all(self) -> list[Map]:
         """Those of the model in use, the newest first."""

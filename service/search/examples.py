@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+
+from cachetools import LRUCache
 
 from service.domain import Aggregation, Sampling, clean_caption
 from service.embedding.embedder import Embedder
@@ -43,7 +44,7 @@ class Examples:
         self._embedder = embedder
         self._aggregation = aggregation
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, Example] = OrderedDict()  # the one that was asked with last is last
+        self._kept: LRUCache[Hashable, Example] = LRUCache(_KEPT)
 
     def text(self, query: str, weight: float = 1.0) -> Example:
         """Words, compared with what is seen and with what is written. Raises InvalidInput where there are none."""
@@ -82,13 +83,11 @@ class Examples:
 
     def _again(self, key: Hashable, made: Callable[[], Example], weight: float) -> Example:
         with self._lock:
-            example = self._kept.pop(key, None)
+            example = self._kept.get(key)
         if example is None:
             example = made()
         with self._lock:
             self._kept[key] = example
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
         return replace(example, weight=weight)
 
 

@@ -103,7 +103,7 @@ def points(
     """All at once: as JSON, or with `Accept: application/vnd.apache.arrow.stream` as an Arrow IPC stream with the
     columns video_id, frame, time, category, x, y and z."""
     arrow = ARROW in accept
-    tag, body = service.atlas.encoded(projection_id, points_stream if arrow else _json)
+    tag, body = service.encoded_points.of(projection_id, points_stream if arrow else _json)
     return compressed(
         tag,
         body,
