@@ -20,15 +20,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import sqlalchemy as sa
-import torch
 
-from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
+from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.domain import Embeddings, Generation
 from service.embedding.embedder import Embedder
-from service.embedding.loading import load
-from service.embedding.towers import Tower
 from service.errors import Unavailable
 from service.index.compressed import CompressedIndex
 from service.index.follower import Follower
@@ -36,124 +32,20 @@ from service.media import Decoder
 from service.runtime import Runtime
 from service.storage import FolderStore
 from service.timing import Timing
-from tests.support import services
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill, mount, mounted
+from tests.support.faulty_library import (
+    QUICK,
+    FailingModel,
+    Library,
+    nothing_half_written,
+    refused,
+    tried_in_vain,
+)
 from tests.support.library import settings_for
-from tests.support.rows import add_row, check_against_rows, items_of_rows
-from tests.support.server import Service, logged, serving, serving_here
+from tests.support.rows import add_row
+from tests.support.server import logged, serving, serving_here
 from tests.support.wait import until
-
-RECOVERY_SECONDS = 60
-QUICK = Timing(0.02, pause_seconds=0.05, longest_pause_seconds=0.2, backoff_seconds=0.05)
-
-
-class Library:
-    """A client of a server, who remembers what was acknowledged."""
-
-    def __init__(self, server: Service, clip: bytes) -> None:
-        self.server = server
-        self.client = server.client()
-        self.client.timeout = httpx.Timeout(120)  # longer than anything here waits
-        self.known: list[str] = []
-        self._clip = clip
-        self._rng = random.Random(5)
-
-    def __enter__(self) -> Library:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-
-    def upload(self, **parameters: int) -> httpx.Response:
-        """A clip of its own, with a caption."""
-        number = self._rng.randrange(1 << 30)
-        data = self._clip + b"\x00\x00\x00\x18free" + number.to_bytes(16, "big")
-        form = {"caption": f"clip {number}", "category": "a"}
-        answer = self.client.post("/v1/videos", files={"file": ("a.mp4", data)}, data=form, params=parameters)
-        if answer.is_success:
-            self.known.append(answer.json()["id"])
-        return answer
-
-    def reads(self, *, words: bool = True) -> None:
-        """What only asks is answered."""
-        one = self.known[0]
-        for path in ("", "/recommendations", "/content", "/thumbnail", "/frames", "/embeddings", "/duplicates"):
-            answer = self.client.get(f"/v1/videos/{one}{path}")
-            assert answer.status_code == 200, (path, answer.text)
-        for path in ("/v1/videos", "/v1/categories", "/v1/info", "/v1/projections", "/livez", "/metrics"):
-            assert self.client.get(path).status_code == 200, path
-        if words:
-            for group in ("video", "moment"):
-                asked = {"query": f"clip {self._rng.random()}", "group_by": group}
-                answer = self.client.post("/v1/search/text", json=asked)
-                assert answer.status_code == 200, answer.text
-
-    def checks(self) -> tuple[str, dict[str, str]]:
-        """What /readyz says."""
-        answer = self.client.get("/readyz")
-        assert answer.status_code == 200, answer.text
-        return answer.json()["status"], answer.json()["checks"]
-
-    def recovered(self) -> None:
-        """Everything works, all that was acknowledged is ready, and the answers are NumPy's over the rows."""
-        assert self.upload(wait=60).status_code == 201
-        deadline = time.monotonic() + RECOVERY_SECONDS
-        videos = {}
-        while time.monotonic() < deadline:
-            items = self.client.get("/v1/videos", params={"limit": 500}).json()["items"]
-            videos = {video["id"]: video for video in items}
-            if all(video["status"] == "ready" for video in videos.values()):
-                break
-            time.sleep(0.2)
-        assert {video["status"] for video in videos.values()} == {"ready"}, videos
-        assert not set(self.known) - videos.keys(), "acknowledged, and lost"
-        self.reads()
-        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # the service tries again once a second at most
-        database = Database(services.database_url(self.server.data_dir))
-        with database.read() as connection:
-            assert jobs.depth(connection) == 0
-            check_against_rows(self.client, items_of_rows(connection, videos))
-        database.close()
-        edited = self.client.patch(f"/v1/videos/{self.known[0]}", json={"caption": "new words"})
-        assert edited.status_code == 200, edited.text
-        assert self.client.delete(f"/v1/videos/{self.known.pop()}").status_code == 204
-
-
-@pytest.fixture
-def clip(make_clip: ClipMaker) -> bytes:
-    """A clip of half a second."""
-    return make_clip("a.mp4", numbered(5)).read_bytes()
-
-
-def _refused(answer: httpx.Response, status: int) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert ("retry-after" in answer.headers) == (status == 503)
-
-
-def _tried_in_vain(data_dir: Path) -> None:
-    """Wait until the worker has put some job off, and has begun it anew after that."""
-    database = Database(services.database_url(data_dir))
-    put_off: set[float] = set()
-
-    def often() -> bool:
-        with database.read() as connection:
-            put_off.update(connection.execute(sa.select(db.jobs.c.available_at)).scalars())
-        return len(put_off) > 30
-
-    until(often, 60, lambda: f"jobs were put off {len(put_off)} times")
-    database.close()
-
-
-def _nothing_half_written(folder: Path) -> None:
-    """The worker may be in the midst of trying: a file that is still there later was left."""
-    seen = set(folder.rglob("*.tmp"))
-    deadline = time.monotonic() + 5
-    while seen and time.monotonic() < deadline:
-        time.sleep(0.05)
-        seen &= set(folder.rglob("*.tmp"))
-    assert not seen, "half a file was left"
 
 
 def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
@@ -171,16 +63,16 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Embedd
             assert library.upload().status_code == 202
         ballast = fill(small_disk)
         for _ in range(3):
-            _refused(library.upload(), 507)
+            refused(library.upload(), 507)
             library.reads()
-        _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 507)
+        refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 507)
         status, checks = library.checks()
         assert status == "degraded"
         assert "No space left" in checks["storage"]
         waits = "the worker waits"  # more often than a job may be tried
         until(lambda: log.read_text().count(waits) > 10, 60, lambda: log.read_text()[-2000:])
         library.reads()
-        _nothing_half_written(server.data_dir / "media")
+        nothing_half_written(server.data_dir / "media")
         ballast.unlink()
         library.recovered()
         assert "Traceback" not in log.read_text()
@@ -244,10 +136,10 @@ def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Embedder,
             library.reads()
             trigger.write_text("a test")
             for _ in range(3):
-                _refused(library.upload(), 507)
+                refused(library.upload(), 507)
                 library.reads()
-            _refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
-            _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"title": "x"}), 507)
+            refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
+            refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"title": "x"}), 507)
             status, checks = library.checks()
             assert status == "degraded"
             assert "Read-only" in checks["storage"]
@@ -269,11 +161,11 @@ def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny
         for _ in range(4):
             assert library.upload().status_code == 202
         mount("-o", "remount,ro", str(disk))
-        _refused(library.upload(), 507)
-        _refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
+        refused(library.upload(), 507)
+        refused(library.client.delete(f"/v1/videos/{library.known[0]}"), 507)
         assert library.checks()[0] == "degraded"
         library.reads()
-        _tried_in_vain(server.data_dir)
+        tried_in_vain(server.data_dir)
         library.reads()
         mount("-o", "remount,rw", str(disk))
         library.recovered()
@@ -306,7 +198,7 @@ def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Embedder, decoder:
                 library.reads()
         for one in refused:
             answer, seconds = one.result()
-            _refused(answer, 503)
+            refused(answer, 503)
             assert seconds < 5, "one after another they waited"
         status, checks = library.checks()
         assert (status, checks["writing"]) == ("degraded", "the database is busy; try again")
@@ -314,40 +206,6 @@ def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Embedder, decoder:
         other.close()
         library.recovered()
         assert len(library.known) == 7  # eight, and one deleted
-
-
-class FailingModel:
-    """The small model, whose towers fail as `how` says."""
-
-    def __init__(self) -> None:
-        self.how = ""
-        self.failures = 0
-        self._calls = 0
-        self.model = load("tiny", device="cpu")
-        self.model.picture_tower = self._failing(self.model.picture_tower)
-        self.model.text_tower = self._failing(self.model.text_tower)
-
-    def _failing(self, honest: Tower) -> Tower:
-        def tower(inputs: np.ndarray) -> object:
-            self._calls += 1
-            error = self._error(inputs)
-            if error is not None:
-                self.failures += 1
-                raise error
-            return honest(inputs)
-
-        return tower
-
-    def _error(self, inputs: np.ndarray) -> Exception | None:
-        if self.how == "all" or (self.how == "some" and self._calls % 3 == 0):
-            return RuntimeError("the model is out of sorts")
-        if self.how == "memory":
-            return MemoryError()
-        if self.how == "device" and len(inputs) > 1:
-            return torch.OutOfMemoryError("no memory on the device")
-        if self.how == "bright" and inputs.ndim == 4 and (inputs > 230).mean(axis=(1, 2, 3)).max() > 0.5:
-            return RuntimeError("too bright")
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -374,8 +232,8 @@ def test_a_model_that_fails(tmp_path: Path, clip: bytes, failing: FailingModel, 
             status, checks = library.checks()
             assert status == "degraded"
             assert "the model failed" in checks["model"]
-            _refused(library.client.post("/v1/search/text", json={"query": "words"}), 503)
-            _refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 503)
+            refused(library.client.post("/v1/search/text", json={"query": "words"}), 503)
+            refused(library.client.patch(f"/v1/videos/{library.known[0]}", json={"caption": "x"}), 503)
             assert library.client.patch(f"/v1/videos/{library.known[0]}", json={"title": "x"}).status_code == 200
             library.reads(words=False)
         else:

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,158 +20,13 @@ import sqlalchemy as sa
 
 from service.database import db, jobs
 from service.database.db import Database
-from service.worker.processes import owner_of
-from tests.support import services
 from tests.support.clips import ClipMaker, numbered
-from tests.support.processes import CHILD_ENVIRONMENT, tied
-from tests.support.rows import owners
-from tests.support.server import answering, launched
+from tests.support.cluster import Cluster
 from tests.support.wait import until
 
 LONG = (200, 6)  # uploads, kills
 SHORT = (24, 2)
 AWAY_SECONDS = 4.0
-
-
-class Cable:
-    """Hands on what comes to a port to another, until it is cut: then connections break, and none is made."""
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._ends: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._whole = True
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Break it."""
-        self._whole = False
-        for end in list(self._ends):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # whoever hands on closes it
-
-    def mend(self) -> None:
-        """Whole again."""
-        self._whole = True
-
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            if not self._whole:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self._to))
-            threading.Thread(target=self._connect, args=(near, far), daemon=True).start()
-
-    def _connect(self, near: socket.socket, far: socket.socket) -> None:
-        self._ends |= {near, far}
-        with near, far:
-            back = threading.Thread(target=self._hand_on, args=(far, near), daemon=True)
-            back.start()
-            self._hand_on(near, far)
-            back.join()
-            self._ends -= {near, far}
-
-    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-
-class Cluster:
-    """Two services whose vectors are in Milvus, one with FAISS, workers, and what they share."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.postgresql = services.PostgreSQL()
-        stack.callback(self.postgresql.remove)
-        objects = services.ObjectStore()
-        stack.callback(objects.remove)
-        milvus = services.Milvus()
-        stack.callback(milvus.remove)
-        self.cable, self.vectors = Cable(objects.port), Cable(milvus.port)
-        self.url = self.postgresql.url("library")
-        self._folder = folder
-        self._stack = stack
-        self._environment = {
-            **objects.environment,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.cable.port}",
-            "REELSRS_MODEL": "tiny",
-            "REELSRS_DATABASE_URL": self.url,
-            "REELSRS_STORAGE_URL": objects.url("library"),
-        }
-        self.workers: dict[int, subprocess.Popen[bytes]] = {}
-        self._numbers = count()
-        stack.callback(self.kill_all)
-        shared = f"milvus+http://127.0.0.1:{self.vectors.port}"
-        engines = {"one": shared, "two": shared, "alone": "faiss"}
-        self.services = [
-            stack.enter_context(
-                launched(folder / name, "--no-worker", REELSRS_VECTOR_STORE=engine, **self._environment)
-            )
-            for name, engine in engines.items()
-        ]
-        for service in self.services:
-            answering(service)
-
-    def work(self) -> None:
-        """Start a worker, on a machine of its own as far as files go."""
-        number = next(self._numbers)
-        with self._log(number).open("ab") as output:
-            self.workers[number] = subprocess.Popen(
-                tied(sys.executable, "-m", "service", "worker"),
-                env={
-                    **CHILD_ENVIRONMENT,
-                    **self._environment,
-                    "REELSRS_DATA_DIR": str(self._folder / f"worker-{number}"),
-                    "OMP_NUM_THREADS": "1",
-                },
-                cwd=self._folder,
-                stdout=output,
-                stderr=output,
-            )
-
-    def started(self) -> None:
-        """Wait until every worker has imported what it needs: beside traffic that takes minutes, for it is polite."""
-        for number in self.workers:
-            log = self._log(number)
-            until(lambda log=log: "loading the model" in log.read_text(), 300, log)
-
-    def kill(self, number: int) -> None:
-        """Kill a worker."""
-        process = self.workers.pop(number)
-        process.kill()
-        process.wait()
-
-    def kill_all(self) -> None:
-        """Kill every worker."""
-        for number in list(self.workers):
-            self.kill(number)
-
-    def busy(self) -> list[int]:
-        """The workers that hold jobs."""
-        held = owners(self.url)
-        return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
-
-    def _log(self, number: int) -> Path:
-        return self._folder / f"worker-{number}.log"
-
-    def ids(self) -> set[str]:
-        """Of every video that is known."""
-        database = Database(self.url)
-        with database.read() as connection:
-            found = set(connection.execute(sa.select(db.videos.c.id)).scalars())
-        database.close()
-        return found
-
-    def clients(self) -> list[httpx.Client]:
-        """One of each service."""
-        clients = [self._stack.enter_context(service.client()) for service in self.services]
-        for client in clients:
-            client.timeout = httpx.Timeout(120)
-        return clients
 
 
 @pytest.fixture(scope="module")

@@ -5,84 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 
-from service.database import catalog, change_log, db, generation_rows, map_jobs, maps, vector_rows
+from service.database import catalog, change_log, db, map_jobs, maps, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map
-from service.domain import Embeddings, Generation
+from service.domain import Embeddings
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingestion.ingest import Ingest
 from service.projections.atlas import Atlas
 from service.projections.projection import Method
 from service.projections.steps import Cancelled
 from service.vectors import aggregate, normalise
+from tests.support.maps_library import GENERATION, D, Library
 from tests.support.rows import add_row
-
-D = 16
-GENERATION = Generation("g1", "made-up", D, "float32")
-
-
-@cache
-def _empty() -> Path:
-    path = Path(mkdtemp()) / "reelsrs.db"
-    db.upgrade(f"sqlite:///{path}")
-    return path
-
-
-class Library:
-    """Made-up vectors around a few centres, and their atlas."""
-
-    def __init__(self, folder: Path) -> None:
-        shutil.copy(_empty(), folder / "reelsrs.db")
-        self.db = Database(f"sqlite:///{folder}/reelsrs.db")
-        with self.db.write() as connection:
-            generation_rows.activate_generation(connection, GENERATION)
-        self.folder = folder / "atlas"
-        self.atlas = Atlas(self.db, self.folder, lambda: GENERATION, "mean")
-        self.random = np.random.default_rng(5)
-        self.centres = normalise(self.random.normal(size=(4, D)))
-        self.keys: dict[str, int] = {}
-        self.count = 0
-
-    def add(self, count: int = 1, *, near: np.ndarray | None = None, category: str | None = None) -> list[str]:
-        """Ready videos of three frames; every other one has a caption."""
-        made = []
-        with self.db.write() as connection:
-            for _ in range(count):
-                number = self.count
-                self.count += 1
-                centre = self.centres[number % 4] if near is None else near
-                frames = normalise(centre + 0.1 * self.random.normal(size=(3, D)))
-                if near is not None:
-                    frames[:] = near
-                video = add_row(connection, number, category=category, frames=3)
-                text = frames[0] if number % 2 else None
-                vector_rows.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
-                catalog.update_video(connection, video.key, status="ready", frame_times=[0.5, 1.5, 2.5])
-                change_log.record_change(connection, video.key)
-                self.keys[video.id] = video.key
-                made.append(video.id)
-        return made
-
-    def delete(self, video_id: str) -> None:
-        with self.db.write() as connection:
-            catalog.delete_video(connection, self.keys.pop(video_id))
-
-    def ready(self, embedding: Embedding = "aggregated", method: Method = "pca", dimensions: int = 2) -> Map:
-        """A map as `visualize` has it made."""
-        return self.atlas.ready(self.atlas.spec(embedding, method, dimensions))
-
-    def places(self, state: Map) -> dict[tuple[str, int], tuple[float, ...]]:
-        """Coordinates by video and frame."""
-        found = self.atlas.points(state)
-        rows = zip(found.ids, found.frames.tolist(), found.coordinates.tolist(), strict=True)
-        return {(video, frame): tuple(at) for video, frame, at in rows}
 
 
 @pytest.fixture

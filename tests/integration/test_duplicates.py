@@ -13,76 +13,30 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service.database import catalog, db
-from service.database.db import Database
-from service.domain import Sampling, Video
+from service.database import catalog
+from service.domain import Video
 from service.embedding.embedder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingestion.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from service.search.duplicates import THRESHOLD, Duplicates, similarity
-from service.storage import FolderStore
 from tests.support.clips import ClipMaker
+from tests.support.copies import (
+    BAD,
+    COPIES,
+    FAIR,
+    GOOD,
+    LIMITS,
+    Frames,
+    Library,
+    barred,
+    black,
+    resized,
+    scene,
+    texture,
+)
 
-LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)
-GOOD = {"crf": "26", "preset": "veryfast"}
-FAIR = {"crf": "33", "preset": "veryfast"}
-BAD = {"crf": "40", "preset": "veryfast"}
 FINGERPRINT_HEADER = b"reelsrs fingerprint 1\n"
-
-Frames = list[np.ndarray]
-
-
-def scene(seed: int, count: int = 36, *, place: int = 0, width: int = 160, height: int = 96) -> Frames:
-    """Somebody moves in a place: a spot wanders over a background, both with a texture. `seed` is the way it takes."""
-    background = _texture(place, height, width)
-    spot = _texture(1000 + place, height // 4, width // 8)
-    rng = np.random.default_rng(seed)
-    stations = rng.uniform(0, 1, (5, 2)) * (height - height // 4, width - width // 8)
-    frames = []
-    for moment in np.linspace(0, 4, count):
-        leg = min(int(moment), 3)
-        top, left = (stations[leg] + (moment - leg) * (stations[leg + 1] - stations[leg])).astype(int)
-        frame = background.copy()
-        frame[top : top + len(spot), left : left + spot.shape[1]] = spot
-        frames.append(frame)
-    return frames
-
-
-def _texture(seed: int, height: int, width: int) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(30, 230, (5, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def resized(frames: Frames, factor: float) -> Frames:
-    """Each frame at `factor` of its size, even numbers of pixels."""
-    height, width = (max(2, round(side * factor) // 2 * 2) for side in frames[0].shape[:2])
-    return [np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames]
-
-
-def barred(frames: Frames, rows: int, columns: int) -> Frames:
-    """Black bars above and below, left and right."""
-    return [np.pad(frame, ((rows, rows), (columns, columns), (0, 0))) for frame in frames]
-
-
-def black(frames: Frames, count: int) -> Frames:
-    """So many black frames."""
-    return [np.zeros_like(frames[0])] * count
-
-
-COPIES: dict[str, Callable[[Frames], Frames]] = {
-    "half": lambda frames: resized(frames, 0.5),
-    "letterboxed": lambda frames: barred(resized(frames, 0.7), 14, 0),
-    "pillarboxed": lambda frames: barred(resized(frames, 0.7), 0, 22),
-    "first part": lambda frames: frames[: len(frames) * 3 // 5],
-    "middle": lambda frames: frames[len(frames) // 3 : len(frames) * 2 // 3],
-    "reversed": lambda frames: frames[::-1],
-    "black intro": lambda frames: black(frames, 12) + frames,
-    "half the frames": lambda frames: frames[1::2],
-    "cut, small and reversed": lambda frames: resized(frames, 0.5)[len(frames) // 4 :][::-1],
-    "cut and letterboxed": lambda frames: barred(resized(frames, 0.7), 18, 0)[: len(frames) // 2],
-    "dimmer": lambda frames: [(frame * 0.7).astype(np.uint8) for frame in frames],
-}
 
 
 # --- what a fingerprint is
@@ -172,7 +126,7 @@ def test_what_two_clips_share_beside_their_pictures_counts_for_nothing(make_clip
 
 def test_stills_are_compared_by_what_they_show(make_clip: ClipMaker) -> None:
     def still(name: str, seed: int, options: dict[str, str]) -> Fingerprint:
-        return fingerprint(make_clip(name, [_texture(seed, 96, 160)] * 10, options=options), LIMITS)
+        return fingerprint(make_clip(name, [texture(seed, 96, 160)] * 10, options=options), LIMITS)
 
     assert similarity(still("a.mp4", 1, GOOD), still("b.mp4", 1, BAD)) > 0.95
     assert max(similarity(still("a.mp4", 1, GOOD), still("b.mp4", seed, GOOD)) for seed in range(2, 8)) == 0
@@ -187,60 +141,6 @@ def test_the_cut_of_a_dark_scene_is_found(make_clip: ClipMaker) -> None:
     cut = fingerprint(make_clip("b.mp4", frames[:20], options=GOOD), LIMITS)
     assert (len(whole.pictures), len(cut.pictures)) == (1, 2)
     assert similarity(whole, cut) > 0.95
-
-
-# --- a library
-
-
-class Library:
-    """Clips in a catalogue, ready without ever having been embedded; every other clip is a candidate."""
-
-    def __init__(self, folder: Path, decoder: Decoder) -> None:
-        url = f"sqlite:///{folder}/reelsrs.db"
-        db.upgrade(url)
-        self.db = Database(url)
-        self.files = FolderStore(folder / "media")
-        self.decoder = decoder
-        self.videos: dict[str, Video] = {}
-        self.forget()
-
-    def forget(self) -> None:
-        """As after a restart: nothing is remembered but what is on disk."""
-        self.duplicates = Duplicates(self.db, self.files, self.decoder, self._others)
-
-    def _others(self, _: Video) -> list[Video]:
-        with self.db.read() as connection:
-            return catalog.list_videos(connection, status="ready", limit=1000)
-
-    def add(self, clip: Path) -> str:
-        """Its id."""
-        probe = self.decoder.probe(clip)
-        with self.files.receive(1 << 30) as incoming, self.db.write() as connection:
-            incoming.write(clip.read_bytes())
-            incoming.finish()
-            self.files.place(incoming, "video/mp4")
-            video = catalog.add_video(
-                connection,
-                sha256=incoming.sha256,
-                size_bytes=incoming.size_bytes,
-                filename=clip.name,
-                title=clip.stem,
-                caption=None,
-                category=None,
-                sampling=Sampling(1),
-                probe=probe,
-            )
-            catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])
-        self.videos[video.id] = video
-        return video.id
-
-    def fingerprint_file(self, video_id: str) -> Path:
-        """Where it is kept."""
-        return self.files.folder(self.videos[video_id].sha256) / "fingerprint"
-
-    def copies(self, video_id: str) -> list[str]:
-        """The titles of its copies."""
-        return [copy.video.title for copy in self.duplicates.of(video_id)]
 
 
 @pytest.fixture

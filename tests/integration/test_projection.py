@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,11 @@ from service.projections.fits import Fit
 from service.projections.projection import Method, effective, fit, neighbours_needed, place, placeable, quality
 from service.vectors import normalise
 from tests.support.paths import ROOT
+from tests.support.points import clusters
 from tests.support.processes import CHILD_ENVIRONMENT
 
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 KINDS = [(method, dimensions) for method in METHODS for dimensions in (2, 3)]
-
-
-def _clusters(count: int, *, clusters: int = 3, dimension: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors around a few centres, and whose each is. The centres are the same for every seed."""
-    centres = np.random.default_rng(0).standard_normal((clusters, dimension)) * 3
-    labels = np.arange(count) % clusters
-    noise = np.random.default_rng(seed + 1).standard_normal((count, dimension))
-    return normalise(centres[labels] + noise * 0.3), labels
 
 
 def _map(vectors: np.ndarray, method: Method, dimensions: int, **more: Any) -> Fit:
@@ -45,90 +37,12 @@ def _placed(new: np.ndarray, vectors: np.ndarray, made: Fit, method: Method, **m
     return place(new, made, method, neighbours=graph.nearest(vectors, new, wanted), **given)
 
 
-# --- the graph
-
-
-def _truth(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(queries[:, None].astype(np.float64) - vectors[None], axis=2)
-
-
-def test_small_graphs_are_exact() -> None:
-    vectors, _ = _clusters(200)
-    found = graph.neighbours(vectors, 7)
-    assert (found.rows.shape, found.rows.dtype, found.distances.dtype) == ((200, 7), np.int32, np.float32)
-    distances = _truth(vectors, vectors)
-    np.fill_diagonal(distances, np.inf)
-    np.testing.assert_allclose(found.distances, np.sort(distances, axis=1)[:, :7], atol=1e-4)
-    np.testing.assert_allclose(np.take_along_axis(distances, found.rows, axis=1), found.distances, atol=1e-4)
-    new, _ = _clusters(5, seed=1)
-    found = graph.nearest(vectors, new, 4)
-    np.testing.assert_allclose(found.distances, np.sort(_truth(vectors, new), axis=1)[:, :4], atol=1e-4)
-
-
-def test_a_graph_of_few_rows_has_as_many_neighbours_as_there_are() -> None:
-    for count in (0, 1, 2, 4):
-        vectors, _ = _clusters(count)
-        assert graph.neighbours(vectors, 10).rows.shape == (count, max(count - 1, 0))
-        assert graph.nearest(vectors, _clusters(3)[0], 10).rows.shape == (3, count)
-    with pytest.raises(ValueError, match="do not fit"):
-        Neighbours(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
-
-
-@pytest.mark.parametrize("copies", [1, 40])
-def test_large_graphs_find_nearly_all_neighbours_and_always_the_same(
-    monkeypatch: pytest.MonkeyPatch, copies: int
-) -> None:
-    vectors = np.repeat(_clusters(8000 // copies, clusters=50, dimension=64)[0], copies, axis=0)
-    exact = graph.neighbours(vectors, 10)
-    monkeypatch.setattr(graph, "EXACT_UP_TO", 1000)
-    told: list[float] = []
-    found = graph.neighbours(vectors, 10, told.append)
-    assert (found.distances <= exact.distances[:, -1:] + 1e-4).mean() >= 0.95
-    assert told == sorted(told)
-    assert told[-1] == 1
-    assert not (found.rows == np.arange(len(vectors))[:, None]).any()
-    assert (np.diff(found.distances, axis=1) >= 0).all()
-    assert all(len(set(row)) == 10 for row in found.rows.tolist())
-    again = graph.neighbours(vectors, 10)
-    assert found.rows.tobytes() + found.distances.tobytes() == again.rows.tobytes() + again.distances.tobytes()
-    if copies > 1:
-        assert (found.distances == 0).all()
-
-
-def test_rows_whose_cells_hold_too_few_are_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "EXACT_UP_TO", 1000)
-    vectors, _ = _clusters(1200)
-    found = graph.neighbours(vectors, 600)
-    assert found.rows.min() >= 0
-    assert all(len(set(row)) == 600 for row in found.rows.tolist())
-
-
-def test_new_rows_are_asked_each_on_its_own_of_a_matrix_in_a_file(tmp_path: Path) -> None:
-    vectors, _ = _clusters(3000, dimension=512)
-    np.save(tmp_path / "matrix.npy", vectors)
-    mapped = np.load(tmp_path / "matrix.npy", mmap_mode="r")
-    new, _ = _clusters(64, dimension=512, seed=5)
-    together = graph.nearest(mapped, new, 9)
-    for row in range(0, 64, 7):
-        alone = graph.nearest(vectors, new[row : row + 1], 9)
-        assert alone.rows.tobytes() == together.rows[row].tobytes()
-        assert alone.distances.tobytes() == together.distances[row].tobytes()
-
-
-def test_a_graph_can_be_cancelled() -> None:
-    def stop(_: float) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        graph.neighbours(_clusters(50)[0], 3, stop)
-
-
 # --- maps
 
 
 @pytest.mark.parametrize(("method", "dimensions"), KINDS)
 def test_neighbours_stay_neighbours(method: Method, dimensions: int) -> None:
-    vectors, labels = _clusters(90)
+    vectors, labels = clusters(90)
     made = _map(vectors, method, dimensions).coordinates
     assert (made.shape, made.dtype) == ((90, dimensions), np.float32)
     distances = np.linalg.norm(made[:, None] - made[None], axis=2)
@@ -140,10 +54,10 @@ _CHILD = """
 import hashlib, json, sys
 import numpy as np
 from service.index import graph
-from tests.integration.test_projection import KINDS, _clusters, _map, _placed
+from tests.integration.test_projection import KINDS, clusters, _map, _placed
 from service.projections.projection import placeable
 graph.EXACT_UP_TO = 200
-vectors, new = _clusters(400)[0], _clusters(4, seed=9)[0]
+vectors, new = clusters(400)[0], clusters(4, seed=9)[0]
 made = {}
 for method, dimensions in KINDS:
     one = _map(vectors, method, dimensions, seed=3)
@@ -175,7 +89,7 @@ def test_two_processes_make_the_same_bytes_of_the_same_seed() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_another_seed_makes_another_map_but_of_pca(method: Method) -> None:
-    vectors, _ = _clusters(60)
+    vectors, _ = clusters(60)
     maps = [_map(vectors, method, 2, seed=seed).coordinates for seed in (3, 4)]
     assert np.array_equal(*maps) == (method == "pca")
 
@@ -183,7 +97,7 @@ def test_another_seed_makes_another_map_but_of_pca(method: Method) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 11])
 def test_few_points_and_equal_points(method: Method, count: int) -> None:
-    apart, new = _clusters(count)[0], _clusters(2, seed=2)[0]
+    apart, new = clusters(count)[0], clusters(2, seed=2)[0]
     halves = apart[np.arange(count) // 2]
     for vectors in (apart, np.tile(apart[:1], (count, 1)), halves):
         for dimensions in (2, 3):
@@ -205,7 +119,7 @@ def test_nothing_makes_an_empty_map(method: Method, dimensions: int) -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(InvalidInput, match="2 or 3"):
         _map(np.ones((3, 4), np.float32), "pca", 4)
-    vectors, _ = _clusters(20)
+    vectors, _ = clusters(20)
     with pytest.raises(ValueError, match="wants 15 neighbours"):
         fit(vectors, "umap", 2, parameters={}, neighbours=None)
     with pytest.raises(ValueError, match="wants 15 neighbours"):
@@ -213,7 +127,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 
 def test_pca_is_the_projection_of_greatest_variance() -> None:
-    vectors, _ = _clusters(40)
+    vectors, _ = clusters(40)
     made = _map(vectors, "pca", 2).coordinates
     spread = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)[:2]
     np.testing.assert_allclose(np.linalg.norm(made, axis=0), spread, rtol=1e-4)
@@ -221,7 +135,7 @@ def test_pca_is_the_projection_of_greatest_variance() -> None:
 
 @pytest.mark.parametrize(("method", "dimensions"), KINDS)
 def test_progress_rises_to_one_and_an_exception_in_it_cancels(method: Method, dimensions: int) -> None:
-    vectors, _ = _clusters(300)
+    vectors, _ = clusters(300)
     told: list[float] = []
     _map(vectors, method, dimensions, progress=told.append)
     assert told == sorted(told)
@@ -272,7 +186,7 @@ def test_parameters_are_refused_by_name(method: Method, name: str, value: object
 
 
 def test_parameters_change_the_map() -> None:
-    vectors, _ = _clusters(60)
+    vectors, _ = clusters(60)
     for method, parameters in (("umap", {"n_neighbors": 4, "min_dist": 0.5}), ("tsne", {"perplexity": 4})):
         assert not np.array_equal(
             _map(vectors, method, 2).coordinates,  # type: ignore[arg-type]
@@ -288,15 +202,15 @@ PLACEABLE = [kind for kind in KINDS if placeable(*kind)]
 
 def test_t_sne_in_three_dimensions_takes_no_new_points() -> None:
     assert [kind for kind in KINDS if kind not in PLACEABLE] == [("tsne", 3)]
-    vectors, _ = _clusters(60)
+    vectors, _ = clusters(60)
     with pytest.raises(InvalidInput, match="no new points"):
         _placed(vectors[:2], vectors, Fit(np.zeros((60, 3), np.float32), {}), "tsne")
 
 
 @pytest.mark.parametrize(("method", "dimensions"), PLACEABLE)
 def test_new_points_land_among_their_neighbours_whoever_comes_along(method: Method, dimensions: int) -> None:
-    vectors, labels = _clusters(240, clusters=6)
-    new, theirs = _clusters(18, clusters=6, seed=7)
+    vectors, labels = clusters(240, clusters=6)
+    new, theirs = clusters(18, clusters=6, seed=7)
     made = _map(vectors, method, dimensions)
     before = made.coordinates.copy()
     placed = _placed(new, vectors, made, method)
@@ -314,15 +228,15 @@ def test_new_points_land_among_their_neighbours_whoever_comes_along(method: Meth
 
 @pytest.mark.parametrize(("method", "dimensions"), PLACEABLE)
 def test_a_copy_lands_where_its_original_is(method: Method, dimensions: int) -> None:
-    vectors, _ = _clusters(100)
+    vectors, _ = clusters(100)
     made = _map(vectors, method, dimensions)
     copies = normalise(vectors[[3, 70]] + np.float32(1e-6))
     np.testing.assert_allclose(_placed(copies, vectors, made, method), made.coordinates[[3, 70]], atol=1e-4)
 
 
 def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
-    vectors, _ = _clusters(600, clusters=6)
-    new, _ = _clusters(60, clusters=6, seed=7)
+    vectors, _ = clusters(600, clusters=6)
+    new, _ = clusters(60, clusters=6, seed=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own, numba's and scikit-learn's
         from umap import UMAP
@@ -343,7 +257,7 @@ def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
 
 
 def test_few_points_are_placed_by_pca_whatever_the_method() -> None:
-    vectors, new = _clusters(4)[0], _clusters(2, seed=3)[0]
+    vectors, new = clusters(4)[0], clusters(2, seed=3)[0]
     for method in METHODS:
         made = _map(vectors, method, 2)
         none = Neighbours(np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
@@ -353,7 +267,7 @@ def test_few_points_are_placed_by_pca_whatever_the_method() -> None:
 
 
 def test_neighbours_that_do_not_belong_to_the_points_are_refused() -> None:
-    vectors, _ = _clusters(30)
+    vectors, _ = clusters(30)
     made = _map(vectors, "umap", 2)
     with pytest.raises(ValueError, match="do not fit"):
         place(vectors[:2], made, "umap", parameters={}, neighbours=graph.nearest(vectors, vectors[:3], 15))
@@ -390,9 +304,9 @@ def graph_of(points: np.ndarray) -> np.ndarray:
 
 def test_quality_of_few_points() -> None:
     for count in range(3):
-        assert quality(_clusters(count)[0], np.zeros((count, 2), np.float32), neighbours=15, sample=100) is None
+        assert quality(clusters(count)[0], np.zeros((count, 2), np.float32), neighbours=15, sample=100) is None
     for count in (3, 4, 20):
-        vectors, _ = _clusters(count)
+        vectors, _ = clusters(count)
         found = quality(vectors, vectors[:, :2], neighbours=15, sample=100)
         assert found is not None
         assert (found.neighbours, found.sample) == ((count - 1) // 2, count)
@@ -400,6 +314,3 @@ def test_quality_of_few_points() -> None:
     perfect = quality(vectors, vectors, neighbours=5, sample=100)
     assert perfect is not None
     assert (perfect.trustworthiness, perfect.neighbourhood_overlap) == (1, 1)
-
-
-# --- the page

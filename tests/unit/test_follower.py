@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,9 @@ import sqlalchemy as sa
 from service.database import db
 from service.domain import Entries, Weights
 from service.errors import StorageFull
-from service.index import follower as module
-from service.index import rows
-from service.index.compressed import CompressedIndex
 from service.index.follower import Follower
 from service.search.recommend import Recommender
-from service.timing import Timing
+from tests.support.followed import follow, keys_of, names_in
 from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit
 
@@ -151,20 +147,6 @@ def test_searches_and_changes_from_many_threads(filled: tuple[VectorLibrary, Pat
     library.expect(like_video(library.recommender, kept, weights=Weights(1, 1), k=99), kept, 1, 1, "cosine", 99)
 
 
-def _follow(library: VectorLibrary, folder: Path, **options: Any) -> Follower:
-    return Follower(library.db, folder / "index", GENERATION, "mean", **options)
-
-
-def _keys(follower: Follower) -> list[int]:
-    with follower.current() as (index, _):
-        return index.keys(index.alive()).tolist()  # type: ignore[attr-defined, no-any-return]
-
-
-def _kind(follower: Follower) -> str:
-    with follower.current() as (index, _):
-        return index.kind
-
-
 def _falsify(follower: Follower, keys: list[int], change: Callable[[Entries], Entries]) -> None:
     """Put other rows of these videos into the index than the database has."""
     with follower.current() as (index, _):
@@ -173,16 +155,12 @@ def _falsify(follower: Follower, keys: list[int], change: Callable[[Entries], En
         made.replace(np.array(keys), change(rows_now))
 
 
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "index").iterdir()}
-
-
 def test_an_index_is_built_of_what_is_ready(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
     gone = next(iter(library.items))
     library.delete(gone)
-    follower = _follow(library, folder)
-    assert _keys(follower) == sorted(library.keys[name] for name in library.items)
+    follower = follow(library, folder)
+    assert keys_of(follower) == sorted(library.keys[name] for name in library.items)
     assert follower.generation is GENERATION
     assert follower.saved is None
     assert follower.refused is None, "there was none to refuse"
@@ -194,7 +172,7 @@ def test_an_index_is_built_of_what_is_ready(filled: tuple[VectorLibrary, Path]) 
 
 def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
-    follower = _follow(library, folder)
+    follower = follow(library, folder)
     assert follower.differences() == []
     rng = np.random.default_rng(8)
     names = list(library.items)
@@ -221,7 +199,7 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
 
 def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
-    follower = _follow(library, folder)
+    follower = follow(library, folder)
     strange, missing = (library.keys[name] for name in list(library.items)[4:6])
     with follower.current() as (index, _):
         made: Any = index
@@ -240,7 +218,7 @@ def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibra
 
 def test_a_caption_that_is_only_said_to_be_there_is_a_difference(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
-    follower = _follow(library, folder)
+    follower = follow(library, folder)
     key = next(library.keys[item.id] for item in library.items.values() if item.t is None)
     _falsify(follower, [key], lambda now: replace(now, captioned=np.array([True])))
     assert follower.differences() == [f"the index has other vectors of video {key}"]
@@ -265,35 +243,35 @@ def test_a_snapshot_that_is_refused_says_why(filled: tuple[VectorLibrary, Path])
         ({name: value for name, value in words.items() if name != "state"}, "'state'"),
     ):
         manifest.write_text(json.dumps(broken))
-        follower = _follow(library, folder)
+        follower = follow(library, folder)
         assert (follower.refused, follower.saved) == (why, None)
-        assert _keys(follower) == sorted(library.keys.values())
+        assert keys_of(follower) == sorted(library.keys.values())
     manifest.write_text(json.dumps(words))
-    follower = _follow(library, folder)
+    follower = follow(library, folder)
     assert (follower.refused, follower.saved) == (None, words["seen"])
-    fresh = _follow(library, folder, fresh=True)
+    fresh = follow(library, folder, fresh=True)
     assert fresh.saved is None, "it was to look at no snapshot"
-    assert _keys(fresh) == _keys(follower)
+    assert keys_of(fresh) == keys_of(follower)
 
 
 def test_one_process_writes_and_the_others_let_it(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
     library.follower.check()
     library.follower.save()
-    before = _names(folder)
+    before = names_in(folder)
     library.add(unit(np.random.default_rng(1)), None)
-    other = _follow(library, folder)
-    assert _keys(other) == sorted(library.keys.values())
+    other = follow(library, folder)
+    assert keys_of(other) == sorted(library.keys.values())
     other.save()
-    assert _names(folder) == before
+    assert names_in(folder) == before
     other.replace_snapshot()
-    assert _names(folder) > before, "the files of the snapshot before may be in use"
-    assert _follow(library, folder).saved == other.saved
+    assert names_in(folder) > before, "the files of the snapshot before may be in use"
+    assert follow(library, folder).saved == other.saved
     library.follower.close()
     library.add(unit(np.random.default_rng(2)), None)
-    _keys(other)
+    keys_of(other)
     other.save()
-    assert _follow(library, folder).saved == other.saved, "who looked after it has gone"
+    assert follow(library, folder).saved == other.saved, "who looked after it has gone"
     other.close()
 
 
@@ -301,7 +279,7 @@ def test_a_snapshot_that_cannot_be_written_costs_nothing_else(
     filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library, folder = filled
-    follower = _follow(library, folder)
+    follower = follow(library, folder)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -312,15 +290,15 @@ def test_a_snapshot_that_cannot_be_written_costs_nothing_else(
         with pytest.raises(StorageFull):
             follower.replace_snapshot()
     assert follower.saved is None
-    assert not {name for name in _names(folder) if not name.endswith(".lock")}, "half a snapshot was left"
+    assert not {name for name in names_in(folder) if not name.endswith(".lock")}, "half a snapshot was left"
     follower.save()
-    assert _follow(library, folder).saved == follower.saved is not None
+    assert follow(library, folder).saved == follower.saved is not None
 
 
 def test_files_that_nobody_names_are_swept_after_a_week(filled: tuple[VectorLibrary, Path]) -> None:
     library, folder = filled
     library.follower.save()
-    kept = _names(folder)
+    kept = names_in(folder)
     old, new = folder / "index" / "old.flat", folder / "index" / "new.flat"
     week = 7 * 24 * 3600
     for path, age in ((old, week + 60), (new, week - 60)):
@@ -329,152 +307,8 @@ def test_files_that_nobody_names_are_swept_after_a_week(filled: tuple[VectorLibr
     for path in (folder / "index").iterdir():
         if path.name in kept:
             os.utime(path, (time.time() - 2 * week,) * 2)
-    _follow(library, folder)
-    assert _names(folder) == kept | {"new.flat"}
-
-
-def test_changes_beyond_a_number_are_saved_beside(
-    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library, _ = filled
-    library.follower.check()
-    library.follower.save()
-    first = library.follower.saved
-    assert first is not None
-    monkeypatch.setattr(module, "_SAVE_EVERY", 3)
-    rng = np.random.default_rng(1)
-    for _ in range(3):
-        library.add(unit(rng), None)
-    library.follower.check()
-    library.follower.settle()  # type: ignore[attr-defined]
-    assert library.follower.saved == first
-    library.add(unit(rng), None)
-    library.follower.check()
-    library.follower.settle()  # type: ignore[attr-defined]
-    assert library.follower.saved == first + 4
-
-
-def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
-    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library, folder = filled
-    monkeypatch.setattr(module, "_BATCH", 16)
-    follower = _follow(library, folder, exact_up_to=40)
-    assert _kind(follower) == "flat"
-    rng = np.random.default_rng(1)
-    library.add(unit(rng), unit(rng))
-    assert _kind(follower) == "flat", "the question that finds out does not wait"
-    follower.settle()
-    assert _kind(follower) == "compressed"
-    assert follower.differences() == []
-    assert follower.saved is not None, "it is saved when it is there"
-    assert _kind(_follow(library, folder, exact_up_to=40)) == "compressed"
-    names = list(library.items)
-    for name in names[:20]:
-        library.delete(name)
-    follower.check()
-    follower.settle()
-    assert _kind(follower) == "compressed", "half of it is not yet well below"
-    library.delete(names[20])
-    follower.check()
-    follower.settle()
-    assert _kind(follower) == "flat"
-    assert follower.differences() == []
-    assert _kind(_follow(library, folder, fresh=True, exact_up_to=19)) == "compressed", "at a start at once"
-    follower.close()
-
-
-def test_an_index_that_is_mostly_dead_is_rebuilt(
-    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library, folder = filled
-    follower = _follow(library, folder)
-    rng = np.random.default_rng(1)
-    name = next(iter(library.items))
-    monkeypatch.setattr(rows, "_DEAD_ANYWAY", 20)
-    for number in range(21):
-        library.caption(name, unit(rng))
-        follower.check()
-        follower.settle()
-        with follower.current() as (index, _):
-            assert index.rows == (41 + number if number < 20 else 40)  # type: ignore[attr-defined]
-    assert follower.differences() == []
-    follower.close()
-
-
-def test_what_changes_while_another_index_is_built_is_in_it(
-    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library, folder = filled
-    monkeypatch.setattr(module, "_BATCH", 8)
-    follower = _follow(library, folder, exact_up_to=40)
-    train = CompressedIndex.train
-    rng = np.random.default_rng(1)
-
-    def slow(*arguments: Any) -> CompressedIndex:
-        """In the meantime more than a batch of videos come, some change, and one goes."""
-        for _ in range(20):
-            library.add(unit(rng), unit(rng))
-        for name in list(library.items)[:3]:
-            library.caption(name, unit(rng))
-        library.delete(list(library.items)[5])
-        follower.check()
-        return train(*arguments)
-
-    monkeypatch.setattr(CompressedIndex, "train", slow)
-    library.add(unit(rng), unit(rng))
-    follower.check()
-    follower.settle()
-    assert _kind(follower) == "compressed"
-    assert len(_keys(follower)) == 60
-    assert follower.differences() == []
-    follower.close()
-
-
-def test_a_renewal_that_fails_is_begun_again_after_a_pause(
-    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    library, folder = filled
-    follower = _follow(library, folder, exact_up_to=40, timing=Timing(renewal_pause_seconds=60))
-    train = CompressedIndex.train
-    tries = []
-
-    def failing(*_: Any) -> CompressedIndex:
-        tries.append(1)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(CompressedIndex, "train", failing)
-    now = [time.monotonic()]
-    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter, time=time.time)
-    monkeypatch.setattr(module, "time", clock)
-    library.add(unit(np.random.default_rng(1)), None)
-
-    def ask(later: float) -> tuple[int, str]:
-        now[0] += later
-        follower.check()
-        follower.settle()
-        return len(tries), _kind(follower)
-
-    assert ask(0) == (1, "flat")
-    assert follower.differences() == [], "the old one serves on"
-    assert ask(59.9) == (1, "flat")
-    assert ask(0.2) == (2, "flat"), "though nothing changed"
-    monkeypatch.setattr(CompressedIndex, "train", train)
-    assert ask(59.9) == (2, "flat")
-    assert ask(0.2) == (2, "compressed")
-    follower.close()
-
-
-def test_nothing_is_begun_once_it_is_closed(filled: tuple[VectorLibrary, Path]) -> None:
-    library, folder = filled
-    follower = _follow(library, folder, exact_up_to=40)
-    follower.close()
-    saved = follower.saved
-    assert saved is not None
-    assert _follow(library, folder).saved == saved
-    library.follower.check()
-    library.follower.save()  # the lock was let go of
-    assert library.follower.saved == saved
+    follow(library, folder)
+    assert names_in(folder) == kept | {"new.flat"}
 
 
 def test_a_database_that_cannot_be_read_is_said(filled: tuple[VectorLibrary, Path]) -> None:
@@ -482,4 +316,4 @@ def test_a_database_that_cannot_be_read_is_said(filled: tuple[VectorLibrary, Pat
     with closing(sqlite3.connect(folder / "reelsrs.db", isolation_level=None)) as other:
         other.execute("update embeddings set vectors = x'00' where kind = 'mean'")
     with pytest.raises(ValueError, match=r"reshape|buffer"):
-        _follow(library, folder)
+        follow(library, folder)

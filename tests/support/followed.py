@@ -1,0 +1,27 @@
+"""An index that follows a library of vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from service.index.follower import Follower
+from tests.support.vector_library import GENERATION, VectorLibrary
+
+
+def follow(library: VectorLibrary, folder: Path, **options: Any) -> Follower:
+    return Follower(library.db, folder / "index", GENERATION, "mean", **options)
+
+
+def keys_of(follower: Follower) -> list[int]:
+    with follower.current() as (index, _):
+        return index.keys(index.alive()).tolist()  # type: ignore[attr-defined, no-any-return]
+
+
+def kind_of(follower: Follower) -> str:
+    with follower.current() as (index, _):
+        return index.kind
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "index").iterdir()}

@@ -1,0 +1,92 @@
+"""A plain table of what an index holds, to compare it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.domain import EVERY_CATEGORY, Categories, Entries
+from service.index.compressed import CompressedIndex
+from service.index.flat import FlatIndex
+from service.index.rows import Index, Layout
+from service.vectors import normalise
+
+D = 16
+NOBODY = np.zeros(0, dtype=np.int64)
+Make = Callable[[Layout, Entries], Index]
+
+
+def entries(count: int, seed: int = 0, captions: bool = True, dimension: int = D) -> Entries:
+    """Made-up rows: clusters, a fifth without a caption, three categories and none."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((40, dimension))
+    near = centres[rng.integers(40, size=count)]
+    captioned = rng.random(count) > 0.2 if captions else np.zeros(count, dtype=np.bool_)
+    texts = normalise(near + rng.standard_normal((count, dimension))) * captioned[:, None]
+    return Entries(
+        np.arange(count),
+        normalise(near + rng.standard_normal((count, dimension))),
+        texts.astype(np.float32) if captions else None,
+        captioned,
+        tuple(np.array(["a", "b", "c", None], dtype=object)[rng.integers(4, size=count)]),
+    )
+
+
+def some(all_of_them: Entries, rows: Any) -> Entries:
+    """A part."""
+    captions = None if all_of_them.captions is None else all_of_them.captions[rows]
+    names = tuple(np.array(all_of_them.categories, dtype=object)[rows])
+    return Entries(all_of_them.keys[rows], all_of_them.pictures[rows], captions, all_of_them.captioned[rows], names)
+
+
+@pytest.fixture(params=["flat", "compressed"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """An engine with these rows in it."""
+
+    def made(layout: Layout, rows: Entries) -> Index:
+        index: Index = FlatIndex(layout)
+        if request.param == "compressed":
+            sample = layout.join(rows.pictures, rows.captions, rows.captioned)
+            index = CompressedIndex.train(layout, tmp_path / "index", sample, len(sample))
+        index.replace(NOBODY, rows)
+        return index
+
+    return made
+
+
+class Table:
+    """What should be in an index."""
+
+    def __init__(self, layout: Layout, rows: Entries) -> None:
+        self.layout = layout
+        self.rows = dict(
+            zip(rows.keys.tolist(), layout.join(rows.pictures, rows.captions, rows.captioned), strict=True)
+        )
+        self.names = dict(zip(rows.keys.tolist(), rows.categories, strict=True))
+
+    def check(self, index: Index, where: Categories = EVERY_CATEGORY, count: int = 20, seed: int = 9) -> None:
+        """The best keys and products are NumPy's, and are bit by bit those of the rows that were put in."""
+        rng = np.random.default_rng(seed)
+        kept = [key for key in self.rows if self.names[key] in where]
+        matrix = np.array([self.rows[key] for key in kept]).reshape(-1, self.layout.width)
+        for _ in range(5):
+            query = rng.standard_normal(self.layout.width).astype(np.float32)
+            rows, products = index.search(query, count, where)
+            expected = np.sort(-(matrix @ query))[:count]
+            np.testing.assert_allclose(-products, expected, atol=1e-5)
+            for key, row in zip(index.keys(rows).tolist(), index.get(rows), strict=True):
+                np.testing.assert_array_equal(row, self.rows[key])
+
+
+FILTERS = [
+    EVERY_CATEGORY,
+    Categories(include=frozenset({"a"})),
+    Categories(include=frozenset({"a", None}), exclude=frozenset({"a"})),
+    Categories(exclude=frozenset({None, "b"})),
+    Categories(include=frozenset({"nobody"})),
+    Categories(include=frozenset()),
+]
