@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from service.domain import EVERY_CATEGORY, Categories, Entries
-from service.index.compressed import CompressedIndex
-from service.index.flat import FlatIndex
 from service.index.rows import Index, Layout
 from service.vectors import normalise
 
@@ -41,21 +37,6 @@ def some(all_of_them: Entries, rows: Any) -> Entries:
     captions = None if all_of_them.captions is None else all_of_them.captions[rows]
     names = tuple(np.array(all_of_them.categories, dtype=object)[rows])
     return Entries(all_of_them.keys[rows], all_of_them.pictures[rows], captions, all_of_them.captioned[rows], names)
-
-
-@pytest.fixture(params=["flat", "compressed"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """An engine with these rows in it."""
-
-    def made(layout: Layout, rows: Entries) -> Index:
-        index: Index = FlatIndex(layout)
-        if request.param == "compressed":
-            sample = layout.join(rows.pictures, rows.captions, rows.captioned)
-            index = CompressedIndex.train(layout, tmp_path / "index", sample, len(sample))
-        index.replace(NOBODY, rows)
-        return index
-
-    return made
 
 
 class Table:

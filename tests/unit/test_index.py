@@ -10,10 +10,26 @@ import pytest
 
 from service.domain import EVERY_CATEGORY, Categories, Entries
 from service.index import rows as index_rows
+from service.index.compressed import CompressedIndex
 from service.index.files import digest
 from service.index.flat import FlatIndex
-from service.index.rows import Layout
+from service.index.rows import Index, Layout
 from tests.support.index_table import FILTERS, NOBODY, D, Make, Table, entries, some
+
+
+@pytest.fixture(params=["flat", "compressed"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """An engine with these rows in it."""
+
+    def made(layout: Layout, rows: Entries) -> Index:
+        index: Index = FlatIndex(layout)
+        if request.param == "compressed":
+            sample = layout.join(rows.pictures, rows.captions, rows.captioned)
+            index = CompressedIndex.train(layout, tmp_path / "index", sample, len(sample))
+        index.replace(NOBODY, rows)
+        return index
+
+    return made
 
 
 def test_searches_filters_changes_and_snapshots(make: Make, tmp_path: Path) -> None:
