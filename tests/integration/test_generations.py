@@ -154,7 +154,7 @@ def test_what_changes_meanwhile_is_as_it_is_now(
         assert frames is not None
         assert len(frames) == 2
     moved.switch(generation.id)
-    texts = moved.embedder().embed_texts(["other words", "late"])
+    texts = moved.serving.embedder().embed_texts(["other words", "late"])
     with moved.db.read() as connection:
         kept = [vector_rows.vectors(connection, video.key, generation, "text") for video in (videos[0], late)]
     np.testing.assert_allclose(np.concatenate([one for one in kept if one is not None]), texts, atol=1e-2)
@@ -273,9 +273,9 @@ def test_other_weights_under_the_same_name_are_another_generation(
     assert second.adopt().id == tiny.generation.id
     assert len(_like(second, videos[0])) == 1, "videos are compared by what is stored"
     with pytest.raises(Unavailable, match="another model"):
-        second.examples.text("words")
+        second.serving.examples.text("words")
     second.move_over(lambda _: None)
     assert second.serving.generation.id != tiny.generation.id
-    assert second.examples.text("words").caption is not None
+    assert second.serving.examples.text("words").caption is not None
     assert len(_like(second, videos[0])) == 1
     second.close()

@@ -177,17 +177,18 @@ def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
     def full(*_: object) -> None:
         raise StorageFull("no room left")
 
+    worker = Worker(runtime)
     with monkeypatch.context() as broken:
         broken.setattr(runtime.files, "put_pictures", full)
         for pause in (2, 4, 8, 16, 30, 30):
-            Worker(runtime).work_off()
+            worker.work_off()
             waiting = status_of(runtime, video)
             assert (waiting.status, waiting.error) == ("queued", "no room left")
             now[0] += pause - 0.1
             with runtime.db.read() as connection:
                 assert not jobs.waiting(connection)
             now[0] += 0.2
-    Worker(runtime).work_off()
+    worker.work_off()
     assert status_of(runtime, video).status == "ready"
 
 
@@ -310,7 +311,7 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
     for folder in Path(runtime.settings.storage).glob("??"):  # nothing is read from the clips any more
         folder.rename(folder.with_name("gone" + folder.name))
     query = _vectors(runtime, videos[0], "max")
-    answer = like_video(by_max.recommender, videos[0].id, weights=Weights(1, 0))
+    answer = like_video(by_max.serving.recommender, videos[0].id, weights=Weights(1, 0))
     assert query is not None
     assert len(answer.hits) == 3
     for hit in answer.hits:
