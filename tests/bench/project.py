@@ -36,7 +36,8 @@ import numpy as np
 
 from service.index import graph
 from service.projections.projection import Method, fit, neighbours_needed, quality
-from tests.bench.search import alone, centres, say
+from tests.bench.measuring import alone, say
+from tests.bench.search_library import centres
 
 D = 512
 K = 15

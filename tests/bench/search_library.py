@@ -1,0 +1,243 @@
+"""Made-up libraries to search in, the questions, and what is right."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import (
+    EVERY_CATEGORY,
+    Categories,
+    Entries,
+    Flags,
+    Keys,
+    Vectors,
+)
+from service.index.rows import Layout, Rows
+from service.vectors import normalise
+
+D = 512
+K = 10
+QUERIES = 100
+SPARE = 4096
+"""Videos that are made beside a library, to be added to it."""
+SLICE = 4096
+TIE = 1e-6
+"""Scores so close are one: single precision cannot tell them apart."""
+Pair = tuple[float, float]
+Cell = tuple[Pair, str]
+PAIRS: tuple[Pair, ...] = ((1.0, 0.0), (0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.0, 1.0))
+EVEN: Pair = (0.5, 0.5)
+NAMES = ("rest", "half", "percent", "rare")
+FILTERS: dict[str, Categories] = {
+    "none": EVERY_CATEGORY,
+    "50%": Categories(frozenset({"half"})),
+    "1%": Categories(frozenset({"percent"})),
+    "0.01%": Categories(frozenset({"rare"})),
+}
+CELLS: tuple[Cell, ...] = tuple((pair, name) for name in FILTERS for pair in PAIRS)
+LAYOUT = Layout(D, captions=True)
+NOBODY: Keys = np.zeros(0, dtype=np.int64)
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """`count` videos and SPARE more, mapped from files: pictures and captions (N, D) float32 of unit length, captioned
+    (N,) bool, codes (N,) uint8: the category's place in NAMES. A video's key is its row."""
+
+    count: int
+    pictures: Vectors
+    captions: Vectors
+    captioned: Flags
+    codes: npt.NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, folder: Path) -> Library:
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__slots__[1:]]
+        return cls(len(arrays[0]) - SPARE, *arrays)
+
+    def entries(self, start: int, stop: int) -> Entries:
+        """Rows as an index takes them in."""
+        captioned = np.array(self.captioned[start:stop])
+        return Entries(
+            np.arange(start, stop, dtype=np.int64),
+            np.array(self.pictures[start:stop]),
+            self.captions[start:stop] * captioned[:, None],
+            captioned,
+            tuple(NAMES[code] for code in self.codes[start:stop]),
+        )
+
+    def slices(self) -> Iterator[tuple[int, int]]:
+        """Bounds of what is done at once."""
+        return ((start, min(start + SLICE, self.count)) for start in range(0, self.count, SLICE))
+
+    def queries(self) -> Rows:
+        """(QUERIES,) the videos that are asked about; all have a caption."""
+        captioned = np.flatnonzero(self.captioned[: self.count])
+        return np.random.default_rng(5).choice(captioned, QUERIES, replace=False)
+
+    def removed(self) -> Keys:
+        """A hundredth of the videos, none of them a question."""
+        others = np.setdiff1d(np.arange(self.count), self.queries())
+        return np.sort(np.random.default_rng(6).choice(others, self.count // 100, replace=False))
+
+    def allowed(self, name: str) -> Flags | None:
+        """(count,) what a filter lets through; None: everything."""
+        if FILTERS[name] == EVERY_CATEGORY:
+            return None
+        return np.array([category in FILTERS[name] for category in NAMES])[self.codes[: self.count]]
+
+    def mean_caption(self, without: Keys = NOBODY) -> npt.NDArray[np.float64]:
+        """(D,) the mean of the captions of all videos but some."""
+        kept = np.array(self.captioned[: self.count])
+        kept[without] = False
+        total = sum(self.captions[a:b][kept[a:b]].sum(axis=0, dtype=np.float64) for a, b in self.slices())
+        return np.asarray(total) / np.count_nonzero(kept)
+
+
+def centres(kind: str, vectors: Path) -> tuple[Vectors, float]:
+    """(C, D) unit vectors that videos are spread around, and how far."""
+    if kind == "real":
+        rows = [np.load(path).astype(np.float32) for path in sorted(vectors.glob("*.npy"))]
+        if not rows:
+            raise SystemExit(f"no vectors in {vectors}: name their folder with --vectors, or leave out --data real")
+        return normalise(np.concatenate(rows)), 0.6
+    return normalise(np.random.default_rng(7).standard_normal((1000, D))), 0.8
+
+
+def make(folder: Path, kind: str, count: int, vectors: Path) -> None:
+    """Write a library."""
+    folder.mkdir(parents=True)
+    around, sigma = centres(kind, vectors)
+    rng, total = np.random.default_rng(1), count + SPARE
+    popularity = np.arange(1, len(around) + 1) ** -0.7
+    popularity = rng.permutation(popularity / popularity.sum())
+
+    def new(name: str, *shape: int, dtype: str = "float32") -> npt.NDArray[Any]:
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
+
+    def spread(which: Rows) -> Vectors:
+        noise = rng.standard_normal((len(which), D), dtype=np.float32) * np.float32(sigma / math.sqrt(D))
+        noise += around[which]
+        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+        return noise
+
+    pictures, captions = new("pictures", total, D), new("captions", total, D)
+    for start in range(0, total, SLICE):
+        stop = min(start + SLICE, total)
+        seen = rng.choice(len(around), stop - start, p=popularity)
+        other = rng.choice(len(around), stop - start, p=popularity)
+        said = np.where(rng.random(stop - start) < 0.5, seen, other)
+        pictures[start:stop], captions[start:stop] = spread(seen), spread(said)
+    new("captioned", total, dtype="bool")[:] = rng.random(total) >= 0.2
+    codes = np.zeros(total, dtype=np.uint8)
+    order, placed = rng.permutation(count), 0
+    for code, size in ((1, count // 2), (2, count // 100), (3, max(K, count // 10_000))):
+        codes[order[placed : placed + size]] = code
+        placed += size
+    new("codes", total, dtype="uint8")[:] = codes
+
+
+class Truth:
+    """All products of the questions with the library, (QUERIES, count) each: of pictures and of captions."""
+
+    def __init__(self, library: Library) -> None:
+        self._library, self._own = library, library.queries()
+        self._seen = np.empty((QUERIES, library.count), dtype=np.float32)
+        self._read = np.empty_like(self._seen)
+        self._captions = np.array(library.captions[self._own])
+        pictures = np.array(library.pictures[self._own])
+        for start, stop in library.slices():
+            np.matmul(pictures, library.pictures[start:stop].T, out=self._seen[:, start:stop])
+            np.matmul(self._captions, library.captions[start:stop].T, out=self._read[:, start:stop])
+        self._impute(library.mean_caption())
+        self._gone = NOBODY
+
+    def remove(self, gone: Keys) -> None:
+        """These videos are no answers any more."""
+        self._gone = gone
+        self._impute(self._library.mean_caption(without=gone))
+
+    def recall(self, cell: Cell, answers: Sequence[Rows]) -> float:
+        """The share of the true ten, or of as many as there are, that the answers to the first questions hold."""
+        (a, b), name = cell
+        allowed = self._library.allowed(name)
+        shares = []
+        for number, rows in enumerate(answers):
+            scores = a * self._seen[number] + b * self._read[number]
+            scores[self._own[number]] = scores[self._gone] = -np.inf
+            if allowed is not None:
+                scores[~allowed] = -np.inf
+            true = min(K, int(np.count_nonzero(np.isfinite(scores))))
+            tenth = np.partition(scores, -true)[-true]
+            found = np.unique(rows[rows >= 0])  # FAISS fills up with -1
+            shares.append(min(true, int(np.count_nonzero(scores[found] >= tenth - TIE))) / true)
+        return float(np.mean(shares))
+
+    def _impute(self, mean: npt.NDArray[np.float64]) -> None:
+        missing = ~self._library.captioned[: self._library.count]
+        self._read[:, missing] = (self._captions @ mean)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one search after the other gave: rows without the question's own, and milliseconds."""
+
+    rows: list[Rows]
+    milliseconds: list[float]
+
+    def figures(self, truth: Truth, cell: Cell) -> Figures:
+        """As the report shows them."""
+        return {"recall": round(truth.recall(cell, self.rows), 4), **percentiles(self.milliseconds)}
+
+
+def ask(search: Callable[[Vectors], Rows], queries: Sequence[Vectors], own: Rows, rounds: int = 1) -> Answers:
+    """Each question alone, after a few that are not timed."""
+    for query in queries[:5]:
+        search(query)
+    rows, milliseconds = [], []
+    for turn in range(rounds):
+        for query, itself in zip(queries, own, strict=True):
+            started = time.perf_counter()
+            found = search(query)
+            milliseconds.append(1000 * (time.perf_counter() - started))
+            if turn == 0:
+                rows.append(found[found != itself][:K])
+    return Answers(rows, milliseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked about: rows (Q,), their pictures and captions (Q, D). A copy, for a map of the library would count
+    as memory of whoever asks."""
+
+    rows: Rows
+    pictures: Vectors
+    captions: Vectors
+
+    @classmethod
+    def of(cls, library: Library) -> Questions:
+        rows = library.queries()
+        return cls(rows, np.array(library.pictures[rows]), np.array(library.captions[rows]))
+
+    def first(self, count: int) -> Questions:
+        """Fewer of them."""
+        return Questions(self.rows[:count], self.pictures[:count], self.captions[:count])
+
+    def vectors(self, pair: Pair, mean: npt.NDArray[np.float64]) -> list[Vectors]:
+        """(2 D + 1,) each, as the service asks."""
+        parts = [pair[0] * self.pictures, pair[1] * self.captions, pair[1] * (self.captions @ mean)[:, None]]
+        return list(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """The 50th and the 99th."""
+    return {f"p{p}_ms": round(float(np.percentile(milliseconds, p)), 3) for p in (50, 99)}
