@@ -103,13 +103,8 @@ def search(
     weights = Weights(video_weight, text_weight)
     seeing = bool(pictures or clips)
     with open_runtime(config.load(), pictures=seeing) as runtime:
-        likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
-        examples = [] if query is None else [runtime.serving.examples.text(query)]
-        examples += [runtime.serving.examples.picture(path) for path in pictures]
-        for path in clips:
-            known, strange = _by_path(runtime, str(path))
-            likes += known
-            examples += strange
+        likes, examples = _like_these(runtime, query, pictures, clips)
+        likes += [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
         question = Question(
             likes=tuple(likes),
             examples=tuple(examples),
@@ -124,6 +119,20 @@ def search(
         answer = runtime.serving.recommender.answer(question)
         _say_whose_answer(runtime)
     _print_answer(answer, as_json)
+
+
+def _like_these(
+    runtime: Runtime, words: str | None, pictures: list[Path], clips: list[Path]
+) -> tuple[list[Like], list[Example]]:
+    known = runtime.serving.examples
+    likes: list[Like] = []
+    examples = [] if words is None else [known.text(words)]
+    examples += [known.picture(path) for path in pictures]
+    for path in clips:
+        there, strange = _by_path(runtime, str(path))
+        likes += there
+        examples += strange
+    return likes, examples
 
 
 def _require_files(*options: tuple[str, list[Path]]) -> None:

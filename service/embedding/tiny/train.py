@@ -261,6 +261,12 @@ def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     )
 
 
+def _set_pace(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    pace = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = LEARNING_RATE * pace
+
+
 def _said(losses: dict[str, Tensor]) -> str:
     return ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
 
@@ -279,7 +285,6 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
     rng = np.random.default_rng(seed)
     pool = draw_pool(scene_count, seed, processes=os.cpu_count() or 1)
     print(f"drew {scene_count} scenes in {time.monotonic() - started:.0f} s", flush=True)
-
     config = json.loads((FOLDER / CONFIG).read_text())
     model: Any = CLIP(**config["model_cfg"])
     model.visual.to(memory_format=torch.channels_last)
@@ -293,9 +298,7 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     model.train()
     for step in range(steps):
-        pace = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * pace
+        _set_pace(optimizer, step, steps)
         frames, wordings, facts = _clips(pool, rng)
         said = torch.stack([said for _, said in wordings])
         fits = ((said[:, None] == facts[None]) | (said[:, None] == _UNSAID)).all(2)
