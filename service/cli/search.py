@@ -103,8 +103,8 @@ def search(
     weights = Weights(video_weight, text_weight)
     seeing = bool(pictures or clips)
     with open_runtime(config.load(), pictures=seeing) as runtime:
-        likes, examples = _like_these(runtime, query, pictures, clips)
-        likes += [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ())]
+        there, examples = _like_these(runtime, query, pictures, clips)
+        likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ()), *there]
         question = Question(
             likes=tuple(likes),
             examples=tuple(examples),
