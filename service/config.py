@@ -17,8 +17,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Precision, Sampling
 from service.errors import ConfigurationError
+from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Precision, Sampling
 
 PREFIX = "REELSRS_"
 DEFAULT_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"

@@ -8,14 +8,14 @@ from typing import Protocol
 
 from service.config import Settings
 from service.database.db import Database
-from service.domain import Generation, Kind
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import ConfigurationError, Unavailable
-from service.index.engines import Follows, follow
+from service.index.factory import Follows, follow
 from service.media import Decoder
+from service.models import Generation, Kind
 from service.search.duplicates import Duplicates
-from service.search.examples import Examples
-from service.search.recommend import Recommender
+from service.search.query_encoder import Examples
+from service.search.recommender import Recommender
 from service.storage import Store
 from service.timing import Timing
 

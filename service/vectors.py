@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Embeddings, Vectors
+from service.models import Embeddings, Vectors
 
 _STORED = np.dtype("<f4")
 

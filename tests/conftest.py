@@ -16,9 +16,9 @@ pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.pytest_hooks"]
 
 if TYPE_CHECKING:
-    from service.embedding.embedder import Embedder
+    from service.bootstrap import Runtime
+    from service.embedding.encoder import Embedder
     from service.media import Decoder
-    from service.runtime import Runtime
     from tests.support import services
     from tests.support.clips import ClipMaker
     from tests.support.library import PreparedLibrary
@@ -110,7 +110,7 @@ def decoder() -> Iterator[Decoder]:
 @pytest.fixture
 def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
     """An empty library. The model and the decoding processes are real, and started once for all tests."""
-    from service.runtime import Runtime
+    from service.bootstrap import Runtime
     from tests.support.library import settings_for
 
     built = Runtime(settings_for(tmp_path / "data"), model=tiny, decoder=decoder)

@@ -26,12 +26,12 @@ from service.api.problems import add_handlers, document_problems, on_reels_error
 from service.api.routes import generations, projections, search, system, videos
 from service.api.routes.common import problems, require_key, require_read
 from service.api.schemas import Problem
+from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import keys
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import ReelsError
 from service.media import Decoder
-from service.runtime import Runtime
 from service.timing import Timing
 from service.worker.supervisor import StartWorker, WorkerProcess
 

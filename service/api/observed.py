@@ -14,9 +14,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.bootstrap import Runtime
 from service.database import catalog, jobs
 from service.errors import ReelsError
-from service.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 

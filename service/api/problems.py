@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from service import errors, faults
+from service import errors, system_errors
 from service.api.schemas import FieldError, Problem
 from service.errors import ReelsError
 
@@ -102,7 +102,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_os_error(request: Request, error: Exception) -> Response:
     # The files that are sent are opened by the framework: too many of them, say, is nobody's mistake.
-    fault = faults.of(error, "the file cannot be read now")
+    fault = system_errors.of(error, "the file cannot be read now")
     return await (on_bug(request, error) if fault is None else on_reels_error(request, fault))
 
 

@@ -48,7 +48,7 @@ def copy_library(
     """Copy the library to another database and store, from files to servers or back, while it is served. What is
     uploaded or changed after the end stays here."""
     from service import config
-    from service.operations.copying import copy
+    from service.operations.migrate import copy
 
     target = config.load(database_url=to_database, storage_url=to_storage)
     with progress("copying") as bar:

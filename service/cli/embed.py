@@ -13,9 +13,9 @@ from service.cli.options import AsJson
 from service.cli.session import open_runtime
 
 if TYPE_CHECKING:
-    from service.domain import Sampling
+    from service.bootstrap import Runtime
+    from service.models import Sampling
     from service.operations.folder import Entry, Summary
-    from service.runtime import Runtime
 
 
 def embed(
@@ -40,8 +40,8 @@ def embed(
     A second run embeds only what is new or changed. A bad file is reported and skipped (exit status 3).
     """
     from service import config
-    from service.domain import Sampling
     from service.embedding.devices import choose_device
+    from service.models import Sampling
     from service.operations.folder import scan
 
     settings = config.load()

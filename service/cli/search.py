@@ -25,9 +25,9 @@ from service.cli.session import open_runtime
 from service.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from service.runtime import Runtime
+    from service.bootstrap import Runtime
     from service.search.answers import Answer
-    from service.search.question import Example, Like
+    from service.search.query import Example, Like
 
 
 def similar(
@@ -47,8 +47,8 @@ def similar(
 ) -> None:
     """The most similar videos over all categories, ranked, with scores."""
     from service import config
-    from service.domain import Weights
-    from service.search.question import Question, Scope
+    from service.models import Weights
+    from service.search.query import Question, Scope
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
@@ -93,8 +93,8 @@ def search(
 ) -> None:
     """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
     from service import config
-    from service.domain import Weights
-    from service.search.question import Like, Question, Scope
+    from service.models import Weights
+    from service.search.query import Like, Question, Scope
 
     pictures, clips = image or [], video or []
     _require_files(("image", pictures), ("video", clips))
@@ -190,7 +190,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
     from service.database import catalog
     from service.errors import NotFound
     from service.operations.folder import sidecar
-    from service.search.question import Like
+    from service.search.query import Like
 
     runtime.generation()  # an empty library is said before a model is loaded for nothing
     path = Path(video)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from service.bootstrap import Runtime
     from service.config import Settings
     from service.database.db import Database
-    from service.runtime import Runtime
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runti
     import logging
 
     from service import log
+    from service.bootstrap import Runtime
     from service.database.db import PATIENT_SECONDS
-    from service.runtime import Runtime
 
     if not logging.getLogger().handlers:
         log.configure(logging.WARNING)

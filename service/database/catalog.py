@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from service.database import db
 from service.database.change_log import record_change
 from service.database.common import chunks, utc_now
-from service.domain import Probe, Sampling, Status, Video
 from service.errors import NotFound
+from service.models import Probe, Sampling, Status, Video
 
 # The statements that every answer takes, built once: to build one costs more than to run it.
 _VIDEO = sa.select(db.videos).where(db.videos.c.id == sa.bindparam("id"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import faults
+from service import system_errors
 from service.database import dialects
 from service.errors import ConfigurationError, Unavailable
 
@@ -289,7 +289,7 @@ def upgrade(url: str) -> None:
 
     parsed = make_url(url)
     if parsed.database and parsed.get_backend_name() == "sqlite":
-        with faults.named("the database cannot be used"):
+        with system_errors.named("the database cannot be used"):
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
@@ -335,12 +335,12 @@ def _wrapped() -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        fault = faults.of(error.orig)
+        fault = system_errors.of(error.orig)
         if fault is None:
             raise
         raise fault from error
     except sqlite3.Error as error:  # while connecting, where SQLAlchemy lets it through
-        fault = faults.of(error)
+        fault = system_errors.of(error)
         if fault is None:
             raise
         raise fault from error

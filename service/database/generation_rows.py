@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.common import utc_now
-from service.domain import Generation
 from service.errors import NotFound, Unavailable
+from service.models import Generation
 
 
 def library_id(connection: sa.Connection) -> str:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from service.database import change_log, db
 from service.database.common import utc_now
 from service.database.maps import METHODS, Map, Spec, by_key, change, insert_points, row_by_key
-from service.domain import Method, Vectors
+from service.models import Method, Vectors
 from service.timing import Timing
 
 LEASE_SECONDS = Timing().lease_seconds

@@ -16,8 +16,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, vector_rows
-from service.domain import Keys, Kind, Method, Vectors
 from service.errors import NotFound
+from service.models import Keys, Kind, Method, Vectors
 from service.vectors import pack, unpack
 
 Embedding = Literal["frame", "aggregated", "text"]

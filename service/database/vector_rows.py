@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.common import chunks
-from service.domain import Embeddings, Entries, Generation, Kind, Vectors
+from service.models import Embeddings, Entries, Generation, Kind, Vectors
 from service.vectors import pack, unpack
 
 _KINDS_OF_ONE = sa.select(db.embeddings.c.kind, db.embeddings.c.vectors).where(

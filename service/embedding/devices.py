@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.embedding import compiled
+from service.embedding import openvino_towers
 from service.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def choose_device(device: str, precision: str) -> tuple[str, str, str]:
     if precision == "auto":
         precision = "float16" if chosen.startswith("cuda") else "float32"
     if chosen == "openvino":
-        compiled.require()
+        openvino_towers.require()
         if precision not in ("float32", "int8"):
             raise ConfigurationError(f"REELSRS_PRECISION: with OpenVINO float32 or int8, not {precision}")
     return chosen, precision, reason

@@ -20,7 +20,7 @@ from service.errors import ConfigurationError, ModelUnavailable
 if TYPE_CHECKING:
     import torch
 from service.embedding.devices import choose_device
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 
 log = structlog.get_logger(__name__)
 

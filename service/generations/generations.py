@@ -15,8 +15,8 @@ from typing import Literal
 import sqlalchemy as sa
 
 from service.database import db, generation_rows, jobs
-from service.domain import Generation
 from service.errors import NotFound, NotReady
+from service.models import Generation
 
 Status = Literal["active", "ready", "embedding", "stopped"]
 

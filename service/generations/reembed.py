@@ -17,12 +17,12 @@ import structlog
 
 from service.database import catalog, change_log, jobs, vector_rows
 from service.database.db import Database
-from service.domain import Generation, Video
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.generations import generations
 from service.ingestion.pipeline import Embedded, Pipeline
 from service.media import Decoder
+from service.models import Generation, Video
 from service.storage import Store
 from service.vectors import aggregate
 

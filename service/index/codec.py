@@ -10,8 +10,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Vectors
 from service.index.rows import Layout
+from service.models import Vectors
 
 _GROUP = 4  # numbers to a code of 4 bits
 

@@ -25,12 +25,12 @@ import faiss
 import numpy as np
 import structlog
 
-from service import faults
-from service.domain import Flags, Vectors
+from service import system_errors
 from service.index.codec import Codec
 from service.index.files import RowFile, write_all, write_whole
 from service.index.rows import Index, Layout, Rows, SavedFile, Writer
 from service.index.spread import spread
+from service.models import Flags, Vectors
 
 log = structlog.get_logger(__name__)
 TRAINING_ROWS = 20_000
@@ -133,7 +133,7 @@ class CompressedIndex(Index):
             fitting = rows[: _SEGMENT_ROWS - last.count]
             last.append(fitting)
         except OSError as error:
-            if faults.of(error) is None or not self.serving or not hasattr(os, "memfd_create"):
+            if system_errors.of(error) is None or not self.serving or not hasattr(os, "memfd_create"):
                 raise
             # Searches go on, with these rows in memory until there is room for another index.
             log.warning("no room for the index: what is new is kept in memory", reason=str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.domain import Entries, Keys
+from service.models import Entries, Keys
 
 
 def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:

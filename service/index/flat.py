@@ -9,9 +9,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from service.domain import Flags, Vectors
 from service.index.files import write_all
 from service.index.rows import Index, Layout, Rows, SavedFile, Writer
+from service.models import Flags, Vectors
 
 
 class FlatIndex(Index):

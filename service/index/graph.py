@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Neighbours, Vectors
+from service.models import Neighbours, Vectors
 
 Rows = npt.NDArray[np.int64]
 """(N,) int64: numbers of rows."""

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import EVERY_CATEGORY, Categories, Entries, Flags, Keys, Vectors
+from service.models import EVERY_CATEGORY, Categories, Entries, Flags, Keys, Vectors
 from service.vectors import Moments
 
 Rows = npt.NDArray[np.int64]

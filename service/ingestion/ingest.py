@@ -16,7 +16,10 @@ import structlog
 
 from service.database import catalog, change_log, generation_rows, jobs, maps, vector_rows
 from service.database.db import Database
-from service.domain import (
+from service.embedding.encoder import Embedder
+from service.errors import InvalidInput, ReelsError, StorageFull, Undecodable
+from service.media import Decoder
+from service.models import (
     Probe,
     Sampling,
     Video,
@@ -25,9 +28,6 @@ from service.domain import (
     clean_filename,
     clean_title,
 )
-from service.embedding.embedder import Embedder
-from service.errors import InvalidInput, ReelsError, StorageFull, Undecodable
-from service.media import Decoder
 from service.storage import Incoming, Store
 
 log = structlog.get_logger(__name__)

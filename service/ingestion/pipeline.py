@@ -17,9 +17,9 @@ import structlog
 from service import figures
 from service.database import catalog
 from service.database.db import Database
-from service.domain import Vectors, Video
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder, Sample
+from service.models import Vectors, Video
 from service.storage import Store
 
 log = structlog.get_logger(__name__)

@@ -9,10 +9,10 @@ import structlog
 from service import figures
 from service.database import catalog, change_log, generation_rows, jobs, vector_rows
 from service.database.db import Database
-from service.domain import Video
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import InvalidInput, StorageFull, Unavailable, Undecodable
 from service.ingestion.pipeline import Embedded
+from service.models import Video
 from service.storage import Store
 from service.timing import Timing
 from service.vectors import aggregate

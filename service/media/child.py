@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from service.domain import Picture, Sampling
 from service.errors import InternalError, InvalidInput, ReelsError, Undecodable
 from service.media.container import Limits, probe
 from service.media.fingerprint import fingerprint
 from service.media.jail import confine
 from service.media.sampling import sample, still
+from service.models import Picture, Sampling
 
 _COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
 RANGE_BYTES = 1 << 20  # fetched at a time where a clip lies elsewhere

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from service.domain import Probe
 from service.errors import InvalidInput, Undecodable
 from service.media.pixels import display_matrix
+from service.models import Probe
 
 if TYPE_CHECKING:
     from av.container import InputContainer

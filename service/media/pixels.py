@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Picture
+from service.models import Picture
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -22,14 +22,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import structlog
 
-from service import faults
-from service.domain import Blob, Picture, Probe, Sampling
+from service import system_errors
 from service.errors import Overloaded, ReelsError, Unavailable, Undecodable
 from service.media.child import RANGE_BYTES, from_wire, hand_over, serve
 from service.media.container import Limits
 from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint
 from service.media.pixels import Pixels
 from service.media.sampling import Sample
+from service.models import Blob, Picture, Probe, Sampling
 
 log = structlog.get_logger(__name__)
 _START_SECONDS = 60
@@ -114,7 +114,7 @@ class Decoder:
         child = self._idle.get()
         try:
             # Too many open files, or no room for a process, is not the clip's fault.
-            with faults.named("the clip cannot be decoded now"):
+            with system_errors.named("the clip cannot be decoded now"):
                 if isinstance(clip, Blob) and clip.path is None:
                     return child.ask(whole, clip, timeout_seconds)
                 path = clip if isinstance(clip, Path) else clip.path

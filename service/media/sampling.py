@@ -9,11 +9,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, Undecodable
 from service.media.container import Clip, Limits, check_frame, no_frame
 from service.media.pixels import Pixels, Scaler, fit
 from service.media.timeline import Timeline
+from service.models import Picture, Probe, Sampling
 
 _FRAME_PIXELS = 100_000  # what the smallest frame costs to decode, as so many pixels of a large one
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

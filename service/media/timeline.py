@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Sampling
 from service.media.container import Clip
+from service.models import Sampling
 
 if TYPE_CHECKING:
     from av.packet import Packet

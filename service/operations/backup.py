@@ -36,7 +36,7 @@ from typing import IO, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from service import __version__, faults
+from service import __version__, system_errors
 from service.config import Settings
 from service.database import catalog, db
 from service.database.db import Database
@@ -81,7 +81,7 @@ def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: Non
     if not source.is_file():
         raise ConfigurationError(f"there is no library in {settings.data_dir}")
     with (
-        faults.named("the backup cannot be written"),
+        system_errors.named("the backup cannot be written"),
         tempfile.TemporaryDirectory(
             prefix=".reelsrs-", dir=None if target is None else target.absolute().parent
         ) as folder,
@@ -110,7 +110,7 @@ def _copy(source: Path, copy: Path) -> None:
             live.backup(made)
             made.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
-        raise faults.of(error) or error from error
+        raise system_errors.of(error) or error from error
 
 
 def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summary:
@@ -241,7 +241,7 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
             "a backup is restored into the data folder alone: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
         )
     made = not data.exists()
-    with faults.named("the backup cannot be restored"):
+    with system_errors.named("the backup cannot be restored"):
         if not made and (not data.is_dir() or any(data.iterdir())):
             raise ConfigurationError(f"{data} is not empty: a backup is restored into an empty folder only")
         data.mkdir(parents=True, exist_ok=True)

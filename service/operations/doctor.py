@@ -27,14 +27,14 @@ from service import __version__
 from service.config import Settings
 from service.database import catalog, db, generation_rows
 from service.database.db import Database
-from service.domain import Generation, Kind, Picture, Sampling
 from service.embedding import loading
 from service.errors import NotFound, ReelsError, Unavailable
 from service.generations import generations
-from service.index.engines import Follows, follow, kinds, rebuilt
+from service.index.factory import Follows, follow, kinds, rebuilt
 from service.media import Decoder, Limits
 from service.media.drawing import write_clip
 from service.media.scenes import distinct_scenes
+from service.models import Generation, Kind, Picture, Sampling
 from service.storage import Store, open_store
 
 _SHOWN = 20  # of the same problem; the rest is counted

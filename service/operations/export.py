@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from service.bootstrap import Runtime
 from service.database import catalog, vector_rows
 from service.database.maps import Map
-from service.domain import Blob, Generation, Kind, Vectors, Video
-from service.projections.tables import write_parquet
-from service.runtime import Runtime
+from service.models import Blob, Generation, Kind, Vectors, Video
+from service.projections.arrow import write_parquet
 
 UNCATEGORISED = "_uncategorised"
 _PAGE = 256

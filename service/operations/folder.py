@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from service.bootstrap import Runtime
 from service.database import catalog
-from service.domain import Sampling, Video
 from service.errors import InvalidInput, ReelsError
 from service.ingestion.ingest import Description, describe
 from service.media import SUFFIXES
-from service.runtime import Runtime
+from service.models import Sampling, Video
 from service.worker.worker import Worker
 
 Outcome = Literal["embedded", "updated", "unchanged", "duplicate", "failed"]

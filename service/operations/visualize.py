@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from service.bootstrap import Runtime
 from service.database import catalog
 from service.database.maps import Map, Points, Spec
-from service.domain import Video
 from service.errors import InvalidInput
-from service.runtime import Runtime
+from service.models import Video
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then lighter ones.
 _COLOURS = (

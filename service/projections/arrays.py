@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from service.database.maps import Spec
-from service.domain import Keys, Vectors
+from service.models import Keys, Vectors
 
 
 def digest(spec: Spec, keys: Keys, counts: Keys, vectors: Vectors) -> str:

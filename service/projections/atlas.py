@@ -23,15 +23,15 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service import faults
+from service import system_errors
 from service.database import catalog, change_log, generation_rows, map_jobs, maps, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map, Points, Spec
-from service.domain import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.index import graph
 from service.index.files import write_whole
-from service.projections import projection
+from service.models import Aggregation, Generation, Keys, Kind, Method, Neighbours, Vectors, check_seed
+from service.projections import reduction
 from service.projections.arrays import digest, prefixed, unprefixed
 from service.projections.fits import Fit, Progress
 from service.projections.steps import Cancelled, Lost, Steps
@@ -76,7 +76,7 @@ class Atlas:
             method=method,
             dimensions=dimensions,
             seed=check_seed(seed),
-            parameters=projection.effective(method, parameters or {}),
+            parameters=reduction.effective(method, parameters or {}),
             category=category,
         )
 
@@ -180,13 +180,13 @@ class Atlas:
             seen = change_log.last_change(connection, spec.generation)
             keys, counts, vectors = self._vectors(connection, spec, catalog.ready_keys(connection, spec.category))
         steps.reached(0.03)
-        count = projection.neighbours_needed(spec.method, len(vectors), spec.parameters)
+        count = reduction.neighbours_needed(spec.method, len(vectors), spec.parameters)
         basis = digest(spec, keys, counts, vectors)
         near = None
         if count:
             self._keep(f"{basis}.npy", lambda file: np.save(file, vectors, allow_pickle=False))
             near = self._graph(basis, vectors, count, steps.part(0.03, 0.3))
-        fit = projection.fit(
+        fit = reduction.fit(
             vectors,
             spec.method,
             spec.dimensions,
@@ -196,7 +196,7 @@ class Atlas:
             progress=steps.part(0.3, 0.9),
         )
         steps.reached(0.9)
-        quality = projection.quality(
+        quality = reduction.quality(
             vectors,
             fit.coordinates,
             neighbours=_QUALITY_NEIGHBOURS,
@@ -289,7 +289,7 @@ class Atlas:
                 with self._db.write() as writing:
                     map_jobs.queue(writing, key)
                 return True
-            batch = fresh[:_PLACED_AT_ONCE] if projection.placeable(spec.method, spec.dimensions) else []
+            batch = fresh[:_PLACED_AT_ONCE] if reduction.placeable(spec.method, spec.dimensions) else []
             keys, counts, vectors = self._vectors(connection, spec, batch)
             places: list[tuple[int, Vectors]] = []
             if len(keys):
@@ -299,7 +299,7 @@ class Atlas:
                     with self._db.write() as writing:
                         map_jobs.queue(writing, key)
                     return True
-                coordinates = projection.place(
+                coordinates = reduction.place(
                     vectors,
                     fit,
                     spec.method,
@@ -326,7 +326,7 @@ class Atlas:
         with np.load(io.BytesIO(model), allow_pickle=False) as kept:
             arrays = dict(kept)
         fit = Fit(arrays["coordinates"], unprefixed(arrays))
-        count = projection.neighbours_needed(spec.method, len(fit.coordinates), spec.parameters)
+        count = reduction.neighbours_needed(spec.method, len(fit.coordinates), spec.parameters)
         if "components" in fit.model or not count:
             return fit, lambda vectors: Neighbours(np.zeros((len(vectors), 0), np.int32), vectors[:, :0])
         matrix: Vectors
@@ -368,7 +368,7 @@ class Atlas:
             wanted = maps.bases(connection)
         for path in self._folder.glob("[!.]*"):
             if path.name.split(".")[0] not in wanted:
-                with faults.named("the atlas cannot be tidied"):
+                with system_errors.named("the atlas cannot be tidied"):
                     path.unlink(missing_ok=True)
 
     def _change(self, map_id: str, how: Callable[[sa.Connection, int], None]) -> Map:

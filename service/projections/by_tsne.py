@@ -8,7 +8,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Neighbours, Vectors
+from service.models import Neighbours, Vectors
 from service.projections.fits import Fit, Progress, with_itself
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Neighbours, Vectors
+from service.models import Neighbours, Vectors
 from service.projections.fits import Fit, Parameters, Progress, with_itself
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Neighbours, Vectors
+from service.models import Neighbours, Vectors
 
 Parameters = dict[str, int | float]
 Progress = Callable[[float], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.domain import Fusion, Video, Weights
+from service.models import Fusion, Video, Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ import structlog
 
 from service.database import catalog
 from service.database.db import Database
-from service.domain import Video
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
 from service.media import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
+from service.models import Video
 from service.storage import Store
 
 log = structlog.get_logger(__name__)

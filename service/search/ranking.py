@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Fusion, Weights
+from service.models import Fusion, Weights
 
 Numbers = npt.NDArray[np.float64]
 

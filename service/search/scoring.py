@@ -9,11 +9,11 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import catalog, vector_rows
-from service.domain import Aggregation, Categories, Generation, Keys, Vectors, Video, Weights
 from service.errors import InvalidInput, NotReady
 from service.index.rows import Rows, Searchable
+from service.models import Aggregation, Categories, Generation, Keys, Vectors, Video, Weights
 from service.search.answers import Hit
-from service.search.question import Cursor, Question, Scope
+from service.search.query import Cursor, Question, Scope
 from service.search.ranking import Line, Numbers, diverse, order, rounded
 
 EXTRA = 32

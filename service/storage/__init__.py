@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from service.domain import Blob
 from service.errors import ConfigurationError
+from service.models import Blob
 from service.storage.folder import FolderStore
 from service.storage.incoming import Incoming
 

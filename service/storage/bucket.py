@@ -26,8 +26,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from service.domain import Blob
 from service.errors import ConfigurationError, NotFound, Unavailable
+from service.models import Blob
 from service.storage.incoming import Incoming, room, sweep
 
 _PART_BYTES = 8 << 20

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.domain import Blob
 from service.errors import NotFound
+from service.models import Blob
 from service.storage.incoming import UNSETTLED, Incoming, room, sweep
 
 _TRIAL_BYTES = 1 << 16

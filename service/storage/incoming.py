@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from service import faults
+from service import system_errors
 from service.errors import TooLarge
 
 UNSETTLED = ".unsettled"
@@ -80,7 +80,7 @@ def sweep(folder: Path) -> None:
 
 def room() -> AbstractContextManager[None]:
     """A full disk is said in the words of the product."""
-    return faults.named("the clip cannot be stored")
+    return system_errors.named("the clip cannot be stored")
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -8,11 +8,11 @@ import time
 
 import structlog
 
+from service.bootstrap import Runtime
 from service.database import map_jobs
-from service.domain import Method
 from service.errors import ReelsError
 from service.generations import generations
-from service.runtime import Runtime
+from service.models import Method
 from service.worker.processes import spawn
 
 

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import structlog
 
+from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import jobs, map_jobs
 from service.errors import ReelsError
-from service.runtime import Runtime
 from service.worker.processes import owner_of, spawn
 
 

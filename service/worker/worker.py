@@ -12,10 +12,10 @@ import threading
 
 import structlog
 
+from service.bootstrap import Runtime
 from service.database import generation_rows, jobs
-from service.domain import Method
 from service.errors import ReelsError
-from service.runtime import Runtime
+from service.models import Method
 from service.worker.beside import Beside, Layouts
 from service.worker.processes import owner_of
 

@@ -30,11 +30,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from service.domain import Picture, Sampling
 from service.errors import ReelsError
 from service.media import Limits, Pixels, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
+from service.models import Picture, Sampling
 from service.operations.folder import scan
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)

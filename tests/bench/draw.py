@@ -26,8 +26,8 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from service.bootstrap import Runtime
 from service.database import catalog, db
-from service.runtime import Runtime
 from tests.support.library import settings_for
 from tests.support.server import Server, serving
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 from ingest import model_folder
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.embedding.loading import load
 from service.errors import ReelsError
 

@@ -37,12 +37,12 @@ from typing import Any
 import av
 import numpy as np
 
+from service.bootstrap import Runtime
 from service.config import Settings
-from service.embedding.embedder import BATCH, Embedder
+from service.embedding.encoder import BATCH, Embedder
 from service.errors import ReelsError
 from service.media import Sample
 from service.operations.folder import Entry, FolderImport, scan, sidecar
-from service.runtime import Runtime
 
 CORES = os.cpu_count() or 1
 

@@ -11,7 +11,7 @@ _INSTALLER = """
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "service.embedding.embedder":
+        if name != "service.embedding.encoder":
             return None
         sys.meta_path.remove(self)
         import importlib.util
@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Finder())
 
 def stand_in(folder: Path, code: str) -> dict[str, str]:
     """The environment of a process in which `code` changes the model: it defines `install(module)`, which is called
-    with `service.embedding.embedder` as soon as that is loaded. It is written into `folder`."""
+    with `service.embedding.encoder` as soon as that is loaded. It is written into `folder`."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code + _INSTALLER)
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
 from service.database.db import Database
-from service.domain import Generation, Probe, Sampling
 from service.index.milvus import MilvusFollower
+from service.models import Generation, Probe, Sampling
 from service.vectors import aggregate, normalise
 from tests.support import services
 
@@ -138,7 +138,7 @@ def search(database: Database, uri: str, rows: int) -> dict[str, object]:
             for n, row in enumerate(batch)
         ]
         client.insert(name, some)
-    follower.await_visible(name)
+    follower.collections.await_visible(name)
     query = normalise(rng.standard_normal(2 * D + 1)).tolist()
     took = []
     for _ in range(400):

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from service.index import graph
-from service.projections.projection import Method, fit, neighbours_needed, quality
+from service.projections.reduction import Method, fit, neighbours_needed, quality
 from tests.bench.measuring import alone, say
 from tests.bench.search_library import centres
 
@@ -122,7 +122,7 @@ started = time.perf_counter()
 import numpy as np
 from service.index import graph
 from service.projections.fits import Fit
-from service.projections.projection import neighbours_needed, place
+from service.projections.reduction import neighbours_needed, place
 path, into, method = sys.argv[1:]
 vectors, saved = np.load(path, mmap_mode="r"), dict(np.load(into))
 made = Fit(saved.pop("coordinates"), saved)

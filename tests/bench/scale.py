@@ -23,14 +23,14 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import db
 from service.database.db import Database
-from service.domain import Sampling
 from service.ingestion.ingest import describe
 from service.media.drawing import write_clip
 from service.media.scenes import distinct_scenes
-from service.runtime import Runtime
+from service.models import Sampling
 from tests.backends import ObjectStore, PostgreSQL
 from tests.bench.model_patch import stand_in
 

@@ -37,7 +37,7 @@ import tempfile
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from service.index.follower import EXACT_UP_TO
+from service.index.sync import EXACT_UP_TO
 from tests.bench.measuring import alone, say
 from tests.bench.search_engines import PEER, Others, build, flat, load_cold, ours, peer
 from tests.bench.search_library import (

@@ -17,17 +17,17 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import (
+from service.index.compressed import TRAINING_ROWS, CompressedIndex
+from service.index.files import digest
+from service.index.flat import FlatIndex
+from service.index.rows import Index, Rows, SavedFile
+from service.index.sync import EXACT_UP_TO
+from service.models import (
     EVERY_CATEGORY,
     Categories,
     Flags,
     Vectors,
 )
-from service.index.compressed import TRAINING_ROWS, CompressedIndex
-from service.index.files import digest
-from service.index.flat import FlatIndex
-from service.index.follower import EXACT_UP_TO
-from service.index.rows import Index, Rows, SavedFile
 from tests.bench.measuring import resident, stopwatch
 from tests.bench.search_library import (
     CELLS,

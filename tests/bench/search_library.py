@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import (
+from service.index.rows import Layout, Rows
+from service.models import (
     EVERY_CATEGORY,
     Categories,
     Entries,
@@ -20,7 +21,6 @@ from service.domain import (
     Keys,
     Vectors,
 )
-from service.index.rows import Layout, Rows
 from service.vectors import normalise
 
 D = 512

@@ -14,17 +14,17 @@ import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.domain import (
+from service.errors import ReelsError
+from service.index.sync import Follower
+from service.models import (
     Entries,
     Generation,
     Probe,
     Sampling,
     Weights,
 )
-from service.errors import ReelsError
-from service.index.follower import Follower
-from service.search.question import Like, Question
-from service.search.recommend import Recommender
+from service.search.query import Like, Question
+from service.search.recommender import Recommender
 from service.vectors import aggregate, pack
 from tests.bench.measuring import stopwatch
 from tests.bench.search_library import PAIRS, D, Figures, K, Library, Pair, percentiles

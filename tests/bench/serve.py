@@ -42,12 +42,12 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent))
 from ingest import model_folder
 
+from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import db
-from service.domain import Generation, Weights
+from service.models import Generation, Weights
 from service.operations.folder import scan
-from service.runtime import Runtime
-from service.search.question import Like, Question
+from service.search.query import Like, Question
 from service.vectors import normalise, pack
 
 FRAMES = 10

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 import pytest
 from filelock import FileLock
 
+from service.bootstrap import Runtime
 from service.config import Settings
 from service.database.maps import Embedding
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
-from service.projections.projection import Method
-from service.runtime import Runtime
+from service.projections.reduction import Method
 from tests.support import services
 from tests.support.clips import draw_captioned
 from tests.support.library import embed_folder, settings_for

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.embedding.embedder import Embedder
+from service.bootstrap import Runtime
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from service.operations.visualize import write_map
-from service.runtime import Runtime
 from tests.support.library import settings_for
 from tests.support.page import (
     Visit,

@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder, Limits
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered

@@ -18,12 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.bootstrap import Runtime
 from service.database import catalog
 from service.database.db import Database
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from service.operations import backup
-from service.runtime import Runtime
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
 from tests.support.disks import fill

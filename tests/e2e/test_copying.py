@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import SUFFIXES, Decoder
 from tests.support import services
 from tests.support.cli import run

@@ -21,15 +21,15 @@ import httpx
 import numpy as np
 import pytest
 
+from service.bootstrap import Runtime
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.domain import Embeddings, Generation
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import Unavailable
 from service.index.compressed import CompressedIndex
-from service.index.follower import Follower
+from service.index.sync import Follower
 from service.media import Decoder
-from service.runtime import Runtime
+from service.models import Embeddings, Generation
 from service.storage import FolderStore
 from service.timing import Timing
 from tests.support.clips import ClipMaker, numbered

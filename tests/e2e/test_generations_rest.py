@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from tests.support.checkpoints import small_vit
 from tests.support.clips import ClipMaker, numbered

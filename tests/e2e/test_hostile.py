@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Picture, Sampling
 from service.errors import InvalidInput, Undecodable
 from service.media import Decoder, Limits
+from service.models import Picture, Sampling
 from tests.support.clips import ClipMaker, numbered
 
 MODEL = Picture(224, 224)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from service.api.guard import check_address, only_here
 from service.config import Settings
 from service.database import db, keys
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.media import Decoder
 from tests.support import services

@@ -16,7 +16,7 @@ import pytest
 from service.api.app import create_app, start
 from service.api.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
 from service.config import Settings
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import Overloaded
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered

@@ -12,7 +12,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import PreparedLibrary, settings_for

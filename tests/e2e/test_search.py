@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.domain import Sampling
-from service.runtime import Runtime
+from service.bootstrap import Runtime
+from service.models import Sampling
 from tests.support.search_properties import SearchProperties
 
 

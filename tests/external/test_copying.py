@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.db import Database
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from tests.support import services
 from tests.support.cli import run

@@ -15,13 +15,13 @@ from pymilvus import MilvusException
 
 from service import config
 from service.database import change_log, generation_rows, vector_rows
-from service.domain import Generation, Weights
 from service.errors import ConfigurationError, Unavailable
 from service.generations import generations
 from service.index.milvus import MilvusFollower
+from service.models import Generation, Weights
 from service.operations import doctor
-from service.search.question import Scope
-from service.search.recommend import Recommender
+from service.search.query import Scope
+from service.search.recommender import Recommender
 from service.timing import Timing
 from service.vectors import aggregate
 from tests.support import services

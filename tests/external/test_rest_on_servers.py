@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from tests.support import services
 from tests.support.library import settings_for

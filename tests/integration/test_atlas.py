@@ -13,11 +13,11 @@ import pytest
 from service.database import catalog, change_log, db, map_jobs, maps, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map
-from service.domain import Embeddings
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.ingestion.ingest import Ingest
+from service.models import Embeddings
 from service.projections.atlas import Atlas
-from service.projections.projection import Method
+from service.projections.reduction import Method
 from service.projections.steps import Cancelled
 from service.vectors import aggregate, normalise
 from tests.support.maps_library import GENERATION, D, Library
@@ -266,7 +266,7 @@ def test_what_goes_wrong_is_said_and_the_old_points_stay(library: Library, monke
     def broken(*_: object, **__: object) -> None:
         raise MemoryError("no room for the layout")
 
-    monkeypatch.setattr("service.projections.projection.fit", broken)
+    monkeypatch.setattr("service.projections.reduction.fit", broken)
     with pytest.raises(ReelsError, match="no room for the layout"):
         library.atlas.ready(state.spec, refit=True)
     after = library.atlas.find(state.id)
@@ -280,7 +280,7 @@ def test_a_fault_in_placing_is_said_and_not_tried_for_ever(library: Library, mon
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no place")
 
-    monkeypatch.setattr("service.projections.projection.place", broken)
+    monkeypatch.setattr("service.projections.reduction.place", broken)
     library.add()
     assert library.atlas.place_new()
     after = library.atlas.find(state.id)

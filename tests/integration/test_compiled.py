@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.embedding import compiled
-from service.embedding.embedder import Embedder
+from service.embedding import openvino_towers
+from service.embedding.encoder import Embedder
 from service.embedding.loading import load
 from service.errors import ConfigurationError
 from tests.support.checkpoints import small_vit
@@ -49,7 +49,7 @@ def cosines(torchs: Embedder) -> Callable[[Embedder], np.ndarray]:
     captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
 
     def compare(other: Embedder) -> np.ndarray:
-        pictures = torchs.examples()[0][-compiled.HELD :, ::-1, ::-1]
+        pictures = torchs.examples()[0][-openvino_towers.HELD :, ::-1, ::-1]
         seen = torchs.embed_pictures(pictures) * other.embed_pictures(pictures)
         read = torchs.embed_texts(captions) * other.embed_texts(captions)
         return np.concatenate([seen, read]).sum(axis=1)
@@ -136,7 +136,7 @@ def test_without_openvino_the_error_says_how_to_get_it(monkeypatch: pytest.Monke
 
 def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
     program = (
-        "import sys, numpy as np, torch; from service.embedding import compiled; compiled.require(); "
+        "import sys, numpy as np, torch; from service.embedding import openvino_towers; openvino_towers.require(); "
         "inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32); "
         "traced = lambda: torch.jit.trace(torch.nn.Linear(4, 2).eval(), torch.from_numpy(inputs)); "
         "run = compiled.tower(traced, inputs, int8=True, keep=None, name='x'); "
@@ -152,8 +152,8 @@ def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
 
 
 def test_the_pictures_it_is_fitted_to_name_their_source_and_licence() -> None:
-    pictures, captions, _ = compiled.calibration()
-    table = (Path(compiled.__file__).parent / "calibration" / "pictures.tsv").read_text().splitlines()[1:]
+    pictures, captions, _ = openvino_towers.calibration()
+    table = (Path(openvino_towers.__file__).parent / "calibration" / "pictures.tsv").read_text().splitlines()[1:]
     assert len(pictures) == len(captions) == len(table) == 40
     for line in table:
         _, caption, source, licence = line.split("\t")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.domain import Blob, Picture, Sampling
+from service.bootstrap import Runtime
 from service.errors import InternalError, Unavailable, Undecodable
 from service.media import Decoder, Limits
-from service.runtime import Runtime
+from service.models import Blob, Picture, Sampling
 from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended

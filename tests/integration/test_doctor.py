@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from service.operations import doctor
 from tests.support.cli import run

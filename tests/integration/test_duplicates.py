@@ -14,11 +14,11 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from service.database import catalog
-from service.domain import Video
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingestion.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
+from service.models import Video
 from service.search.duplicates import THRESHOLD, Duplicates, similarity
 from tests.support.clips import ClipMaker
 from tests.support.copies import (

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from service.domain import Picture, Sampling
 from service.embedding import loading
 from service.embedding.devices import choose_device
-from service.embedding.embedder import BATCH, Embedder
+from service.embedding.encoder import BATCH, Embedder
 from service.embedding.loading import TINY, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.media import Limits, sample
+from service.models import Picture, Sampling
 from tests.support.clips import ClipMaker
 
 

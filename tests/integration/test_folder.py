@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from service.bootstrap import Runtime
 from service.database import catalog
-from service.domain import Sampling, Video
 from service.errors import InvalidInput
+from service.models import Sampling, Video
 from service.operations.folder import FolderImport, Summary, scan, sidecar
-from service.runtime import Runtime
 from tests.support.clips import ClipMaker, numbered
 
 SAMPLING = Sampling(3)

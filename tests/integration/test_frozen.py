@@ -18,13 +18,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from service.bootstrap import Runtime
 from service.database import catalog, change_log, db, vector_rows
-from service.domain import Sampling, Weights
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.generations import generations
 from service.ingestion.ingest import describe
 from service.media import Decoder
-from service.runtime import Runtime
+from service.models import Sampling, Weights
 from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for

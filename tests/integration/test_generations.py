@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.bootstrap import Runtime
 from service.database import catalog, vector_rows
-from service.domain import Picture, Sampling, Video, Weights
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.embedding.loading import TINY
 from service.errors import NotReady, Unavailable, Undecodable
 from service.generations import generations
-from service.runtime import Runtime
+from service.models import Picture, Sampling, Video, Weights
 from service.worker.worker import Worker
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered

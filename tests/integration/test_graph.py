@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.domain import Neighbours
 from service.index import graph
+from service.models import Neighbours
 from tests.support.points import clusters
 
 # --- the graph

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from service.bootstrap import Runtime
 from service.database import catalog, db, jobs, vector_rows
-from service.domain import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
-from service.runtime import Runtime
+from service.models import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.vectors import aggregate
 from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import Neighbours
 from service.errors import InvalidInput
 from service.index import graph
+from service.models import Neighbours
 from service.projections.fits import Fit
-from service.projections.projection import Method, effective, fit, neighbours_needed, place, placeable, quality
+from service.projections.reduction import Method, effective, fit, neighbours_needed, place, placeable, quality
 from service.vectors import normalise
 from tests.support.paths import ROOT
 from tests.support.points import clusters
@@ -55,7 +55,7 @@ import hashlib, json, sys
 import numpy as np
 from service.index import graph
 from tests.integration.test_projection import KINDS, clusters, _map, _placed
-from service.projections.projection import placeable
+from service.projections.reduction import placeable
 graph.EXACT_UP_TO = 200
 vectors, new = clusters(400)[0], clusters(4, seed=9)[0]
 made = {}
@@ -250,7 +250,7 @@ def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
     off_ours, off_theirs = (np.linalg.norm(one - middle, axis=1).mean() for one in (ours, theirs))
     assert off_ours < 1.2 * off_theirs
     code = (
-        "import sys, service.projections.projection, service.index.graph; "
+        "import sys, service.projections.reduction, service.index.graph; "
         "print({'umap', 'numba', 'sklearn'} & set(sys.modules))"
     )
     assert _child(code).communicate(timeout=60)[0].strip() == "set()"

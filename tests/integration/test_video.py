@@ -14,11 +14,11 @@ import pytest
 from av.video.frame import VideoFrame
 from PIL import Image
 
-from service.domain import Blob, Picture, Sampling
 from service.errors import InvalidInput, Overloaded, Unavailable, Undecodable
 from service.media import SUFFIXES, Decoder, Limits, fit, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
+from service.models import Blob, Picture, Sampling
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended
 from tests.support.wait import until

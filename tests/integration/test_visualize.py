@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from service.bootstrap import Runtime
 from service.database import catalog, vector_rows
 from service.database.maps import Embedding
-from service.domain import Sampling
 from service.errors import InvalidInput
+from service.models import Sampling
 from service.operations.export import export_table
 from service.operations.folder import FolderImport, scan
 from service.operations.visualize import write_map
-from service.runtime import Runtime
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $\\frac{"
 

@@ -9,11 +9,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from service.domain import Sampling, Weights
+from service.bootstrap import Runtime
 from service.media.drawing import draw_frame
 from service.media.scenes import Scene, distinct_scenes
+from service.models import Sampling, Weights
 from service.operations.folder import FolderImport, scan
-from service.runtime import Runtime
 from tests.support.queries import like
 
 RATE = 8

@@ -18,7 +18,7 @@ from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import rule, run_state_machine_as_test
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance, unsupported_method
 
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
 from service.media.drawing import write_clip
 from service.media.scenes import distinct_scenes

@@ -15,10 +15,10 @@ import numpy as np
 
 from service.database import catalog, change_log, vector_rows
 from service.database.db import Database
-from service.domain import Weights
-from service.index.follower import Follower
-from service.search.question import Example
-from service.search.recommend import Recommender
+from service.index.sync import Follower
+from service.models import Weights
+from service.search.query import Example
+from service.search.recommender import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.queries import like
 from tests.support.vector_library import GENERATION, D, VectorLibrary

@@ -10,8 +10,8 @@ from PIL import Image
 
 from service.database import catalog, db
 from service.database.db import Database
-from service.domain import Sampling, Video
 from service.media import Decoder, Limits
+from service.models import Sampling, Video
 from service.search.duplicates import Duplicates
 from service.storage import FolderStore
 

@@ -14,8 +14,8 @@ from alembic import command
 from alembic.config import Config
 
 from service.database import change_log, db, dialects, generation_rows, map_jobs, maps
-from service.domain import Generation
 from service.errors import ConfigurationError, Unavailable
+from service.models import Generation
 
 
 class DatabaseProperties:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.index.follower import EXACT_UP_TO
+from service.index.sync import EXACT_UP_TO
 from tests.support.vector_library import VectorLibrary
 
 WEIGHTS = st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any)

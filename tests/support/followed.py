@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from service.index.follower import Follower
+from service.index.sync import Follower
 from tests.support.vector_library import GENERATION, VectorLibrary
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from service.domain import EVERY_CATEGORY, Categories, Entries
 from service.index.rows import Index, Layout
+from service.models import EVERY_CATEGORY, Categories, Entries
 from service.vectors import normalise
 
 D = 16

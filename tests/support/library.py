@@ -7,12 +7,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from service.bootstrap import Runtime
 from service.config import Settings
-from service.domain import Sampling
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
+from service.models import Sampling
 from service.operations.folder import FolderImport, scan
-from service.runtime import Runtime
 from tests.support import services
 
 

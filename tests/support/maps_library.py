@@ -12,9 +12,9 @@ import numpy as np
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.database.maps import Embedding, Map
-from service.domain import Generation
+from service.models import Generation
 from service.projections.atlas import Atlas
-from service.projections.projection import Method
+from service.projections.reduction import Method
 from service.vectors import aggregate, normalise
 from tests.support.rows import add_row
 

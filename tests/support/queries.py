@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.domain import Weights
+from service.models import Weights
 from service.search.answers import Answer
-from service.search.question import Example, Like, Question
-from service.search.recommend import Recommender
+from service.search.query import Example, Like, Question
+from service.search.recommender import Recommender
 
 
 def like_video(recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any) -> Answer:

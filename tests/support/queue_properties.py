@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, dialects, jobs
 from service.database.db import Database
-from service.domain import Video
+from service.models import Video
 from tests.support.rows import add_row
 
 

@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from service.database import catalog, jobs
-from service.domain import Weights
 from service.errors import Gone, InvalidInput, NotFound, NotReady
-from service.search.question import Cursor, Example, Like, Question, Scope
+from service.models import Weights
+from service.search.query import Cursor, Example, Like, Question, Scope
 from service.vectors import normalise
 from tests.support.drawn_libraries import FUSIONS, WEIGHTS, MilvusAt, through_libraries
 from tests.support.oracle import best, diverse, moments, same, score

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from service.database import catalog, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.domain import Probe, Sampling, Video
+from service.models import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
 
 

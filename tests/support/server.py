@@ -20,10 +20,10 @@ import uvicorn
 from service import log
 from service.api.app import create_app, start
 from service.api.guard import Patience, Protocol
+from service.bootstrap import Runtime
 from service.config import Settings
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.media import Decoder
-from service.runtime import Runtime
 from service.timing import Timing
 from service.worker.supervisor import StartWorker
 from service.worker.worker import Worker

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import Blob
 from service.errors import NotFound, TooLarge
+from service.models import Blob
 from service.storage import Store
 
 

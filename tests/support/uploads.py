@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from service.bootstrap import Runtime
 from service.database import catalog
-from service.domain import Sampling, Video
 from service.ingestion.ingest import Outcome, describe
-from service.runtime import Runtime
+from service.models import Sampling, Video
 
 
 def offer(

@@ -15,12 +15,12 @@ import pytest
 
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.domain import Generation, Weights
-from service.index.engines import Follows
-from service.index.follower import EXACT_UP_TO, Follower
+from service.index.factory import Follows
 from service.index.milvus import MilvusFollower
+from service.index.sync import EXACT_UP_TO, Follower
+from service.models import Generation, Weights
 from service.search.answers import Answer
-from service.search.recommend import Recommender
+from service.search.recommender import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same
 from tests.support.rows import add_row

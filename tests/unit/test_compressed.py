@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import EVERY_CATEGORY, Categories, Entries
 from service.index import compressed
 from service.index.compressed import CompressedIndex
 from service.index.flat import FlatIndex
 from service.index.rows import Layout
+from service.models import EVERY_CATEGORY, Categories, Entries
 from service.vectors import normalise
 from tests.support.index_table import NOBODY, D, Table, entries, some
 

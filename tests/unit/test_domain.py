@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.domain import Sampling, Weights, check_k, clean_caption, clean_category, clean_filename, clean_title
 from service.errors import InvalidInput
+from service.models import Sampling, Weights, check_k, clean_caption, clean_category, clean_filename, clean_title
 
 
 @pytest.mark.parametrize(("video", "text"), [(0, 0), (-1, 1), (1, -0.1), (float("nan"), 1), (1, float("inf"))])

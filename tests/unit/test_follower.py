@@ -18,10 +18,10 @@ import pytest
 import sqlalchemy as sa
 
 from service.database import db
-from service.domain import Entries, Weights
 from service.errors import StorageFull
-from service.index.follower import Follower
-from service.search.recommend import Recommender
+from service.index.sync import Follower
+from service.models import Entries, Weights
+from service.search.recommender import Recommender
 from tests.support.followed import follow, keys_of, names_in
 from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.domain import EVERY_CATEGORY, Categories, Entries
 from service.index import rows as index_rows
 from service.index.compressed import CompressedIndex
 from service.index.files import digest
 from service.index.flat import FlatIndex
 from service.index.rows import Index, Layout
+from service.models import EVERY_CATEGORY, Categories, Entries
 from tests.support.index_table import FILTERS, NOBODY, D, Make, Table, entries, some
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import Weights
 from service.errors import Gone, InvalidInput
-from service.search.question import EVERYWHERE, MAX_CURSOR_CHARACTERS, MAX_DEPTH, Cursor, Example, Like, Question, Scope
+from service.models import Weights
+from service.search.query import EVERYWHERE, MAX_CURSOR_CHARACTERS, MAX_DEPTH, Cursor, Example, Like, Question, Scope
 
 ONE = Question(weights=Weights(1, 1), fusion="cosine", likes=(Like("a"),))
 CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.domain import Weights
+from service.models import Weights
 from service.search.ranking import Line, Span, diverse, interval, lines, order, rounded, spans
 
 PLAIN = (Line(1.0, 0.0, 0.0), Line(0.0, 0.0, 0.0))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.index import follower as module
 from service.index import rows
+from service.index import sync as module
 from service.index.compressed import CompressedIndex
 from service.timing import Timing
 from tests.support.followed import follow, keys_of, kind_of

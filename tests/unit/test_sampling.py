@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.domain import Picture, Probe, Sampling
 from service.errors import InvalidInput, Undecodable
 from service.media import Limits, choose, fit, probe, sample
 from service.media.container import Clip
 from service.media.sampling import Sample, still
 from service.media.timeline import Timeline
+from service.models import Picture, Probe, Sampling
 from tests.support.clips import ClipMaker, numbered, quarters
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import Sampling
 from service.media import choose
 from service.media.timeline import Timeline
+from service.models import Sampling
 
 
 def _timeline(

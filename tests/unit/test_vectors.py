@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain import Embeddings
+from service.models import Embeddings
 from service.vectors import Moments, aggregate, normalise, pack, unpack
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
-from service.domain import Blob
+from service.models import Blob
 
 _CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -12,10 +12,10 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from service.api.guard import Gates
 from service.api.pools import Pools
 from service.api.schemas import Problem
+from service.bootstrap import Runtime
 from service.database import catalog, keys
 from service.database.keys import Key, Right
-from service.domain import Video
-from service.runtime import Runtime
+from service.models import Video
 
 
 # Dependencies that wait for nothing are coroutines: of plain functions each would be sent to a thread and back.

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from service.api.routes.common import Service, compressed, problems
 from service.api.schemas import PointList, Projection, ProjectionList, ProjectionRequest
 from service.database.maps import Map, Points
-from service.projections.tables import points_stream
+from service.projections.arrow import points_stream
 
 router = APIRouter(prefix="/v1/projections", tags=["projections"])
 

@@ -23,10 +23,10 @@ from service.api.schemas import (
     RecommendationRequest,
     TextSearch,
 )
-from service.domain import Sampling
-from service.runtime import Runtime
+from service.bootstrap import Runtime
+from service.models import Sampling
 from service.search.answers import Answer as DomainAnswer
-from service.search.question import Example, Like, Question
+from service.search.query import Example, Like, Question
 from service.serving import Serving
 
 router = APIRouter(tags=["search"])

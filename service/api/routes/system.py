@@ -13,10 +13,10 @@ from service import __version__
 from service.api.guard import Gates
 from service.api.routes.common import Service, require_key
 from service.api.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
+from service.bootstrap import Runtime
 from service.database import catalog, generation_rows
-from service.domain import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 from service.errors import ReelsError
-from service.runtime import Runtime
+from service.models import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 
 _TRYING = threading.Lock()
 _TRIAL_SECONDS = 1.0

@@ -16,9 +16,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from service.api.guard import Gates, patiently
-from service.domain import MAX_CAPTION_CHARACTERS
 from service.errors import InvalidInput, TooLarge
 from service.ingestion.ingest import Ingest
+from service.models import MAX_CAPTION_CHARACTERS
 from service.storage import Incoming
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from service.api.routes.blobs import served
 from service.api.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
 from service.api.routes.upload import received
 from service.api.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
+from service.bootstrap import Runtime
 from service.database import catalog, jobs, vector_rows
-from service.domain import Sampling, Status
-from service.domain import Video as DomainVideo
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
 from service.ingestion.ingest import describe
-from service.runtime import Runtime
+from service.models import Sampling, Status
+from service.models import Video as DomainVideo
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from service.api.schemas.examples import HIT, SHORT, examples
 from service.api.schemas.videos import VideoSummary
-from service.domain import Fusion
+from service.models import Fusion
 from service.search.answers import Answer as DomainAnswer
 from service.search.answers import Hit as DomainHit
 from service.search.duplicates import Duplicate as DomainDuplicate

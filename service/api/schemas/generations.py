@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.examples import examples
-from service.domain import Precision
 from service.generations.generations import State
+from service.models import Precision
 
 _GENERATION = {
     "id": "g0123456789abcdef",

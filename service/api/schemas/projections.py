@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.schemas.examples import VIDEO_ID, examples
 from service.database.maps import Embedding as EmbeddingType
 from service.database.maps import Map, MapStatus
-from service.domain import MAX_SEED, Method
+from service.models import MAX_SEED, Method
 
 _PROJECTION = {
     "id": "a41f09c25d7be836",

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.examples import VIDEO_ID
-from service.domain import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion
-from service.domain import Weights as DomainWeights
-from service.search.question import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
+from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion
+from service.models import Weights as DomainWeights
+from service.search.query import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
 
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_K)]

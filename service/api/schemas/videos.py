@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.examples import SHORT, VIDEO, VIDEO_ID, examples
-from service.domain import Status
-from service.domain import Video as DomainVideo
+from service.models import Status
+from service.models import Video as DomainVideo
 
 
 class VideoSummary(BaseModel):

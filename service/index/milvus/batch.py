@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.domain import Entries, Keys, Kind
-from service.domain import Vectors as Matrix
 from service.index.rows import Layout, Rows
+from service.models import Entries, Keys, Kind
+from service.models import Vectors as Matrix
 
 if TYPE_CHECKING:
     pass

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sqlalchemy as sa
 
-from service.domain import MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Kind
-from service.domain import Vectors as Matrix
 from service.index.rows import Layout, Rows
+from service.models import MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Kind
+from service.models import Vectors as Matrix
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

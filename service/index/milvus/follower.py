@@ -30,11 +30,8 @@ import structlog
 
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.domain import Categories, Generation, Kind
-from service.domain import Vectors as Matrix
 from service.errors import ReelsError, Unavailable
 from service.index.differences import differences
-from service.index.follower import EXACT_UP_TO
 from service.index.milvus.batch import BATCH, Batch, video_of
 from service.index.milvus.collections import Collections
 from service.index.milvus.connection import SECONDS, reached, require
@@ -42,6 +39,9 @@ from service.index.milvus.states import States
 from service.index.milvus.tally import Tally
 from service.index.milvus.view import View
 from service.index.rows import Layout, Rows
+from service.index.sync import EXACT_UP_TO
+from service.models import Categories, Generation, Kind
+from service.models import Vectors as Matrix
 from service.timing import Timing
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class MilvusFollower:
         self._turn = threading.Lock()
         require()
         self._states = States(database, generation, kind)
-        self._collections = Collections(uri, kind, self.layout, client)
+        self.collections = Collections(uri, kind, self.layout, client)
         self._seen = ""  # the collection that was there when this process last looked
         self._tally: tuple[tuple[str, int], Tally] | None = None  # of a collection's version
         self._renewing: threading.Thread | None = None
@@ -127,7 +127,7 @@ class MilvusFollower:
     def check(self) -> None:
         """Raises what a question would raise now: Unavailable."""
         with self.current() as (view, _), reached():
-            if not self._collections.is_there(view.name):
+            if not self.collections.is_there(view.name):
                 self._seen = ""
                 raise Unavailable("the collection of vectors is not there; it is being made anew")
 
@@ -164,11 +164,11 @@ class MilvusFollower:
                 some = expected[start : start + BATCH]
                 theirs = vector_rows.searchable(connection, some, self._generation, self.kind)
                 order = np.argsort(theirs.keys, kind="stable")
-                found += differences(self._collections.held(view.name, some), theirs, order)
+                found += differences(self.collections.held(view.name, some), theirs, order)
             known = set(expected)
             found += [
                 f"the index holds video {key}, which is not ready or not there"
-                for key in sorted({video_of(self.kind, row) for row in self._collections.ids(view.name)} - known)
+                for key in sorted({video_of(self.kind, row) for row in self.collections.ids(view.name)} - known)
             ]
         return found
 
@@ -177,7 +177,7 @@ class MilvusFollower:
         self._closing.set()
         if (renewing := self._renewing) is not None:
             renewing.join()
-        self._collections.close()
+        self.collections.close()
 
     # --- one process at a time
 
@@ -185,7 +185,7 @@ class MilvusFollower:
         """Have the collection hold what the database holds, whoever does it."""
         with self._alone():
             row = self._states.fetch()
-            if row is None or not row.name or (row.name != self._seen and not self._collections.is_there(row.name)):
+            if row is None or not row.name or (row.name != self._seen and not self.collections.is_there(row.name)):
                 if row is not None and row.name:
                     log.warning("the collection is not there any more, making it anew", collection=row.name)
                 row = self._build(self._announce(row), row, alone=True)
@@ -234,8 +234,8 @@ class MilvusFollower:
             self._turn.release()
 
     def _arrive(self, row: sa.Row[Any], batch: Batch) -> sa.Row[Any]:
-        self._collections.send(row.name, batch)
-        self._collections.await_visible(row.name)
+        self.collections.send(row.name, batch)
+        self.collections.await_visible(row.name)
         return self._states.put(row, number=row.coming, batch=None)
 
     def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> Tally:
@@ -251,7 +251,7 @@ class MilvusFollower:
 
     def _announce(self, row: sa.Row[Any] | None) -> str:
         """The name of a collection to come, written down so that one that never came to be is known, and removed."""
-        if row is not None and row.next and self._collections.is_there(row.next):
+        if row is not None and row.next and self.collections.is_there(row.next):
             self.client.drop_collection(row.next, timeout=SECONDS)
         with self._db.write() as connection:
             library = generation_rows.library_id(connection)
@@ -266,14 +266,14 @@ class MilvusFollower:
         with self._db.read() as connection:
             index = self._wanted_index(self._expected(connection), old.index_type if old is not None else "")
         with reached():
-            self._collections.create(name, index)
+            self.collections.create(name, index)
             tally, number = Tally(self.layout), 0
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, 0, self._generation.id)
                 for start in range(0, len(changed), BATCH):
                     batch = self._plan(connection, name, tally, changed[start : start + BATCH], empty=True)
-                    self._collections.send(name, batch)
+                    self.collections.send(name, batch)
                     if self._closing.is_set():
                         raise Unavailable("the service stops")
                 number = last
@@ -286,10 +286,10 @@ class MilvusFollower:
                     last = change_log.last_change(connection, self._generation.id)
                     changed = change_log.changed_since(connection, number, self._generation.id)
                     for start in range(0, len(changed), BATCH):
-                        self._collections.send(
+                        self.collections.send(
                             name, self._plan(connection, name, tally, changed[start : start + BATCH])
                         )
-                        self._collections.await_visible(name)
+                        self.collections.await_visible(name)
                 row = self._install(name, index, tally, last)
         seconds = round(time.perf_counter() - started, 1)
         log.info("a collection was made", collection=name, index=index, rows=tally.count, seconds=seconds)
@@ -301,7 +301,7 @@ class MilvusFollower:
         return row
 
     def _install(self, name: str, index: str, tally: Tally, number: int) -> sa.Row[Any]:
-        self._collections.await_visible(name)
+        self.collections.await_visible(name)
         row = self._states.put(
             self._states.fetch(),
             name=name,
@@ -364,7 +364,7 @@ class MilvusFollower:
         known = [] if empty else [key for key in keys if key <= tally.largest]
         gone: list[int] = []
         if known:
-            tally.add(self._collections.held(name, known, gone), -1)
+            tally.add(self.collections.held(name, known, gone), -1)
         tally.add(entries, 1)
         batch = Batch.from_entries(self.layout, self.kind, entries)
         staying = set(batch.ids.tolist())
@@ -374,12 +374,12 @@ class MilvusFollower:
     @property
     def client(self) -> MilvusClient:
         """The connection, made when first asked for."""
-        return self._collections.client
+        return self.collections.client
 
     def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
         """Row numbers and inner products of the best `count`, best first. Raises Unavailable."""
         try:
-            return self._collections.find(row, query, count, where)
+            return self.collections.find(row, query, count, where)
         except Unavailable:
             self._seen = ""  # look whether it is there
             raise

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.db import Database
-from service.domain import Generation, Kind
 from service.errors import Unavailable
+from service.models import Generation, Kind
 
 
 class States:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from service.domain import Entries
 from service.index.rows import Layout
+from service.models import Entries
 from service.vectors import Moments
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from service.database import vector_rows
-from service.domain import EVERY_CATEGORY, Categories, Generation, Keys, Kind
-from service.domain import Vectors as Matrix
 from service.index.rows import Layout, Rows
+from service.models import EVERY_CATEGORY, Categories, Generation, Keys, Kind
+from service.models import Vectors as Matrix
 
 if TYPE_CHECKING:
     pass

@@ -29,16 +29,16 @@ import sqlalchemy as sa
 import structlog
 from filelock import FileLock, Timeout
 
-from service import faults
+from service import system_errors
 from service.database import catalog, change_log, generation_rows, vector_rows
 from service.database.db import Database, library
-from service.domain import Generation, Kind
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.differences import differences
 from service.index.files import digest, write_whole
 from service.index.flat import FlatIndex
 from service.index.gate import Gate
 from service.index.rows import Index, Layout, SavedFile
+from service.models import Generation, Kind
 from service.timing import Timing
 
 log = structlog.get_logger(__name__)
@@ -367,7 +367,7 @@ class Follower:
 
 
 def _named() -> AbstractContextManager[None]:
-    return faults.named("the index cannot be brought up to date")
+    return system_errors.named("the index cannot be brought up to date")
 
 
 def _json(path: Path) -> dict[str, Any]:

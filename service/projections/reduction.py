@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Method, Neighbours, Vectors
 from service.errors import InvalidInput
+from service.models import Method, Neighbours, Vectors
 from service.projections.by_tsne import fit_tsne, place_tsne
 from service.projections.by_umap import fit_umap, place_umap
 from service.projections.fits import Fit, Parameters, Progress

@@ -24,10 +24,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import catalog, vector_rows
-from service.domain import Aggregation, Generation, Keys, Vectors, Video
-from service.index.engines import Follows
+from service.index.factory import Follows
+from service.models import Aggregation, Generation, Keys, Vectors, Video
 from service.search.answers import Answer, Hit, Moment, Part
-from service.search.question import MAX_DEPTH, Cursor, Question
+from service.search.query import MAX_DEPTH, Cursor, Question
 from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
 from service.search.scoring import EXTRA, Found, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
 

@@ -14,8 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.domain import CategoryMode, Fusion, Vectors, Weights, check_k
 from service.errors import Gone, InvalidInput
+from service.models import CategoryMode, Fusion, Vectors, Weights, check_k
 
 GroupBy = Literal["video", "moment"]
 

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from service.domain import Generation, Picture, Vectors
-from service.embedding import compiled
+from service.embedding import openvino_towers
 from service.errors import ConfigurationError, Unavailable
+from service.models import Generation, Picture, Vectors
 from service.vectors import normalise
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Embedder:
         self._lock = threading.Lock()
         self.device = device
         """Where the model runs, as torch writes it, or `openvino`."""
-        fitted_to = compiled.calibration()[2] if precision == "int8" else ""
+        fitted_to = openvino_towers.calibration()[2] if precision == "int8" else ""
         identity = f"g{_fingerprint(model.state_dict(), settings, precision + fitted_to)[:16]}"
         if not pictures:
             model.visual = None  # searches by words need only the text tower
@@ -131,8 +131,8 @@ class Embedder:
         return normalise(np.concatenate(vectors))
 
     def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
-        pictures, tokens = (every[: -compiled.HELD] for every in self.examples())
-        make = partial(compiled.tower, int8=precision == "int8", keep=keep)
+        pictures, tokens = (every[: -openvino_towers.HELD] for every in self.examples())
+        make = partial(openvino_towers.tower, int8=precision == "int8", keep=keep)
         self.text_tower = make(partial(traced, read, tokens), tokens, name="text")
         if self.sees:
             self.picture_tower = make(partial(traced, see, pictures), pictures, name="picture")
@@ -141,7 +141,7 @@ class Embedder:
         """(N, H, W, 3) pictures and (N, context) tokens of captions, those to compare with last."""
         from PIL import Image, ImageOps
 
-        files, captions, _ = compiled.calibration()
+        files, captions, _ = openvino_towers.calibration()
         size = (self.picture.width, self.picture.height)
         fitted = [np.asarray(ImageOps.fit(Image.open(io.BytesIO(file)), size)) for file in files]
         return np.stack(fitted), self._tokens(list(captions))
@@ -152,7 +152,7 @@ class Embedder:
 
     def _golden(self) -> list[Vectors]:
         """(8, D) unit vectors of pictures, if it sees, and of words that it was not fitted to."""
-        pictures, tokens = (every[-compiled.HELD :] for every in self.examples())
+        pictures, tokens = (every[-openvino_towers.HELD :] for every in self.examples())
         towers = (
             [(self.picture_tower, pictures), (self.text_tower, tokens)] if self.sees else [(self.text_tower, tokens)]
         )

@@ -14,9 +14,8 @@ import structlog
 from service.config import Settings
 from service.database import db, generation_rows
 from service.database.db import Database
-from service.domain import Generation
 from service.embedding import loading
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.generations import generations
 from service.generations.generations import State
@@ -25,6 +24,7 @@ from service.ingestion.ingest import Ingest
 from service.ingestion.pipeline import Pipeline
 from service.ingestion.uploads import Uploads
 from service.media import Decoder, Limits
+from service.models import Generation
 from service.projections.atlas import Atlas
 from service.projections.encoded import EncodedPoints
 from service.serving import Serving

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from service.config import Settings
 from service.database import db
 from service.database.db import Database
-from service.domain import Generation, Kind
-from service.index.follower import Follower
 from service.index.milvus import PREFIX, MilvusFollower
 from service.index.rows import Searchable
+from service.index.sync import Follower
+from service.models import Generation, Kind
 from service.timing import Timing
 
 

@@ -15,11 +15,11 @@ from typing import Protocol
 
 from cachetools import LRUCache
 
-from service.domain import Aggregation, Sampling, clean_caption
-from service.embedding.embedder import Embedder
+from service.embedding.encoder import Embedder
 from service.errors import InvalidInput
 from service.media import Decoder
-from service.search.question import Example
+from service.models import Aggregation, Sampling, clean_caption
+from service.search.query import Example
 from service.vectors import aggregate
 
 _KEPT = 64
