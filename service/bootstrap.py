@@ -15,7 +15,7 @@ from service.config import Settings
 from service.database import db, generation_rows
 from service.database.db import Database
 from service.embedding import loading
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
 from service.generations import generations
 from service.generations.generations import State
@@ -58,7 +58,7 @@ class Runtime:
         settings: Settings,
         *,
         pictures: bool = True,
-        model: Embedder | None = None,
+        model: Encoder | None = None,
         decoder: Decoder | None = None,
         timing: Timing | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Runtime:
     def _decoders(self) -> int:
         return min(16, os.cpu_count() or 1)  # a GPU takes what many of them give
 
-    def load(self, generation: Generation, *, pictures: bool = False) -> Embedder:
+    def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
         """The model that made a generation; with `pictures`, one that has its picture tower. Raises
         ConfigurationError, ModelUnavailable, OtherWeights."""
         with self._loading:
@@ -104,7 +104,7 @@ class Runtime:
                 self._model = model
             return model
 
-    def _read(self, model: str, precision: str, *, pictures: bool) -> Embedder:
+    def _read(self, model: str, precision: str, *, pictures: bool) -> Encoder:
         return loading.load(
             model,
             device=self.settings.device,
@@ -129,7 +129,7 @@ class Runtime:
         """What becomes of uploads in the pipeline whose jobs `owner` holds."""
         return Uploads(self.db, self.files, self._embedder, owner, self.timing)
 
-    def _embedder(self) -> Embedder:
+    def _embedder(self) -> Encoder:
         return self.serving.embedder()
 
     def reembedding(self, generation: Generation) -> Reembedding:

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from service.config import Settings
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, Unavailable
-from service.index.factory import Follows, follow
+from service.index.factory import VectorIndex, follow
 from service.media import Decoder
 from service.models import Generation, Kind
 from service.search.duplicates import Duplicates
-from service.search.query_encoder import Examples
+from service.search.query_encoder import QueryEncoder
 from service.search.recommender import Recommender
 from service.storage import Store
 from service.timing import Timing
@@ -32,7 +32,7 @@ class Parts(Protocol):
     def decoder(self) -> Decoder:
         """Reads clips and pictures."""
 
-    def load(self, generation: Generation, *, pictures: bool = False) -> Embedder:
+    def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
         """The model of a generation."""
 
 
@@ -42,10 +42,10 @@ class Serving:
     def __init__(self, runtime: Parts, generation: Generation) -> None:
         self.generation = generation
         self._runtime = runtime
-        self._model: Embedder | None = None
+        self._model: Encoder | None = None
         self._building = threading.RLock()
 
-    def embedder(self, *, pictures: bool = False) -> Embedder:
+    def embedder(self, *, pictures: bool = False) -> Encoder:
         """The model; with `pictures`, one that has its picture tower. Raises ConfigurationError, ModelUnavailable,
         OtherWeights."""
         model = self._model
@@ -69,20 +69,20 @@ class Serving:
         _ = self.recommender, self.examples, self.duplicates
 
     @cached_property
-    def follower(self) -> Follows:
+    def follower(self) -> VectorIndex:
         """The index of the generation's videos."""
         return self._follow(self._runtime.settings.aggregation)
 
-    def frames(self) -> Follows:
+    def frames(self) -> VectorIndex:
         """The index of its frames, built when first asked for."""
         with self._building:
             return self._frames
 
     @cached_property
-    def _frames(self) -> Follows:
+    def _frames(self) -> VectorIndex:
         return self._follow("frame")
 
-    def _follow(self, kind: Kind) -> Follows:
+    def _follow(self, kind: Kind) -> VectorIndex:
         runtime = self._runtime
         return follow(runtime.settings, runtime.db, self.generation, kind, runtime.timing)
 
@@ -98,9 +98,9 @@ class Serving:
         return Duplicates(runtime.db, runtime.files, runtime.decoder, self.recommender.lookalikes)
 
     @cached_property
-    def examples(self) -> Examples:
+    def examples(self) -> QueryEncoder:
         """What somebody searches with."""
-        return Examples(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
+        return QueryEncoder(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
 
     def close(self) -> None:
         """Save the index snapshots if there are any to save."""

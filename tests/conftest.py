@@ -17,7 +17,7 @@ pytest_plugins = ["tests.support.pytest_hooks"]
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
-    from service.embedding.encoder import Embedder
+    from service.embedding.encoder import Encoder
     from service.media import Decoder
     from tests.support import services
     from tests.support.clips import ClipMaker
@@ -68,7 +68,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Embedder:
+def tiny() -> Encoder:
     """The small model, loaded once."""
     from service.embedding.loading import load
 
@@ -108,7 +108,7 @@ def decoder() -> Iterator[Decoder]:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
+def runtime(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime]:
     """An empty library. The model and the decoding processes are real, and started once for all tests."""
     from service.bootstrap import Runtime
     from tests.support.library import settings_for
@@ -131,7 +131,7 @@ def prepared(shared_folder: Path) -> PreparedLibrary:
 
 @pytest.fixture(scope="session")
 def service(
-    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
     """A service in this process with the twelve drawn clips in it; tests leave those as they are."""
     from tests.support.library import settings_for

@@ -29,7 +29,7 @@ from service.api.schemas import Problem
 from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import keys
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import ReelsError
 from service.media import Decoder
 from service.timing import Timing
@@ -150,7 +150,7 @@ def _add_routes(app: FastAPI) -> None:
 def start(
     settings: Settings,
     *,
-    model: Embedder | None = None,
+    model: Encoder | None = None,
     decoder: Decoder | None = None,
     timing: Timing | None = None,
 ) -> Runtime:

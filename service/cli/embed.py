@@ -15,7 +15,7 @@ from service.cli.session import open_runtime
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
     from service.models import Sampling
-    from service.operations.folder import Entry, Summary
+    from service.operations.folder import Entry, ImportReport
 
 
 def embed(
@@ -60,7 +60,7 @@ def embed(
         raise typer.Exit(3)
 
 
-def _report(summary: Summary, as_json: bool) -> None:
+def _report(summary: ImportReport, as_json: bool) -> None:
     for path, reason in summary.duplicates:
         err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     for path, reason in summary.failures:
@@ -87,7 +87,7 @@ def _report(summary: Summary, as_json: bool) -> None:
         )
 
 
-def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> Summary:
+def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> ImportReport:
     from service.operations.folder import FolderImport
 
     runtime.adopt()  # the model is loaded, and has said what it has to say, before there is a bar to disturb

@@ -26,8 +26,8 @@ from service.errors import InvalidInput
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
-    from service.search.answers import Answer
-    from service.search.query import Example, Like
+    from service.search.answers import SearchResults
+    from service.search.query import QueryVector, Reference
 
 
 def similar(
@@ -48,7 +48,7 @@ def similar(
     """The most similar videos over all categories, ranked, with scores."""
     from service import config
     from service.models import Weights
-    from service.search.query import Question, Scope
+    from service.search.query import Scope, SearchQuery
 
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
@@ -56,7 +56,7 @@ def similar(
         likes, examples = _by_path(runtime, video)
         if examples and category_mode != "any":
             raise InvalidInput("category_mode", "same and other need a video that is in the library")
-        question = Question(
+        question = SearchQuery(
             likes=likes,
             examples=examples,
             weights=weights,
@@ -94,7 +94,7 @@ def search(
     """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
     from service import config
     from service.models import Weights
-    from service.search.query import Like, Question, Scope
+    from service.search.query import Reference, Scope, SearchQuery
 
     pictures, clips = image or [], video or []
     _require_files(("image", pictures), ("video", clips))
@@ -104,8 +104,8 @@ def search(
     seeing = bool(pictures or clips)
     with open_runtime(config.load(), pictures=seeing) as runtime:
         there, examples = _like_these(runtime, query, pictures, clips)
-        likes = [*(Like(one) for one in like or ()), *(Like(one, -1.0) for one in unlike or ()), *there]
-        question = Question(
+        likes = [*(Reference(one) for one in like or ()), *(Reference(one, -1.0) for one in unlike or ()), *there]
+        question = SearchQuery(
             likes=tuple(likes),
             examples=tuple(examples),
             weights=weights,
@@ -123,9 +123,9 @@ def search(
 
 def _like_these(
     runtime: Runtime, words: str | None, pictures: list[Path], clips: list[Path]
-) -> tuple[list[Like], list[Example]]:
+) -> tuple[list[Reference], list[QueryVector]]:
     known = runtime.serving.examples
-    likes: list[Like] = []
+    likes: list[Reference] = []
     examples = [] if words is None else [known.text(words)]
     examples += [known.picture(path) for path in pictures]
     for path in clips:
@@ -183,21 +183,21 @@ def duplicates(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Example, ...]]:
+def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple[QueryVector, ...]]:
     """What a path, of a clip in the library or not, or an id stands for."""
     import hashlib
 
     from service.database import catalog
     from service.errors import NotFound
     from service.operations.folder import sidecar
-    from service.search.query import Like
+    from service.search.query import Reference
 
     runtime.generation()  # an empty library is said before a model is loaded for nothing
     path = Path(video)
     if not path.is_file():
         with runtime.db.read() as connection:
             try:
-                return (Like(catalog.video(connection, video).id),), ()
+                return (Reference(catalog.video(connection, video).id),), ()
             except NotFound:
                 raise NotFound(
                     f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
@@ -207,11 +207,11 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Like, ...], tuple[Exam
     with runtime.db.read() as connection:
         known = catalog.video_by_sha256(connection, sha256)
     if known and known.status == "ready":
-        return (Like(known.id),), ()
+        return (Reference(known.id),), ()
     return (), (runtime.serving.examples.clip(path, sidecar(path), runtime.settings.sampling),)
 
 
-def _print_answer(answer: Answer, as_json: bool) -> None:
+def _print_answer(answer: SearchResults, as_json: bool) -> None:
     if as_json:
         from service.api import schemas
 

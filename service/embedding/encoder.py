@@ -37,7 +37,7 @@ BATCH = 32
 _MOST = 1024
 
 
-class Embedder:
+class Encoder:
     """One loaded model. Safe to call from several threads: calls take turns.
 
     `generation` is the identity of what it makes; `picture` is what its picture tower wants, and `sees` whether it

@@ -20,7 +20,7 @@ from service.errors import ConfigurationError, ModelUnavailable
 if TYPE_CHECKING:
     import torch
 from service.embedding.devices import choose_device
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ TINY = Path(__file__).parent / "tiny"
 
 def load(
     model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True, keep: Path | None = None
-) -> Embedder:
+) -> Encoder:
     """The model that a setting names: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
 
     `pictures` False keeps the text tower only; compiled towers are kept in the folder `keep`. Raises
@@ -67,7 +67,7 @@ def load(
             root.setLevel(level)
     loaded.float()  # weights that were stored in half precision; the others stay where they are
     try:
-        return Embedder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
+        return Encoder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
     except ConfigurationError as error:
         if chosen != "mps":
             raise

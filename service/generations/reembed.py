@@ -17,7 +17,7 @@ import structlog
 
 from service.database import catalog, change_log, jobs, vector_rows
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.generations import generations
 from service.ingestion.pipeline import Embedded, Pipeline
@@ -42,7 +42,7 @@ class Reembedding:
         db: Database,
         files: Store,
         decoder: Decoder,
-        embedder: Callable[[], Embedder],
+        embedder: Callable[[], Encoder],
         *,
         generation: Generation,
         threads: int,

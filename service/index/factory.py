@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from service.config import Settings
 from service.database import db
 from service.database.db import Database
-from service.index.milvus import PREFIX, MilvusFollower
+from service.index.milvus import PREFIX, MilvusIndex
 from service.index.rows import Searchable
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from service.models import Generation, Kind
 from service.timing import Timing
 
 
-class Follows(Protocol):
+class VectorIndex(Protocol):
     """The vectors of one generation, always as new as the database, whoever keeps them."""
 
     exact_up_to: int
@@ -47,21 +47,21 @@ class Follows(Protocol):
 
 def follow(
     settings: Settings, database: Database, generation: Generation, kind: Kind, timing: Timing | None = None
-) -> Follows:
+) -> VectorIndex:
     """The index of a generation's videos, or with `kind` "frame" of its frames."""
     if settings.vector_store.startswith(PREFIX):
         uri = settings.vector_store.removeprefix(PREFIX)
-        return MilvusFollower(database, uri, generation, kind, timing=timing)
-    return Follower(database, settings.data_dir / "index", generation, kind, timing=timing)
+        return MilvusIndex(database, uri, generation, kind, timing=timing)
+    return SyncedIndex(database, settings.data_dir / "index", generation, kind, timing=timing)
 
 
-def rebuilt(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follows:
+def rebuilt(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
     """The same, made anew from the database, for the processes of now or for the next start."""
     if settings.vector_store.startswith(PREFIX):
-        collection = MilvusFollower(database, settings.vector_store.removeprefix(PREFIX), generation, kind)
+        collection = MilvusIndex(database, settings.vector_store.removeprefix(PREFIX), generation, kind)
         collection.rebuild()
         return collection
-    index = Follower(database, settings.data_dir / "index", generation, kind, fresh=True)
+    index = SyncedIndex(database, settings.data_dir / "index", generation, kind, fresh=True)
     index.replace_snapshot()
     return index
 

@@ -50,7 +50,7 @@ _STRAY_SECONDS = 7 * 24 * 3600
 _KINDS: dict[str, type[Index]] = {"flat": FlatIndex, "compressed": CompressedIndex}
 
 
-class Follower:
+class SyncedIndex:
     """The index of one generation, always as new as the database: of videos, or with `kind` "frame" of frames.
 
     Use `current` for every search: FAISS must not be searched while it is changed, so searches share the index and

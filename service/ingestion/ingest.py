@@ -16,7 +16,7 @@ import structlog
 
 from service.database import catalog, change_log, generation_rows, jobs, maps, vector_rows
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, ReelsError, StorageFull, Undecodable
 from service.media import Decoder
 from service.models import (
@@ -73,7 +73,7 @@ class Ingest:
         db: Database,
         files: Store,
         decoder: Decoder,
-        embedder: Callable[[], Embedder],
+        embedder: Callable[[], Encoder],
         *,
         max_upload_bytes: int,
     ) -> None:

@@ -17,7 +17,7 @@ import structlog
 from service import figures
 from service.database import catalog
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder, Sample
 from service.models import Vectors, Video
 from service.storage import Store
@@ -56,7 +56,7 @@ class Pipeline:
     """Three stages: decoders in processes, the model here, and one thread that stores."""
 
     def __init__(
-        self, db: Database, files: Store, decoder: Decoder, embedder: Callable[[], Embedder], *, threads: int
+        self, db: Database, files: Store, decoder: Decoder, embedder: Callable[[], Encoder], *, threads: int
     ) -> None:
         """`threads`: how many clips are decoded at a time."""
         self._db = db

@@ -9,7 +9,7 @@ import structlog
 from service import figures
 from service.database import catalog, change_log, generation_rows, jobs, vector_rows
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, StorageFull, Unavailable, Undecodable
 from service.ingestion.pipeline import Embedded
 from service.models import Video
@@ -23,9 +23,7 @@ log = structlog.get_logger(__name__)
 class Uploads:
     """The sink of jobs that `owner` holds; those that are not its own any more are left alone."""
 
-    def __init__(
-        self, db: Database, files: Store, embedder: Callable[[], Embedder], owner: str, timing: Timing
-    ) -> None:
+    def __init__(self, db: Database, files: Store, embedder: Callable[[], Encoder], owner: str, timing: Timing) -> None:
         self._db = db
         self._files = files
         self._embedder = embedder

@@ -30,7 +30,7 @@ from service.database.db import Database
 from service.embedding import loading
 from service.errors import NotFound, ReelsError, Unavailable
 from service.generations import generations
-from service.index.factory import Follows, follow, kinds, rebuilt
+from service.index.factory import VectorIndex, follow, kinds, rebuilt
 from service.media import Decoder, Limits
 from service.media.drawing import write_clip
 from service.media.scenes import distinct_scenes
@@ -171,7 +171,7 @@ def _index(settings: Settings, database: Database) -> list[Finding]:
     return found
 
 
-def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> Follows:
+def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
     """The index as a start would find it. A running service may replace the snapshot while it is read."""
     for _ in range(_TRIES - 1):
         follower = follow(settings, database, generation, kind)

@@ -36,7 +36,7 @@ class Entry:
 
 
 @dataclass
-class Summary:
+class ImportReport:
     """What an import did. `failures` and `duplicates` are (path, reason)."""
 
     embedded: int = 0
@@ -79,11 +79,11 @@ class FolderImport:
         self._runtime = runtime
         self._sampling = sampling
         self._on_done = on_done
-        self._summary = Summary()
+        self._summary = ImportReport()
         self._pending: dict[int, Path] = {}
         self._looked = 0.0
 
-    def run(self, entries: list[Entry]) -> Summary:
+    def run(self, entries: list[Entry]) -> ImportReport:
         """Import every entry; embedding goes on in a thread while the next are read. Raises ModelUnavailable and
         ConfigurationError; what is wrong with one file goes into the summary."""
         self._runtime.adopt()

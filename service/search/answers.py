@@ -42,7 +42,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SearchResults:
     """Hits, best first, and how they were found. `weights` are those that were used."""
 
     hits: tuple[Hit, ...]

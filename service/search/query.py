@@ -38,7 +38,7 @@ EVERYWHERE = Scope()
 
 
 @dataclass(frozen=True, slots=True)
-class Like:
+class Reference:
     """A video of the catalogue to be like; unlike, where the weight is negative."""
 
     video_id: str
@@ -49,7 +49,7 @@ class Like:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Example:
+class QueryVector:
     """Anything else to be like, by its vectors (D,): words, a picture, a clip. `caption` None: nothing is written."""
 
     picture: Vectors
@@ -61,7 +61,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Question:
+class SearchQuery:
     """One question. Raises InvalidInput where a value cannot be used.
 
     diversity: 0 the best hits, up to 1: hits unlike those before them. min_score: hits below it are left out.
@@ -70,8 +70,8 @@ class Question:
 
     weights: Weights
     fusion: Fusion
-    likes: tuple[Like, ...] = ()
-    examples: tuple[Example, ...] = ()
+    likes: tuple[Reference, ...] = ()
+    examples: tuple[QueryVector, ...] = ()
     exclude: tuple[str, ...] = ()
     k: int = 10
     scope: Scope = EVERYWHERE

@@ -15,11 +15,11 @@ from typing import Protocol
 
 from cachetools import LRUCache
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput
 from service.media import Decoder
 from service.models import Aggregation, Sampling, clean_caption
-from service.search.query import Example
+from service.search.query import QueryVector
 from service.vectors import aggregate
 
 _KEPT = 64
@@ -28,12 +28,12 @@ _KEPT = 64
 class Loaded(Protocol):
     """Gives the model, with its picture tower where it is needed."""
 
-    def __call__(self, *, pictures: bool = False) -> Embedder:
+    def __call__(self, *, pictures: bool = False) -> Encoder:
         """Raises ConfigurationError, ModelUnavailable."""
         ...
 
 
-class Examples:
+class QueryEncoder:
     """Embeds what somebody searches with, by the model of one generation.
 
     Every method raises Unavailable where that model cannot be had any more.
@@ -44,44 +44,44 @@ class Examples:
         self._embedder = embedder
         self._aggregation = aggregation
         self._lock = threading.Lock()
-        self._kept: LRUCache[Hashable, Example] = LRUCache(_KEPT)
+        self._kept: LRUCache[Hashable, QueryVector] = LRUCache(_KEPT)
 
-    def text(self, query: str, weight: float = 1.0) -> Example:
+    def text(self, query: str, weight: float = 1.0) -> QueryVector:
         """Words, compared with what is seen and with what is written. Raises InvalidInput where there are none."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
         embedder = self._embedder()
 
-        def made() -> Example:
+        def made() -> QueryVector:
             vector = embedder.embed_texts([query])[0]
-            return Example(vector, vector)
+            return QueryVector(vector, vector)
 
         return self._again(("text", query), made, weight)
 
-    def picture(self, path: Path, weight: float = 1.0) -> Example:
+    def picture(self, path: Path, weight: float = 1.0) -> QueryVector:
         """A picture, compared with what is seen and with what is written. Raises Undecodable, InvalidInput."""
         embedder = self._embedder(pictures=True)
 
-        def made() -> Example:
+        def made() -> QueryVector:
             vector = embedder.embed_pictures(self._decoder.picture(path, embedder.picture)[None])[0]
-            return Example(vector, vector)
+            return QueryVector(vector, vector)
 
         return self._again(("picture", _digest(path)), made, weight)
 
-    def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> Example:
+    def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> QueryVector:
         """A clip and what is written of it, as a video of the library would be. Raises Undecodable, InvalidInput."""
         embedder = self._embedder(pictures=True)
         caption = clean_caption(caption)
 
-        def made() -> Example:
+        def made() -> QueryVector:
             sample = self._decoder.sample(path, sampling, embedder.picture)
             text = embedder.embed_texts([caption])[0] if caption else None
             vectors = aggregate(embedder.embed_pictures(sample.pixels), text)
-            return Example(vectors.mean if self._aggregation == "mean" else vectors.max, vectors.text)
+            return QueryVector(vectors.mean if self._aggregation == "mean" else vectors.max, vectors.text)
 
         return self._again(("clip", _digest(path), caption, sampling), made, weight)
 
-    def _again(self, key: Hashable, made: Callable[[], Example], weight: float) -> Example:
+    def _again(self, key: Hashable, made: Callable[[], QueryVector], weight: float) -> QueryVector:
         with self._lock:
             example = self._kept.get(key)
         if example is None:

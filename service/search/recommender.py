@@ -24,10 +24,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import catalog, vector_rows
-from service.index.factory import Follows
+from service.index.factory import VectorIndex
 from service.models import Aggregation, Generation, Keys, Vectors, Video
-from service.search.answers import Answer, Hit, Moment, Part
-from service.search.query import MAX_DEPTH, Cursor, Question
+from service.search.answers import Hit, Moment, Part, SearchResults
+from service.search.query import MAX_DEPTH, Cursor, SearchQuery
 from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
 from service.search.scoring import EXTRA, Found, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
 
@@ -38,7 +38,7 @@ _LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
 class Recommender:
     """Answers questions about one library. `frames` gives the index of all frames when a moment is first asked for."""
 
-    def __init__(self, videos: Follows, frames: Callable[[], Follows], aggregation: Aggregation) -> None:
+    def __init__(self, videos: VectorIndex, frames: Callable[[], VectorIndex], aggregation: Aggregation) -> None:
         self._videos = videos
         self._frames = frames
         self._aggregation = aggregation
@@ -48,7 +48,7 @@ class Recommender:
         """The generation that is searched."""
         return self._videos.generation
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: SearchQuery) -> SearchResults:
         """The best hits of a page. A video that is an example is never a hit.
 
         Without a caption among the examples the text weight is 0. Raises NotFound, NotReady, InvalidInput, and Gone
@@ -94,7 +94,7 @@ class Recommender:
                     after=None if question.diversity else order(found[-1].score, found[-1].video.id),
                     shown=shown if question.diversity else (),
                 ).write()
-        return Answer(hits, target.weights, question.fusion, self.generation.id, index.exact, following)
+        return SearchResults(hits, target.weights, question.fusion, self.generation.id, index.exact, following)
 
     def lookalikes(self, video: Video) -> list[Video]:
         """The videos with the frames that are most like this one's: who might be a copy of it, the likeliest first.
@@ -115,7 +115,7 @@ class Recommender:
             videos = catalog.videos_by_key(connection, likeliest)
         return [videos[key] for key in likeliest if key in videos]
 
-    def _moments(self, question: Question) -> Answer:
+    def _moments(self, question: SearchQuery) -> SearchResults:
         with self._frames().current() as (index, connection):
             target = Target.of(connection, question, self.generation, self._aggregation)
             target = replace(target, caption=None, weights=replace(target.weights, text=0.0))
@@ -146,7 +146,7 @@ class Recommender:
                 last = page[-1]
                 after = order(last.score, last.video.id, last.moment.frame)
                 following = Cursor(question.digest(), target.state, statistics, offset + len(page), after=after).write()
-        return Answer(page, target.weights, question.fusion, self.generation.id, index.exact, following)
+        return SearchResults(page, target.weights, question.fusion, self.generation.id, index.exact, following)
 
     def _spans(self, connection: sa.Connection, keys: Keys, target: Target, seen: Line, std: float) -> Iterator[Hit]:
         """Every moment of these videos."""
@@ -170,7 +170,7 @@ class Recommender:
                 )
 
 
-def _cursor(question: Question, target: Target) -> Cursor | None:
+def _cursor(question: SearchQuery, target: Target) -> Cursor | None:
     if question.cursor is None:
         return None
     cursor = Cursor.read(question.cursor)

@@ -13,7 +13,7 @@ from service.errors import InvalidInput, NotReady
 from service.index.rows import Rows, Searchable
 from service.models import Aggregation, Categories, Generation, Keys, Vectors, Video, Weights
 from service.search.answers import Hit
-from service.search.query import Cursor, Question, Scope
+from service.search.query import Cursor, Scope, SearchQuery
 from service.search.ranking import Line, Numbers, diverse, order, rounded
 
 EXTRA = 32
@@ -38,7 +38,7 @@ class Target:
 
     @classmethod
     def of(
-        cls, connection: sa.Connection, question: Question, generation: Generation, aggregation: Aggregation
+        cls, connection: sa.Connection, question: SearchQuery, generation: Generation, aggregation: Aggregation
     ) -> Target:
         pictures = [(example.picture, example.weight) for example in question.examples]
         captions = [(one.caption, one.weight) for one in question.examples if one.caption is not None]
@@ -89,7 +89,12 @@ class Search:
     """One search over videos, in one state of index and database."""
 
     def __init__(
-        self, index: Searchable, connection: sa.Connection, target: Target, both: tuple[Line, Line], question: Question
+        self,
+        index: Searchable,
+        connection: sa.Connection,
+        target: Target,
+        both: tuple[Line, Line],
+        question: SearchQuery,
     ) -> None:
         self._index = index
         self._connection = connection
@@ -179,7 +184,7 @@ class Search:
         return pictures.astype(np.float64), whole.astype(np.float64)
 
 
-def is_wanted(question: Question, cursor: Cursor | None, one: Found | Hit) -> bool:
+def is_wanted(question: SearchQuery, cursor: Cursor | None, one: Found | Hit) -> bool:
     """Whether a hit is good enough, and stands behind the cursor."""
     if question.min_score is not None and one.score < question.min_score:
         return False
@@ -188,7 +193,7 @@ def is_wanted(question: Question, cursor: Cursor | None, one: Found | Hit) -> bo
     return order(one.score, one.video.id, one.moment.frame if isinstance(one, Hit) else 0) > cursor.after
 
 
-def below(question: Question, floor: float) -> bool:
+def below(question: SearchQuery, floor: float) -> bool:
     """Whether all that was not found yet is not wanted."""
     return question.min_score is not None and floor < question.min_score
 

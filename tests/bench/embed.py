@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 from ingest import model_folder
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.embedding.loading import load
 from service.errors import ReelsError
 
@@ -62,7 +62,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def measure(embedder: Embedder, pictures: np.ndarray) -> dict[str, float]:
+def measure(embedder: Encoder, pictures: np.ndarray) -> dict[str, float]:
     """One turn."""
     started = time.perf_counter()
     embedder.embed_pictures(pictures)
@@ -82,7 +82,7 @@ def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
     folder = model_folder(name, scratch)
     operations = floating_point_operations(folder)
     result: dict[str, Any] = {"gflop_per_picture": round(operations / 1e9, 2)}
-    embedders: dict[str, Embedder] = {}
+    embedders: dict[str, Encoder] = {}
     for label, way in WAYS.items():
         started = time.perf_counter()
         try:

@@ -39,7 +39,7 @@ import numpy as np
 
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.embedding.encoder import BATCH, Embedder
+from service.embedding.encoder import BATCH, Encoder
 from service.errors import ReelsError
 from service.media import Sample
 from service.operations.folder import Entry, FolderImport, scan, sidecar
@@ -97,7 +97,7 @@ def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample
     return time.perf_counter() - started, [one for one in found if one is not None]
 
 
-def forward(embedder: Embedder, samples: list[Sample], captions: list[str]) -> float:
+def forward(embedder: Encoder, samples: list[Sample], captions: list[str]) -> float:
     """Seconds for everything at once."""
     pixels = np.concatenate([sample.pixels for sample in samples])
     started = time.perf_counter()

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
 from service.database.db import Database
-from service.index.milvus import MilvusFollower
+from service.index.milvus import MilvusIndex
 from service.models import Generation, Probe, Sampling
 from service.vectors import aggregate, normalise
 from tests.support import services
@@ -126,7 +126,7 @@ def size(database: Database) -> dict[str, int]:
 def search(database: Database, uri: str, rows: int) -> dict[str, object]:
     """Milvus over so many rows, every vector compared, and what the same answers would be from many shards at once."""
     rng = np.random.default_rng(0)
-    follower = MilvusFollower(database, uri, GENERATION, "mean", exact_up_to=10**9)
+    follower = MilvusIndex(database, uri, GENERATION, "mean", exact_up_to=10**9)
     with follower.current() as (view, _):
         there = len(view)
         name = view.name

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
 from service.errors import ReelsError
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from service.models import (
     Entries,
     Generation,
@@ -23,7 +23,7 @@ from service.models import (
     Sampling,
     Weights,
 )
-from service.search.query import Like, Question
+from service.search.query import Reference, SearchQuery
 from service.search.recommender import Recommender
 from service.vectors import aggregate, pack
 from tests.bench.measuring import stopwatch
@@ -56,9 +56,9 @@ class Service:
                 connection.execute(sa.insert(db.embeddings), list(_embeddings(entries)))
                 connection.execute(sa.insert(db.changes), [{"video_key": row + 1} for row in range(start, stop)])
 
-    def follow(self) -> Follower:
+    def follow(self) -> SyncedIndex:
         """The index, made or loaded."""
-        return Follower(self.db, self._folder / "index", GENERATION, "mean")
+        return SyncedIndex(self.db, self._folder / "index", GENERATION, "mean")
 
     def upload(self) -> tuple[int, str]:
         """Commit one more video, as an upload that was decoded and embedded: key and id."""
@@ -157,7 +157,7 @@ def whole_service(library_folder: Path, folder: Path) -> Figures:
     return figures
 
 
-def _searchable_after(service: Service, follower: Follower, recommender: Recommender) -> dict[str, float]:
+def _searchable_after(service: Service, follower: SyncedIndex, recommender: Recommender) -> dict[str, float]:
     """Seconds from a commit to an answer that took the new video into account."""
     seconds = []
     for pair in PAIRS * 4:
@@ -175,7 +175,7 @@ def _searchable_after(service: Service, follower: Follower, recommender: Recomme
     return {"first": round(seconds[0], 4), "p50": round(float(np.median(seconds)), 4), "max": round(max(seconds), 4)}
 
 
-def _rows(follower: Follower) -> int:
+def _rows(follower: SyncedIndex) -> int:
     with follower.current() as (index, _):
         return len(index)
 
@@ -185,7 +185,7 @@ def _has_caption(service: Service, key: int) -> bool:
 
 
 def _answer(recommender: Recommender, name: str, pair: Pair) -> None:
-    recommender.answer(Question(likes=(Like(name),), weights=Weights(*pair), fusion="cosine", k=K))
+    recommender.answer(SearchQuery(likes=(Reference(name),), weights=Weights(*pair), fusion="cosine", k=K))
 
 
 def _answers(recommender: Recommender, names: list[str]) -> tuple[list[float], list[str]]:

@@ -47,7 +47,7 @@ from service.config import Settings
 from service.database import db
 from service.models import Generation, Weights
 from service.operations.folder import scan
-from service.search.query import Like, Question
+from service.search.query import Reference, SearchQuery
 from service.vectors import normalise, pack
 
 FRAMES = 10
@@ -167,7 +167,7 @@ def in_process(settings: Settings, pipe: Any) -> None:
     pipe.send("ready")
     while (video := pipe.recv()) is not None:
         started = time.perf_counter()
-        recommender.answer(Question(weights=Weights(0.7, 0.3), fusion="cosine", likes=(Like(video),)))
+        recommender.answer(SearchQuery(weights=Weights(0.7, 0.3), fusion="cosine", likes=(Reference(video),)))
         pipe.send((time.perf_counter() - started) * 1000)
     runtime.close()
 

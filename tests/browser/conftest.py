@@ -22,7 +22,7 @@ from filelock import FileLock
 from service.bootstrap import Runtime
 from service.config import Settings
 from service.database.maps import Embedding
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.projections.reduction import Method
 from tests.support import services
@@ -188,7 +188,7 @@ def _copied(to: Path, once: Path, make: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded(shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder) -> Copied:
+def embedded(shared_folder: Path, clips: list[Path], tiny: Encoder, decoder: Decoder) -> Copied:
     """`embedded(to)`: a data folder of the twelve clips."""
 
     def make(data: Path) -> None:
@@ -199,7 +199,7 @@ def embedded(shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: De
 
 @pytest.fixture(scope="session")
 def library(
-    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
     """A service with the twelve clips in it, for tests that leave those as they are and look at no map."""
     data = embedded(tmp_path_factory.mktemp("library") / "data")
@@ -209,7 +209,7 @@ def library(
 
 @pytest.fixture(scope="session")
 def mapped(
-    tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, embedded: Copied, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, embedded: Copied, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
     """The same with every map that a test looks at. UMAP is compiled when a process first uses it, which takes far
     longer than to lay out: so all is laid out in one process, once, and no worker's child ever does."""
@@ -230,7 +230,7 @@ _MAPS: tuple[tuple[Embedding, Method, int], ...] = (
 
 
 def _lay_out(
-    settings: Settings, model: Embedder, decoder: Decoder, wanted: Iterable[tuple[Embedding, Method, int]]
+    settings: Settings, model: Encoder, decoder: Decoder, wanted: Iterable[tuple[Embedding, Method, int]]
 ) -> None:
     runtime = Runtime(settings, model=model, decoder=decoder)
     runtime.adopt()
@@ -240,7 +240,7 @@ def _lay_out(
 
 
 @pytest.fixture
-def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Embedder, decoder: Decoder) -> Path:
+def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Encoder, decoder: Decoder) -> Path:
     """The data folder of a library with the first three clips and their map by PCA, for a test that changes it."""
 
     def make(data: Path) -> None:
@@ -256,7 +256,7 @@ def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Embedder, 
 
 
 @pytest.fixture
-def own_library(few: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Service]:
+def own_library(few: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Service]:
     """A service with three clips, for a test that changes them. Ask for it before `visit`, to outlive its pages."""
     with serving_here(settings_for(few), tiny, decoder) as running:
         yield running

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.bootstrap import Runtime
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.operations.visualize import write_map
 from tests.support.library import settings_for
@@ -107,7 +107,7 @@ def test_caption_and_category_are_edited(own_library: Service, visit: Visit) -> 
 
 
 def test_what_strangers_write_is_text_wherever_it_is_shown(
-    own_library: Service, visit: Visit, clips: list[Path], tmp_path: Path, tiny: Embedder, decoder: Decoder
+    own_library: Service, visit: Visit, clips: list[Path], tmp_path: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
     named, other = tmp_path / HOSTILE_NAME, tmp_path / "other" / HOSTILE_NAME
     other.parent.mkdir()

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support.library import settings_for
 from tests.support.page import Visit
@@ -14,7 +14,7 @@ from tests.support.server import serving_here
 
 
 def test_a_service_that_starts_again_loses_nothing(
-    few: Path, tiny: Embedder, decoder: Decoder, visit: Visit, clips: list[Path]
+    few: Path, tiny: Encoder, decoder: Decoder, visit: Visit, clips: list[Path]
 ) -> None:
     settings = settings_for(few)
     with ExitStack() as running:

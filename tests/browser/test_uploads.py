@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support import services
 from tests.support.library import settings_for
@@ -21,7 +21,7 @@ BROKEN = b"\0\0\0\x14ftypisom\0\0\x02\0mp41\0\0\0\x08free\0\0\x10\x08mdat" + byt
 
 
 def test_an_empty_library_fills_by_upload(
-    visit: Visit, tmp_path: Path, clips: list[Path], tiny: Embedder, decoder: Decoder
+    visit: Visit, tmp_path: Path, clips: list[Path], tiny: Encoder, decoder: Decoder
 ) -> None:
     broken = tmp_path / "broken_mp4.mp4"
     broken.write_bytes(BROKEN)
@@ -53,7 +53,7 @@ def test_an_empty_library_fills_by_upload(
 
 
 def test_a_key_is_asked_for_once(
-    visit: Visit, tmp_path: Path, clips: list[Path], tiny: Embedder, decoder: Decoder
+    visit: Visit, tmp_path: Path, clips: list[Path], tiny: Encoder, decoder: Decoder
 ) -> None:
     with (
         serving_here(settings_for(tmp_path / "data", api_keys="open sesame"), tiny, decoder) as service,
@@ -81,7 +81,7 @@ def test_a_clip_that_an_object_store_lends_plays(
     visit: Visit,
     tmp_path: Path,
     clips: list[Path],
-    tiny: Embedder,
+    tiny: Encoder,
     decoder: Decoder,
 ) -> None:
     """The browser is sent on to the store, by a link that holds for a while."""

@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder, Limits
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
@@ -20,7 +20,7 @@ class TestRest(RestProperties):
     """With everything in files."""
 
 
-def test_limits_keys_and_origins(tmp_path: Path, make_clip: ClipMaker, tiny: Embedder) -> None:
+def test_limits_keys_and_origins(tmp_path: Path, make_clip: ClipMaker, tiny: Encoder) -> None:
     clip = make_clip("a.mp4", numbered(30))
     settings = settings_for(
         tmp_path / "data",

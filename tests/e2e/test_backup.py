@@ -21,7 +21,7 @@ import pytest
 from service.bootstrap import Runtime
 from service.database import catalog
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.operations import backup
 from tests.support.cli import run
@@ -61,7 +61,7 @@ def _verified(data: Path) -> None:
 
 
 def test_backups_taken_under_traffic_are_whole(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder, soak: bool
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder, soak: bool
 ) -> None:
     clients, backups = (3, 3) if soak else (1, 1)
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
@@ -113,7 +113,7 @@ def test_backups_taken_under_traffic_are_whole(
 
 @pytest.fixture(scope="module")
 def library(
-    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Path:
     """A folder with a data folder of the drawn clips in it, and its backup `backup.tar`."""
     folder = tmp_path_factory.mktemp("backup")
@@ -268,7 +268,7 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
 
 
 def test_a_clip_that_goes_while_a_backup_is_taken_is_left_out(
-    library: Path, tmp_path: Path, tiny: Embedder, decoder: Decoder
+    library: Path, tmp_path: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
     _restored(library / "backup.tar", tmp_path / "data")
     settings = settings_for(tmp_path / "data")

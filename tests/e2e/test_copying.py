@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support.cli import run
 from tests.support.clips import ClipMaker, numbered
@@ -16,7 +16,7 @@ from tests.support.server import serving_here
 
 
 def test_a_clip_that_is_damaged_is_left_out_and_named(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder
 ) -> None:
     with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as server, server.client() as client:
         clips = [make_clip(f"{number}.mp4", numbered(8 + number)) for number in range(3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import SUFFIXES, Decoder
 from tests.support import services
 from tests.support.cli import run
@@ -75,7 +75,7 @@ def test_two_folders_eight_at_a_time_through_a_kill(tmp_path: Path, shared_clips
 
 
 def test_what_was_acknowledged_outlives_a_kill(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder
 ) -> None:
     """Killed right behind the acknowledgement: queued uploads are embedded after the next start."""
     data = tmp_path / "data"

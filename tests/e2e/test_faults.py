@@ -24,10 +24,10 @@ import pytest
 from service.bootstrap import Runtime
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import Unavailable
 from service.index.compressed import CompressedIndex
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from service.media import Decoder
 from service.models import Embeddings, Generation
 from service.storage import FolderStore
@@ -48,7 +48,7 @@ from tests.support.server import logged, serving, serving_here
 from tests.support.wait import until
 
 
-def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     settings = settings_for(small_disk / "data")
     with (
         logged(tmp_path / "log") as log,
@@ -79,7 +79,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Embedd
 
 
 def test_a_nearly_full_disk_leaves_nothing_behind(
-    small_disk: Path, clip: bytes, tiny: Embedder, decoder: Decoder
+    small_disk: Path, clip: bytes, tiny: Encoder, decoder: Decoder
 ) -> None:
     """Some kilobytes are left, again and again, so that the refusal comes at every step of an upload."""
     settings = settings_for(small_disk / "data")
@@ -102,7 +102,7 @@ def test_a_nearly_full_disk_leaves_nothing_behind(
         assert not list((server.data_dir / "media" / "incoming").iterdir())
 
 
-def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     settings = settings_for(small_disk / "data")
     with (
         serving_here(settings, tiny, decoder, timing=QUICK) as server,
@@ -117,7 +117,7 @@ def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny:
         library.reads()
 
 
-def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     """ext4 goes read-only by itself when it finds itself damaged, under all files that are open."""
     image = tmp_path / "image"
     with image.open("wb") as file:
@@ -146,7 +146,7 @@ def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Embedder,
             library.reads()
 
 
-def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     """Only the clips lie there, so that it can be made writable again under the running service."""
     with (
         mounted(tmp_path / "disk", "-t", "tmpfs", "tmpfs") as disk,
@@ -171,7 +171,7 @@ def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny
         library.recovered()
 
 
-def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     def hurried(runtime: Runtime) -> None:
         runtime.db.patience_seconds = 1
 
@@ -286,7 +286,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     for number in range(300):
         add(number)
     index = small_disk / "index"
-    follower = Follower(library, index, generation, "mean", exact_up_to=100, timing=Timing(renewal_pause_seconds=0))
+    follower = SyncedIndex(library, index, generation, "mean", exact_up_to=100, timing=Timing(renewal_pause_seconds=0))
 
     def found(v: np.ndarray) -> float:
         with follower.current() as (now, _):
@@ -314,7 +314,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
 
     until(on_disk, 60, "the rows are on the disk again")
     follower.close()
-    again = Follower(library, index, generation, "mean", exact_up_to=100)
+    again = SyncedIndex(library, index, generation, "mean", exact_up_to=100)
     assert again.saved, "the snapshot was not used"
     with again.current() as (now, _):
         assert len(now) == 701

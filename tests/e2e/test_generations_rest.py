@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support.checkpoints import small_vit
 from tests.support.clips import ClipMaker, numbered
@@ -88,7 +88,7 @@ def _asking(server: Service, least: int) -> Iterator[None]:
 
 
 def test_a_model_is_changed_under_traffic_and_a_kill(
-    tmp_path: Path, make_clip: ClipMaker, checkpoint: str, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, checkpoint: str, tiny: Encoder, decoder: Decoder
 ) -> None:
     data = tmp_path / "data"
     clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(8, 28)]

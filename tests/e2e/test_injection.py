@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
@@ -32,7 +32,7 @@ def _form(name: str, caption: str, clip: bytes) -> bytes:
 
 
 def test_names_and_captions_inject_nothing(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder
 ) -> None:
     clip = make_clip("a.mp4", numbered(3)).read_bytes()
     settings = settings_for(tmp_path / "data")

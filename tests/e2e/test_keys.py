@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from service.api.guard import check_address, only_here
 from service.config import Settings
 from service.database import db, keys
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.media import Decoder
 from tests.support import services
@@ -52,7 +52,7 @@ def make(data_dir: Path, name: str, right: str) -> str:
 
 @pytest.fixture(scope="module")
 def guarded(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder
 ) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service that needs keys, and a key of each right; one of them stands in the settings. Its log is beside its
     data."""
@@ -255,7 +255,7 @@ def test_where_others_could_come_in_it_does_not_start(tmp_path: Path, command: s
     assert "running on" not in done.stderr
 
 
-def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, tiny: Embedder) -> None:
+def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, tiny: Encoder) -> None:
     """Without a socket there: the settings say where it would listen."""
     from fastapi.testclient import TestClient
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support import services
 from tests.support.cli import run
@@ -35,7 +35,7 @@ def _value(text: str, name: str) -> float:
 
 
 def test_a_worker_shows_what_it_does_and_the_dashboard_knows_it(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder
 ) -> None:
     port = services.free_port()
     data = tmp_path / "data"

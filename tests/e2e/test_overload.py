@@ -16,7 +16,7 @@ import pytest
 from service.api.app import create_app, start
 from service.api.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
 from service.config import Settings
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import Overloaded
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
@@ -30,13 +30,13 @@ UPLOAD = (
 PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
 
 
-def impatient(settings: Settings, model: Embedder, decoder: Decoder) -> AbstractContextManager[Service]:
+def impatient(settings: Settings, model: Encoder, decoder: Decoder) -> AbstractContextManager[Service]:
     """A service with little patience and no worker."""
     return serving_here(settings, model, decoder, worker=False, patience=SHORT)
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory, tiny: Embedder, decoder: Decoder) -> Iterator[int]:
+def port(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder) -> Iterator[int]:
     """Of an impatient service with an empty library."""
     with impatient(settings_for(tmp_path_factory.mktemp("overload") / "data"), tiny, decoder) as service:
         yield service.port
@@ -245,7 +245,7 @@ def test_a_gate() -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, tiny: Embedder, decoder: Decoder) -> Iterator[Service]:
+def small(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder) -> Iterator[Service]:
     """A service with room for four requests, whose patience with silent connections ends soon."""
     settings = settings_for(tmp_path_factory.mktemp("small") / "data", max_requests=4)
     allow_many_connections()
@@ -304,7 +304,7 @@ def test_more_requests_than_there_is_room_for(small: Service) -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Embedder) -> None:
+def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Encoder) -> None:
     """Three of four places taken, by requests that are being answered: the gate itself is asked, for how long a
     request takes is nobody's to choose."""
     settings = settings_for(tmp_path / "data", max_requests=4)
@@ -324,7 +324,7 @@ def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Embedder) -> None
                 stack.enter_context(app.state.gates.requests.passing())
 
 
-def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder) -> None:
     settings = settings_for(tmp_path / "data", max_queue=1)
     with impatient(settings, tiny, decoder) as service, service.client() as client:
         statuses = []
@@ -337,7 +337,7 @@ def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker, tiny: Embedd
         assert "2 videos wait" in answer.json()["detail"]
 
 
-def test_a_rate(tmp_path: Path, tiny: Embedder, decoder: Decoder) -> None:
+def test_a_rate(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> None:
     settings = settings_for(tmp_path / "data", requests_per_minute=3, api_keys="one")
     with impatient(settings, tiny, decoder) as service, service.client() as client:
         mine = {"X-API-Key": "one"}

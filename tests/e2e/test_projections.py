@@ -12,7 +12,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support.clips import ClipMaker, numbered
 from tests.support.library import PreparedLibrary, settings_for
@@ -157,7 +157,7 @@ def test_a_wrong_question_is_named(client: httpx.Client, field: str, wanted: dic
 
 
 def test_maps_grow_with_the_library(
-    tmp_path: Path, make_clip: ClipMaker, drawn: Path, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, make_clip: ClipMaker, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
     """From an empty library on: a small map is laid out again when it doubles."""
     with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as running, running.client() as client:
@@ -174,7 +174,7 @@ def test_maps_grow_with_the_library(
 
 
 def test_a_map_outlives_a_worker_and_a_restart(
-    tmp_path: Path, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+    tmp_path: Path, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
     """A worker that is killed at a layout is replaced, and so is the whole service."""
     data = prepared.copied(tmp_path / "data", drawn, tiny, decoder)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support import services
 from tests.support.cli import run
@@ -67,7 +67,7 @@ def test_from_files_to_servers_and_back(
     postgresql: services.PostgreSQL,
     objects: services.ObjectStore,
     milvus: services.Milvus,
-    tiny: Embedder,
+    tiny: Encoder,
     decoder: Decoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

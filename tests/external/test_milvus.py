@@ -17,7 +17,7 @@ from service import config
 from service.database import change_log, generation_rows, vector_rows
 from service.errors import ConfigurationError, Unavailable
 from service.generations import generations
-from service.index.milvus import MilvusFollower
+from service.index.milvus import MilvusIndex
 from service.models import Generation, Weights
 from service.operations import doctor
 from service.search.query import Scope
@@ -56,12 +56,12 @@ def _agrees(library: VectorLibrary, recommender: Recommender | None = None) -> N
 
 
 def _collections(library: VectorLibrary) -> set[str]:
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     return set(library.follower.client.list_collections())
 
 
 def _name(library: VectorLibrary) -> str:
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     return library.follower.collection
 
 
@@ -81,7 +81,7 @@ def test_a_crash_on_the_way_is_made_good_by_the_next(
         raise Crash
 
     follower = library.follower
-    assert isinstance(follower, MilvusFollower)
+    assert isinstance(follower, MilvusIndex)
     upsert, query = follower.client.upsert, follower.client.query
 
     def half(name: str, rows: list[Any], **options: Any) -> None:
@@ -104,9 +104,9 @@ def test_a_crash_on_the_way_is_made_good_by_the_next(
     follower.close()
     for _ in range(3):  # and the library goes on meanwhile
         change(library, rng)
-    library.follower = MilvusFollower(library.db, uri, GENERATION, "mean")
+    library.follower = MilvusIndex(library.db, uri, GENERATION, "mean")
     library.frames.close()
-    library.frames = MilvusFollower(library.db, uri, GENERATION, "frame")
+    library.frames = MilvusIndex(library.db, uri, GENERATION, "frame")
     library.recommender = Recommender(library.follower, lambda: library.frames, "mean")
     _agrees(library)
     assert library.follower.differences() == []
@@ -118,7 +118,7 @@ def test_a_first_filling_that_was_broken_off_is_begun_again_and_leaves_nothing(
     def crash(*_: Any, **__: Any) -> None:
         raise RuntimeError("killed")
 
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     monkeypatch.setattr(library.follower.client, "query", crash)
     with pytest.raises(RuntimeError, match="killed"), library.follower.current():
         pass
@@ -133,7 +133,7 @@ def test_a_first_filling_that_was_broken_off_is_begun_again_and_leaves_nothing(
 def test_a_collection_that_is_lost_is_made_anew(library: VectorLibrary) -> None:
     _agrees(library)
     lost = _name(library)
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     library.follower.client.drop_collection(lost)
     with pytest.raises(Unavailable, match="cannot be reached"):
         _agrees(library)
@@ -145,7 +145,7 @@ def test_a_collection_that_is_lost_is_made_anew(library: VectorLibrary) -> None:
 def test_what_differs_is_named_and_a_rebuild_mends_it(library: VectorLibrary) -> None:
     _agrees(library)
     keys = sorted(library.keys.values())
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     client, name = library.follower.client, _name(library)
     stranger = {"id": 999_999, "video": 999_999, "category": "", "vector": [0.0] * library.follower.layout.width}
     client.upsert(name, [stranger, {**stranger, "id": keys[1], "video": keys[1]}])
@@ -180,7 +180,7 @@ def test_frames_come_and_go_with_their_videos(library: VectorLibrary) -> None:
 
 def test_a_library_that_outgrows_the_exact_index_gets_another_beside_it(library: VectorLibrary, uri: str) -> None:
     _agrees(library)
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     library.follower.exact_up_to = 40
     first = _name(library)
     fill(library, np.random.default_rng(5), 20)
@@ -199,10 +199,10 @@ def test_a_renewal_that_fails_is_begun_again_though_nothing_changes(
     library: VectorLibrary, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _agrees(library)
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     first, client = _name(library), library.follower.client  # a file of Lite has one client
     timing = Timing(renewal_pause_seconds=0.3)
-    follower = MilvusFollower(library.db, uri, GENERATION, "mean", exact_up_to=20, client=client, timing=timing)
+    follower = MilvusIndex(library.db, uri, GENERATION, "mean", exact_up_to=20, client=client, timing=timing)
     tries = []
 
     def failing(*_: Any, **__: Any) -> None:
@@ -228,7 +228,7 @@ def test_processes_that_share_a_server_answer_alike(tmp_path: Path, milvus: serv
     library = VectorLibrary(tmp_path, milvus=milvus.uri)
     rng = np.random.default_rng(6)
     fill(library, rng, 25)
-    other = MilvusFollower(library.db, milvus.uri, GENERATION, "mean")
+    other = MilvusIndex(library.db, milvus.uri, GENERATION, "mean")
     elsewhere = Recommender(other, lambda: library.frames, "mean")
     for turn in range(6):
         _agrees(library, elsewhere if turn % 2 else library.recommender)
@@ -244,7 +244,7 @@ def test_processes_that_share_a_server_answer_alike(tmp_path: Path, milvus: serv
 def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, uri: str) -> None:
     _agrees(library)
     library.follower.save()
-    assert isinstance(library.follower, MilvusFollower)
+    assert isinstance(library.follower, MilvusIndex)
     client = library.follower.client
     with library.db.read() as connection:
         alias = TABLE + generation_rows.library_id(connection)
@@ -256,7 +256,7 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
             vectors = vector_rows.kinds(connection, key, GENERATION, "frame", "text")
             text = vectors["text"][0] if "text" in vectors else None
             vector_rows.put_embeddings(connection, key, another, aggregate(vectors["frame"], text))
-    beside = MilvusFollower(library.db, uri, another, "mean", client=client)  # a file of Lite has one client
+    beside = MilvusIndex(library.db, uri, another, "mean", client=client)  # a file of Lite has one client
     beside.save()
     with beside.current() as (index, _):
         assert len(index) == 30
@@ -328,7 +328,7 @@ def test_settings_that_name_no_engine(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     library = VectorLibrary(tmp_path)
     with pytest.raises(ConfigurationError, match=r"reelsrs\[milvus\]"):
-        MilvusFollower(library.db, "http://h:19530", GENERATION, "mean")
+        MilvusIndex(library.db, "http://h:19530", GENERATION, "mean")
     library.close()
 
 

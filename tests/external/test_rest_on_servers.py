@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support import services
 from tests.support.library import settings_for
@@ -21,7 +21,7 @@ from tests.support.server import Service, serving_here
 def service(
     tmp_path_factory: pytest.TempPathFactory,
     drawn: Path,
-    tiny: Embedder,
+    tiny: Encoder,
     decoder: Decoder,
     postgresql: services.PostgreSQL,
     objects: services.ObjectStore,

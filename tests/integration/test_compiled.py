@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.embedding import openvino_towers
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.embedding.loading import load
 from service.errors import ConfigurationError
 from tests.support.checkpoints import small_vit
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def torchs(checkpoint: str) -> Embedder:
+def torchs(checkpoint: str) -> Encoder:
     """The model as it is everywhere."""
     return load(checkpoint, device="cpu")
 
@@ -38,17 +38,17 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantised(checkpoint: str, kept: Path) -> Embedder:
+def quantised(checkpoint: str, kept: Path) -> Encoder:
     """The same in 8 bits."""
     return load(checkpoint, precision="int8", keep=kept)
 
 
 @pytest.fixture
-def cosines(torchs: Embedder) -> Callable[[Embedder], np.ndarray]:
+def cosines(torchs: Encoder) -> Callable[[Encoder], np.ndarray]:
     """Of another model's vectors to torch's, of pictures and captions that neither was fitted to."""
     captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
 
-    def compare(other: Embedder) -> np.ndarray:
+    def compare(other: Encoder) -> np.ndarray:
         pictures = torchs.examples()[0][-openvino_towers.HELD :, ::-1, ::-1]
         seen = torchs.embed_pictures(pictures) * other.embed_pictures(pictures)
         read = torchs.embed_texts(captions) * other.embed_texts(captions)
@@ -58,7 +58,7 @@ def cosines(torchs: Embedder) -> Callable[[Embedder], np.ndarray]:
 
 
 def test_eight_bits_are_near_and_another_generation(
-    quantised: Embedder, torchs: Embedder, cosines: Callable[[Embedder], np.ndarray]
+    quantised: Encoder, torchs: Encoder, cosines: Callable[[Encoder], np.ndarray]
 ) -> None:
     assert cosines(quantised).min() >= 0.99
     assert (quantised.device, quantised.generation.precision) == ("openvino", "int8")
@@ -67,14 +67,14 @@ def test_eight_bits_are_near_and_another_generation(
 
 
 def test_single_precision_is_the_same_generation(
-    checkpoint: str, torchs: Embedder, cosines: Callable[[Embedder], np.ndarray]
+    checkpoint: str, torchs: Encoder, cosines: Callable[[Encoder], np.ndarray]
 ) -> None:
     other = load(checkpoint, device="openvino")
     assert cosines(other).min() >= 0.99999
     assert other.generation == torchs.generation
 
 
-def test_any_number_at_a_time(quantised: Embedder) -> None:
+def test_any_number_at_a_time(quantised: Encoder) -> None:
     pictures = np.concatenate([quantised.examples()[0]] * 2)
     together = quantised.embed_pictures(pictures)
     alone = np.concatenate([quantised.embed_pictures(pictures[n : n + 1]) for n in range(3)])
@@ -82,7 +82,7 @@ def test_any_number_at_a_time(quantised: Embedder) -> None:
     assert len(together) == len(pictures)
 
 
-def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept: Path, quantised: Embedder) -> None:
+def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept: Path, quantised: Encoder) -> None:
     folder = kept / quantised.generation.id
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
     assert set(before) == {f"{name}.{end}" for name in ("picture", "text") for end in ("xml", "bin", "json")}
@@ -98,7 +98,7 @@ def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept
     assert (folder / "picture.bin").stat().st_mtime_ns == before["picture.bin"]
 
 
-def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Embedder, tmp_path: Path) -> None:
+def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Encoder, tmp_path: Path) -> None:
     """Whole by their checksums, and wrong: as after a folder was restored to the wrong place."""
     (tmp_path / "other").mkdir()
     other = load(small_vit(tmp_path / "other", seed=1), precision="int8", keep=tmp_path / "models", pictures=False)

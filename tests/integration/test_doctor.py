@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.operations import doctor
 from tests.support.cli import run
@@ -20,7 +20,7 @@ from tests.support.server import Service
 
 @pytest.fixture(scope="module")
 def sound(
-    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Embedder, decoder: Decoder
+    tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Path:
     """The data folder of the twelve drawn clips."""
     return prepared.copied(tmp_path_factory.mktemp("doctor") / "data", drawn, tiny, decoder)

@@ -14,7 +14,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from service.database import catalog
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingestion.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
@@ -290,7 +290,7 @@ def test_deleting_a_video_deletes_its_fingerprint(library: Library, make_clip: C
     folder = library.fingerprint_file(gone).parent
     assert sorted(path.name for path in folder.iterdir()) == ["fingerprint", "video"]
 
-    def no_model() -> Embedder:
+    def no_model() -> Encoder:
         raise AssertionError("nothing is embedded here")
 
     Ingest(library.db, library.files, library.decoder, no_model, max_upload_bytes=1).delete(gone)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from service.embedding import loading
 from service.embedding.devices import choose_device
-from service.embedding.encoder import BATCH, Embedder
+from service.embedding.encoder import BATCH, Encoder
 from service.embedding.loading import TINY, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.media import Limits, sample
@@ -29,7 +29,7 @@ def reference() -> tuple[torch.nn.Module, object, object]:
     return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{TINY}")
 
 
-def test_pictures_equal_open_clips_own(tiny: Embedder, reference: tuple, drawn: Path) -> None:
+def test_pictures_equal_open_clips_own(tiny: Encoder, reference: tuple, drawn: Path) -> None:
     model, transform, _ = reference
     clip = sorted(drawn.rglob("*.mp4"))[0]
     large = Picture(128, 128)
@@ -46,7 +46,7 @@ def test_pictures_equal_open_clips_own(tiny: Embedder, reference: tuple, drawn: 
 
 
 @pytest.mark.parametrize("name", ["sports_people/football_juggling.mp4", "odd_files/ios9_rotated_14frames.mov"])
-def test_real_frames_equal_open_clips_own(tiny: Embedder, reference: tuple, shared_clips: Path, name: str) -> None:
+def test_real_frames_equal_open_clips_own(tiny: Encoder, reference: tuple, shared_clips: Path, name: str) -> None:
     """Decoded by PyAV's own conversion, turned by Pillow, then open_clip's transform."""
     import av
 
@@ -60,7 +60,7 @@ def test_real_frames_equal_open_clips_own(tiny: Embedder, reference: tuple, shar
     assert float(mine[0] @ theirs[0]) >= 0.999
 
 
-def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Embedder, shared_clips: Path) -> None:
+def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Encoder, shared_clips: Path) -> None:
     """A frame of each clip, against open_clip's filters on the whole frame in the same colours."""
     from service.media import fit
     from service.media.container import Clip
@@ -84,7 +84,7 @@ def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Embedder,
     assert cosines.min() >= 0.999, names[int(cosines.argmin())]
 
 
-def test_short_captions_equal_open_clips_own(tiny: Embedder, reference: tuple) -> None:
+def test_short_captions_equal_open_clips_own(tiny: Encoder, reference: tuple) -> None:
     model, _, tokenizer = reference
     texts = ["a dog on a beach", "Two RED circles #art", "ein Hund, 犬 🐕"]
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_short_captions_equal_open_clips_own(tiny: Embedder, reference: tuple) -
     np.testing.assert_allclose(tiny.embed_texts(texts), theirs, atol=1e-5)
 
 
-def test_long_captions_are_used_to_their_end(tiny: Embedder) -> None:
+def test_long_captions_are_used_to_their_end(tiny: Encoder) -> None:
     long = "a red circle on a plain background " * 12
     plain, with_end = tiny.embed_texts([long, long + "#dog #beach"])
     assert not np.allclose(plain, with_end, atol=1e-4)
@@ -108,7 +108,7 @@ def test_long_captions_are_used_to_their_end(tiny: Embedder) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   ", "a" * 5000, "漢" * 500, "#" * 300, "word " * 2000])
-def test_any_text_gives_a_unit_vector(tiny: Embedder, text: str) -> None:
+def test_any_text_gives_a_unit_vector(tiny: Encoder, text: str) -> None:
     vector = tiny.embed_texts([text])[0]
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert "".join("".join(part.split()) for part, _ in tiny.windows(text)) == "".join(text.split())
@@ -178,7 +178,7 @@ def test_weights_stay_in_their_file(tmp_path: Path) -> None:
     assert torch.nn.Module.load_state_dict.__qualname__ == "Module.load_state_dict"  # as it was
 
 
-def test_weights_in_half_precision_are_the_same_model(tiny: Embedder, tmp_path: Path) -> None:
+def test_weights_in_half_precision_are_the_same_model(tiny: Encoder, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "half"
@@ -189,13 +189,13 @@ def test_weights_in_half_precision_are_the_same_model(tiny: Embedder, tmp_path: 
     assert float((half.embed_texts(["a cat"]) * tiny.embed_texts(["a cat"])).sum()) > 0.999
 
 
-def test_the_text_tower_alone_is_the_same_generation(tiny: Embedder) -> None:
+def test_the_text_tower_alone_is_the_same_generation(tiny: Encoder) -> None:
     text_only = load("tiny", device="cpu", pictures=False)
     assert text_only.generation == tiny.generation
     np.testing.assert_allclose(text_only.embed_texts(["a cat"]), tiny.embed_texts(["a cat"]), atol=1e-6)
 
 
-def test_other_weights_or_precision_are_another_generation(tiny: Embedder, tmp_path: Path) -> None:
+def test_other_weights_or_precision_are_another_generation(tiny: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     same = load(f"local-dir:{folder}", device="cpu")

@@ -11,7 +11,7 @@ from service.bootstrap import Runtime
 from service.database import catalog
 from service.errors import InvalidInput
 from service.models import Sampling, Video
-from service.operations.folder import FolderImport, Summary, scan, sidecar
+from service.operations.folder import FolderImport, ImportReport, scan, sidecar
 from tests.support.clips import ClipMaker, numbered
 
 SAMPLING = Sampling(3)
@@ -33,7 +33,7 @@ def data(tmp_path: Path, make_clip: ClipMaker) -> Path:
     return folder
 
 
-def _import(runtime: Runtime, folder: Path, sampling: Sampling = SAMPLING) -> Summary:
+def _import(runtime: Runtime, folder: Path, sampling: Sampling = SAMPLING) -> ImportReport:
     return FolderImport(runtime, sampling).run(scan(folder))
 
 

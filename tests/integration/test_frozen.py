@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 
 from service.bootstrap import Runtime
 from service.database import catalog, change_log, db, vector_rows
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.generations import generations
 from service.ingestion.ingest import describe
 from service.media import Decoder
@@ -37,7 +37,7 @@ REVISIONS = sorted(path.stem for path in FROZEN.glob("*.sql"))
 
 
 @pytest.fixture(params=REVISIONS)
-def opened(request: pytest.FixtureRequest, tmp_path: Path, tiny: Embedder, decoder: Decoder) -> Iterator[Runtime]:
+def opened(request: pytest.FixtureRequest, tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime]:
     """The library of that revision, opened by today's code."""
     data = tmp_path / "data"
     data.mkdir()

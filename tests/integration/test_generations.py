@@ -14,7 +14,7 @@ import pytest
 
 from service.bootstrap import Runtime
 from service.database import catalog, vector_rows
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.embedding.loading import TINY
 from service.errors import NotReady, Unavailable, Undecodable
 from service.generations import generations
@@ -74,7 +74,7 @@ def _like(runtime: Runtime, video: Video) -> list[tuple[str, float]]:
 
 
 def test_what_was_there_answers_until_everything_is_embedded_and_going_back_is_free(
-    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], tiny: Embedder
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], tiny: Encoder
 ) -> None:
     runtime, videos = filled
     before = _like(runtime, videos[0])
@@ -256,7 +256,7 @@ def test_a_clip_that_the_other_model_fails_at_is_given_up_and_a_model_that_fails
 
 
 def test_other_weights_under_the_same_name_are_another_generation(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from service.bootstrap import Runtime
 from service.database import catalog, db, jobs, vector_rows
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.models import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
 from service.vectors import aggregate
@@ -35,7 +35,7 @@ def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
         return vector_rows.vectors(connection, video.key, runtime.serving.embedder().generation, kind)  # type: ignore[arg-type]
 
 
-def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
     clips = sorted(drawn.rglob("*.mp4"))[:3]
     videos = [accept(runtime, clip, caption=f"clip {n}") for n, clip in enumerate(clips)]
     assert [video.status for video in videos] == ["queued"] * 3
@@ -63,7 +63,7 @@ def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, ma
     assert sorted(outcome for _, outcome in answers) == ["created"] + ["existing"] * 7
 
 
-def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
     """Each video's vectors are those it has when it is embedded alone."""
     clips = sorted(drawn.rglob("*.mp4"))[:5]
     videos = [accept(runtime, clip) for clip in clips]
@@ -221,7 +221,7 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
         assert connection.execute(sa.select(db.jobs.c.attempts)).scalar() == 1, "it was not the video's fault"
 
 
-def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Embedder) -> None:
+def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Encoder) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")
     Worker(runtime).work_off()
     before = _vectors(runtime, video, "frame")
@@ -241,7 +241,7 @@ def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, 
 
 
 def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
-    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_clip: ClipMaker, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")
     real = tiny.embed_pictures
@@ -257,7 +257,7 @@ def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
 
 
 def test_a_video_deleted_while_it_is_embedded_stays_gone(
-    runtime: Runtime, make_clip: ClipMaker, tiny: Embedder, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, make_clip: ClipMaker, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)))
     real = tiny.embed_pictures
@@ -304,7 +304,7 @@ def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runt
     assert runtime.files.video(video.sha256).read(0, 1 << 30) == clip.read_bytes()
 
 
-def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Embedder) -> None:
+def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
     videos = [accept(runtime, clip) for clip in sorted(drawn.rglob("*.mp4"))[:4]]
     Worker(runtime).work_off()
     by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"), model=tiny)

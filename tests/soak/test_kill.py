@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from service.database import db, jobs
 from service.database.db import Database
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
@@ -88,7 +88,7 @@ def _check(server: Service, known: Known) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the service's processes are found in /proc")
 def test_nothing_that_was_acknowledged_is_lost(
-    tmp_path: Path, make_clip: ClipMaker, tiny: Embedder, decoder: Decoder, soak: bool
+    tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder, soak: bool
 ) -> None:
     known = Known()
     clip = make_clip("a.mp4", numbered(8)).read_bytes()

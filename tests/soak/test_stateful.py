@@ -18,7 +18,7 @@ from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import rule, run_state_machine_as_test
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance, unsupported_method
 
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.media.drawing import write_clip
 from service.media.scenes import distinct_scenes
@@ -35,7 +35,7 @@ SHORT_SECONDS = 8
 _LEFT_OUT = "/v1/videos/{video_id}/events"
 
 
-def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Embedder, decoder: Decoder) -> None:
+def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Encoder, decoder: Decoder) -> None:
     clips = []
     for number, scene in enumerate(distinct_scenes(CLIPS, seed=3)):
         write_clip(scene, tmp_path / f"{number}.mp4", seconds=0.5, fps=4, width=64, height=48)

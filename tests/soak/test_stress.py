@@ -15,9 +15,9 @@ import numpy as np
 
 from service.database import catalog, change_log, vector_rows
 from service.database.db import Database
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from service.models import Weights
-from service.search.query import Example
+from service.search.query import QueryVector
 from service.search.recommender import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.queries import like
@@ -45,7 +45,7 @@ def _turn(database: Database, keys: list[int], number: int) -> None:
 def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
     """One question, checked; the number of the state that answered, which must be `least` at least."""
     answer = like(
-        recommender, Example(AXES[0], AXES[0]), weights=Weights(0.5, 0.5), fusion="cosine", k=40, min_score=-1.0
+        recommender, QueryVector(AXES[0], AXES[0]), weights=Weights(0.5, 0.5), fusion="cosine", k=40, min_score=-1.0
     )
     marked = {keys.index(hit.video.key): hit for hit in answer.hits if hit.video.key in keys}
     states = {int(hit.video.title) for hit in marked.values()}
@@ -66,7 +66,7 @@ def _reader(folder: str, border: int, keys: list[int], stop: Event, failures: mu
     """A process of its own, with its own index over the same database."""
     path = Path(folder)
     database = Database(f"sqlite:///{path}/reelsrs.db")
-    follower = Follower(database, path / "index", GENERATION, "mean", exact_up_to=border)
+    follower = SyncedIndex(database, path / "index", GENERATION, "mean", exact_up_to=border)
     recommender, state = Recommender(follower, lambda: follower, "mean"), 0
     try:
         while not stop.is_set():

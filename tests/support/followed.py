@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from tests.support.vector_library import GENERATION, VectorLibrary
 
 
-def follow(library: VectorLibrary, folder: Path, **options: Any) -> Follower:
-    return Follower(library.db, folder / "index", GENERATION, "mean", **options)
+def follow(library: VectorLibrary, folder: Path, **options: Any) -> SyncedIndex:
+    return SyncedIndex(library.db, folder / "index", GENERATION, "mean", **options)
 
 
-def keys_of(follower: Follower) -> list[int]:
+def keys_of(follower: SyncedIndex) -> list[int]:
     with follower.current() as (index, _):
         return index.keys(index.alive()).tolist()  # type: ignore[attr-defined, no-any-return]
 
 
-def kind_of(follower: Follower) -> str:
+def kind_of(follower: SyncedIndex) -> str:
     with follower.current() as (index, _):
         return index.kind
 

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.models import Sampling
 from service.operations.folder import FolderImport, scan
@@ -22,7 +22,7 @@ def settings_for(folder: Path, **changes: object) -> Settings:
     return Settings(**{"data_dir": folder, "model": "tiny", "device": "cpu", **servers, **changes})  # type: ignore[arg-type]
 
 
-def embed_folder(clips: Path, data: Path, model: Embedder, decoder: Decoder) -> None:
+def embed_folder(clips: Path, data: Path, model: Encoder, decoder: Decoder) -> None:
     """Do what `reelsrs embed` does, over `<category>/<clip>` below `clips`, into an empty data folder."""
     runtime = Runtime(settings_for(data), model=model, decoder=decoder)
     runtime.adopt()
@@ -39,7 +39,7 @@ class PreparedLibrary:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def made(self, clips: Path, model: Embedder, decoder: Decoder) -> Path:
+    def made(self, clips: Path, model: Encoder, decoder: Decoder) -> Path:
         """Return the folder, which nobody may change."""
         data = self._folder / "data"
         with FileLock(self._folder / "lock"):
@@ -48,7 +48,7 @@ class PreparedLibrary:
                 (self._folder / "done").touch()
         return data
 
-    def copied(self, to: Path, clips: Path, model: Embedder, decoder: Decoder) -> Path:
+    def copied(self, to: Path, clips: Path, model: Encoder, decoder: Decoder) -> Path:
         """Return a copy of it, which the caller may change."""
         shutil.copytree(self.made(clips, model, decoder), to, ignore=shutil.ignore_patterns("*.lock"))
         return to

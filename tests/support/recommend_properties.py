@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from service.database import catalog, jobs
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.models import Weights
-from service.search.query import Cursor, Example, Like, Question, Scope
+from service.search.query import Cursor, QueryVector, Reference, Scope, SearchQuery
 from service.vectors import normalise
 from tests.support.drawn_libraries import FUSIONS, WEIGHTS, MilvusAt, through_libraries
 from tests.support.oracle import best, diverse, moments, same, score
@@ -84,8 +84,8 @@ class RecommendProperties:
             items = list(library.items.values())
             examples = [*strangers, *((library.items[name].v, library.items[name].t, weight) for name, weight in liked)]
             question: dict[str, Any] = {
-                "likes": tuple(Like(name, weight) for name, weight in liked),
-                "examples": tuple(Example(*one) for one in strangers),
+                "likes": tuple(Reference(name, weight) for name, weight in liked),
+                "examples": tuple(QueryVector(*one) for one in strangers),
                 "exclude": (*excluded, "nobody"),
                 "weights": Weights(w_v, w_t),
                 "fusion": fusion,
@@ -96,7 +96,7 @@ class RecommendProperties:
             captioned = any(t is not None for _, t, _ in examples)
             if not captioned and w_v == 0:
                 with pytest.raises(InvalidInput, match="no caption"):
-                    library.recommender.answer(Question(**question))
+                    library.recommender.answer(SearchQuery(**question))
             else:
                 without = {*excluded, *(name for name, _ in liked)}
                 scores = score(items, examples, w_v, w_t, fusion=fusion)
@@ -111,7 +111,7 @@ class RecommendProperties:
                 if cut and middle and ranked[middle - 1][1] - ranked[middle][1] > 1e-4:  # else rounding would decide
                     question["min_score"] = (ranked[middle - 1][1] + ranked[middle][1]) / 2
                     ranked = ranked[:middle]
-                answer = library.recommender.answer(Question(**question))
+                answer = library.recommender.answer(SearchQuery(**question))
                 found = [(hit.video.id, hit.score) for hit in answer.hits]
                 if diversity:
                     pool = ranked[: max(100, min(10 * k, k + 1000))]
@@ -143,7 +143,7 @@ class RecommendProperties:
             vector = unit(rng)
             answer = like(
                 library.recommender,
-                Example(vector, vector),
+                QueryVector(vector, vector),
                 weights=Weights(0.7, 0.3),
                 fusion=fusion,
                 k=k,
@@ -176,7 +176,7 @@ class RecommendProperties:
                 question = {"weights": Weights(1, 0), "fusion": fusion, "group_by": "moment", "scope": scope}
                 cursor, found = None, []
                 for _ in range(4):
-                    answer = like(library.recommender, Example(query, None), **question, k=k, cursor=cursor)
+                    answer = like(library.recommender, QueryVector(query, None), **question, k=k, cursor=cursor)
                     assert [hit.rank for hit in answer.hits] == list(range(len(found) + 1, len(found) + k + 1))
                     assert answer.fusion == fusion
                     for hit in answer.hits:
@@ -191,7 +191,7 @@ class RecommendProperties:
                 assert [one[::2] for one in found] == [one[::2] for one in wanted]
                 assert [one[1] for one in found] == pytest.approx([one[1] for one in wanted], abs=1e-5)
                 least = (kept[k][1] + kept[k + 1][1]) / 2
-                good = like(library.recommender, Example(query, None), **question, k=200, min_score=least)
+                good = like(library.recommender, QueryVector(query, None), **question, k=200, min_score=least)
                 assert [(hit.video.id, hit.moment.time) for hit in good.hits] == [one[:3:2] for one in kept[: k + 1]]
                 assert good.next_cursor is None
                 if query is peak and "a" not in scope.exclude_category:
@@ -230,7 +230,7 @@ class RecommendProperties:
         for page in range(40):
             answer = like(
                 library.recommender,
-                Example(vector, vector),
+                QueryVector(vector, vector),
                 weights=Weights(0.7, 0.3),
                 fusion=fusion,
                 k=k,
@@ -284,29 +284,29 @@ class RecommendProperties:
     def test_questions_that_cannot_be_asked(self, library: VectorLibrary) -> None:
         rng = np.random.default_rng(12)
         names = fill(library, rng, 3)
-        ok: dict[str, Any] = {"likes": (Like(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
+        ok: dict[str, Any] = {"likes": (Reference(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
         for field, wrong in {
             "k": {"k": 0},
             "diversity": {"diversity": 1.5},
             "min_score": {"min_score": float("nan")},
             "positive": {"likes": ()},
             "video_weight": {"weights": Weights(0, 1), "group_by": "moment"},
-            "negative": {"likes": (Like("x"), Like("y", -1), Like("x", -0.1))},
+            "negative": {"likes": (Reference("x"), Reference("y", -1), Reference("x", -0.1))},
         }.items():
             with pytest.raises(InvalidInput) as caught:
-                Question(**{**ok, **wrong})
+                SearchQuery(**{**ok, **wrong})
             assert caught.value.field == field
         with pytest.raises(InvalidInput, match="diversity"):
-            Question(**ok, diversity=0.5, group_by="moment")
+            SearchQuery(**ok, diversity=0.5, group_by="moment")
         for weight in (0.0, float("nan"), float("inf")):
             with pytest.raises(InvalidInput, match="weight"):
-                Like("x", weight)
-        only_unlike = Question(likes=(Like(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
+                Reference("x", weight)
+        only_unlike = SearchQuery(likes=(Reference(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
         assert {hit.video.id for hit in library.recommender.answer(only_unlike).hits} == set(names[1:])
         with pytest.raises(InvalidInput, match="category_mode"):
             library.recommender.answer(
-                Question(
-                    likes=(Like(names[0], -1),),
+                SearchQuery(
+                    likes=(Reference(names[0], -1),),
                     weights=Weights(1, 0),
                     fusion="cosine",
                     scope=Scope(category_mode="same"),

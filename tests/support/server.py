@@ -22,7 +22,7 @@ from service.api.app import create_app, start
 from service.api.guard import Patience, Protocol
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.embedding.encoder import Embedder
+from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.timing import Timing
 from service.worker.supervisor import StartWorker
@@ -64,7 +64,7 @@ class WorkerThread:
     """A worker in this process, with a runtime of its own as a worker process has. Sharing model and decoder spares the
     seconds that loading and starting them takes."""
 
-    def __init__(self, settings: Settings, model: Embedder, decoder: Decoder, timing: Timing) -> None:
+    def __init__(self, settings: Settings, model: Encoder, decoder: Decoder, timing: Timing) -> None:
         self._stop = threading.Event()
         self._runtime = Runtime(settings, model=model, decoder=decoder, timing=timing)
         self._runtime.adopt(wishes=False)
@@ -91,7 +91,7 @@ class WorkerThread:
 @contextmanager
 def serving_here(
     settings: Settings,
-    model: Embedder,
+    model: Encoder,
     decoder: Decoder,
     *,
     worker: bool = True,

@@ -15,11 +15,11 @@ import pytest
 
 from service.database import catalog, change_log, db, generation_rows, vector_rows
 from service.database.db import Database
-from service.index.factory import Follows
-from service.index.milvus import MilvusFollower
-from service.index.sync import EXACT_UP_TO, Follower
+from service.index.factory import VectorIndex
+from service.index.milvus import MilvusIndex
+from service.index.sync import EXACT_UP_TO, SyncedIndex
 from service.models import Generation, Weights
-from service.search.answers import Answer
+from service.search.answers import SearchResults
 from service.search.recommender import Recommender
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same
@@ -45,14 +45,14 @@ class VectorLibrary:
         self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
             generation_rows.activate_generation(connection, GENERATION)
-        self.follower: Follows
-        self.frames: Follows
+        self.follower: VectorIndex
+        self.frames: VectorIndex
         if milvus:
-            self.follower = MilvusFollower(self.db, milvus, GENERATION, "mean", exact_up_to=exact_up_to)
-            self.frames = MilvusFollower(self.db, milvus, GENERATION, "frame", exact_up_to=exact_up_to)
+            self.follower = MilvusIndex(self.db, milvus, GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = MilvusIndex(self.db, milvus, GENERATION, "frame", exact_up_to=exact_up_to)
         else:
-            self.follower = Follower(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
-            self.frames = Follower(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
+            self.follower = SyncedIndex(self.db, folder / "index", GENERATION, "mean", exact_up_to=exact_up_to)
+            self.frames = SyncedIndex(self.db, folder / "index", GENERATION, "frame", exact_up_to=exact_up_to)
         self.recommender = Recommender(self.follower, lambda: self.frames, "mean")
         self.items: dict[str, Item] = {}
         self.keys: dict[str, int] = {}
@@ -106,7 +106,7 @@ class VectorLibrary:
 
     def expect(
         self,
-        answer: Answer,
+        answer: SearchResults,
         name: str,
         w_v: float,
         w_t: float,

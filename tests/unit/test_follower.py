@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.errors import StorageFull
-from service.index.sync import Follower
+from service.index.sync import SyncedIndex
 from service.models import Entries, Weights
 from service.search.recommender import Recommender
 from tests.support.followed import follow, keys_of, names_in
@@ -27,9 +27,9 @@ from tests.support.queries import like_video
 from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit
 
 
-def _again(library: VectorLibrary, folder: Path, aggregation: str = "mean") -> tuple[Follower, Recommender]:
+def _again(library: VectorLibrary, folder: Path, aggregation: str = "mean") -> tuple[SyncedIndex, Recommender]:
     """What a new process would build."""
-    follower = Follower(library.db, folder / "index", GENERATION, aggregation)  # type: ignore[arg-type]
+    follower = SyncedIndex(library.db, folder / "index", GENERATION, aggregation)  # type: ignore[arg-type]
     return follower, Recommender(follower, lambda: library.frames, aggregation)  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ def test_searches_and_changes_from_many_threads(filled: tuple[VectorLibrary, Pat
     library.expect(like_video(library.recommender, kept, weights=Weights(1, 1), k=99), kept, 1, 1, "cosine", 99)
 
 
-def _falsify(follower: Follower, keys: list[int], change: Callable[[Entries], Entries]) -> None:
+def _falsify(follower: SyncedIndex, keys: list[int], change: Callable[[Entries], Entries]) -> None:
     """Put other rows of these videos into the index than the database has."""
     with follower.current() as (index, _):
         made: Any = index

@@ -16,9 +16,18 @@ import pytest
 
 from service.errors import Gone, InvalidInput
 from service.models import Weights
-from service.search.query import EVERYWHERE, MAX_CURSOR_CHARACTERS, MAX_DEPTH, Cursor, Example, Like, Question, Scope
+from service.search.query import (
+    EVERYWHERE,
+    MAX_CURSOR_CHARACTERS,
+    MAX_DEPTH,
+    Cursor,
+    QueryVector,
+    Reference,
+    Scope,
+    SearchQuery,
+)
 
-ONE = Question(weights=Weights(1, 1), fusion="cosine", likes=(Like("a"),))
+ONE = SearchQuery(weights=Weights(1, 1), fusion="cosine", likes=(Reference("a"),))
 CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5))
 
 
@@ -34,40 +43,40 @@ def _refused(field: str, words: str) -> Any:
     return pytest.raises(InvalidInput, match=rf"^{field}: {words}$")
 
 
-def _example(weight: float = 1.0) -> Example:
-    return Example(np.ones(2, np.float32), None, weight)
+def _example(weight: float = 1.0) -> QueryVector:
+    return QueryVector(np.ones(2, np.float32), None, weight)
 
 
 def test_a_question_has_the_defaults_that_are_documented() -> None:
     assert (ONE.k, ONE.diversity, ONE.min_score, ONE.group_by, ONE.cursor) == (10, 0.0, None, "video", None)
     assert (ONE.scope, ONE.exclude, ONE.examples) == (EVERYWHERE, (), ())
     assert Scope((), (), "any") == EVERYWHERE
-    assert (Like("a").weight, _example().weight) == (1.0, 1.0)
+    assert (Reference("a").weight, _example().weight) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf"), -float("inf"), 1e6 + 1, -1e6 - 1])
 def test_a_weight_is_a_number_that_counts(weight: float) -> None:
-    for make in (lambda: Like("a", weight), lambda: _example(weight)):
+    for make in (lambda: Reference("a", weight), lambda: _example(weight)):
         with _refused("weight", "must be a number greater than 0, at most 1000000, not .*"):
             make()
 
 
 def test_weights_up_to_a_million_are_taken_on_both_sides() -> None:
     for weight in (1e6, -1e6, 1e-9, 0.5):
-        assert Like("a", weight).weight == _example(weight).weight == weight
+        assert Reference("a", weight).weight == _example(weight).weight == weight
 
 
 def test_something_must_be_given_to_be_like() -> None:
     with _refused("positive", "name at least one video to be like, in positive or in negative"):
         replace(ONE, likes=())
     assert replace(ONE, likes=(), examples=(_example(),)).likes == ()
-    assert replace(ONE, likes=(Like("a", -1),)).likes[0].weight == -1
+    assert replace(ONE, likes=(Reference("a", -1),)).likes[0].weight == -1
 
 
 def test_nothing_is_both_liked_and_disliked() -> None:
     with _refused("negative", "names b, which is in positive too"):
-        replace(ONE, likes=(Like("c"), Like("b"), Like("b", -1), Like("c", -1)))
-    replace(ONE, likes=(Like("a"), Like("b", -1), Like("a", 2)))
+        replace(ONE, likes=(Reference("c"), Reference("b"), Reference("b", -1), Reference("c", -1)))
+    replace(ONE, likes=(Reference("a"), Reference("b", -1), Reference("a", 2)))
 
 
 @pytest.mark.parametrize("diversity", [-0.01, 1.01, float("nan")])
@@ -101,9 +110,9 @@ def test_moments_are_seen_and_not_diverse() -> None:
 
 def test_every_part_of_a_question_is_in_its_digest_but_the_page() -> None:
     others = [
-        {"likes": (Like("b"),)},
-        {"likes": (Like("a", 2),)},
-        {"likes": (Like("a"), Like("b"))},
+        {"likes": (Reference("b"),)},
+        {"likes": (Reference("a", 2),)},
+        {"likes": (Reference("a"), Reference("b"))},
         {"examples": (_example(),)},
         {"examples": (_example(2),)},
         {"exclude": ("b",)},

@@ -25,8 +25,8 @@ from service.api.schemas import (
 )
 from service.bootstrap import Runtime
 from service.models import Sampling
-from service.search.answers import Answer as DomainAnswer
-from service.search.query import Example, Like, Question
+from service.search.answers import SearchResults as DomainAnswer
+from service.search.query import QueryVector, Reference, SearchQuery
 from service.serving import Serving
 
 router = APIRouter(tags=["search"])
@@ -59,7 +59,7 @@ async def recommendations(
 ) -> Response:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
-    question = parameters.question(parameters.fusion, likes=(Like(video_id),))
+    question = parameters.question(parameters.fusion, likes=(Reference(video_id),))
     return await _answered(pools, service, question)
 
 
@@ -113,7 +113,7 @@ async def search_image(request: Request, pools: OwnPools, service: Service) -> R
     """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
     picture is not kept."""
 
-    def embed(serving: Serving, form: Form, _: PictureSearch) -> Example:
+    def embed(serving: Serving, form: Form, _: PictureSearch) -> QueryVector:
         return serving.examples.picture(form.incoming.path)
 
     return await _with_file(request, pools, service, PictureSearch, embed)
@@ -130,7 +130,7 @@ async def search_video(request: Request, pools: OwnPools, service: Service) -> R
     """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
     forgotten."""
 
-    def embed(serving: Serving, form: Form, search: ClipSearch) -> Example:
+    def embed(serving: Serving, form: Form, search: ClipSearch) -> QueryVector:
         default = service.settings.sampling
         sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
         return serving.examples.clip(form.incoming.path, search.caption, sampling)
@@ -138,7 +138,7 @@ async def search_video(request: Request, pools: OwnPools, service: Service) -> R
     return await _with_file(request, pools, service, ClipSearch, embed)
 
 
-async def _answered(pools: Pools, service: Runtime, question: Question) -> Response:
+async def _answered(pools: Pools, service: Runtime, question: SearchQuery) -> Response:
     body = await pools.answer(lambda: _json(service.serving.recommender.answer(question)))
     return Response(body, media_type="application/json")
 
@@ -153,7 +153,7 @@ async def _with_file(
     pools: Pools,
     service: Runtime,
     model: type[_Search],
-    embed: Callable[[Serving, Form, _Search], Example],
+    embed: Callable[[Serving, Form, _Search], QueryVector],
 ) -> Response:
     """Read the form, embed its file, ask with it."""
     async with received(request, service.ingest, frozenset(model.model_fields)) as form:

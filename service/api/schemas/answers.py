@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 from service.api.schemas.examples import HIT, SHORT, examples
 from service.api.schemas.videos import VideoSummary
 from service.models import Fusion
-from service.search.answers import Answer as DomainAnswer
 from service.search.answers import Hit as DomainHit
+from service.search.answers import SearchResults as DomainAnswer
 from service.search.duplicates import Duplicate as DomainDuplicate
 
 

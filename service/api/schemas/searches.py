@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.schemas.examples import VIDEO_ID
 from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion
 from service.models import Weights as DomainWeights
-from service.search.query import MAX_CURSOR_CHARACTERS, Example, GroupBy, Like, Question, Scope
+from service.search.query import MAX_CURSOR_CHARACTERS, GroupBy, QueryVector, Reference, Scope, SearchQuery
 
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_K)]
@@ -41,13 +41,13 @@ class Parameters(BaseModel):
         self,
         fusion: Fusion,
         *,
-        likes: tuple[Like, ...] = (),
-        examples: tuple[Example, ...] = (),
+        likes: tuple[Reference, ...] = (),
+        examples: tuple[QueryVector, ...] = (),
         exclude: tuple[str, ...] = (),
         group_by: GroupBy = "video",
-    ) -> Question:
+    ) -> SearchQuery:
         """For the core. Raises InvalidInput."""
-        return Question(
+        return SearchQuery(
             weights=DomainWeights(self.video_weight, self.text_weight),
             fusion=fusion,
             likes=likes,
@@ -97,11 +97,11 @@ class RecommendationRequest(Parameters):
     fusion: Fusion = Field("cosine", description=_FUSION)
 
     @property
-    def likes(self) -> tuple[Like, ...]:
+    def likes(self) -> tuple[Reference, ...]:
         """The examples, for the core."""
         return (
-            *(Like(one.id, one.weight) for one in self.positive),
-            *(Like(one.id, -one.weight) for one in self.negative),
+            *(Reference(one.id, one.weight) for one in self.positive),
+            *(Reference(one.id, -one.weight) for one in self.negative),
         )
 
 

@@ -1,6 +1,6 @@
 """The vector index in Milvus, a server or a file."""
 
 from service.index.milvus.connection import PREFIX
-from service.index.milvus.follower import MilvusFollower
+from service.index.milvus.follower import MilvusIndex
 
-__all__ = ["PREFIX", "MilvusFollower"]
+__all__ = ["PREFIX", "MilvusIndex"]

@@ -35,8 +35,8 @@ from service.index.differences import differences
 from service.index.milvus.batch import BATCH, Batch, video_of
 from service.index.milvus.collections import Collections
 from service.index.milvus.connection import SECONDS, reached, require
+from service.index.milvus.running_stats import RunningStats
 from service.index.milvus.states import States
-from service.index.milvus.tally import Tally
 from service.index.milvus.view import View
 from service.index.rows import Layout, Rows
 from service.index.sync import EXACT_UP_TO
@@ -53,7 +53,7 @@ _LINGER_SECONDS = 5.0  # what served until a moment ago may still be asked
 _TRIES = 4
 
 
-class MilvusFollower:
+class MilvusIndex:
     """The collection of one generation, always as new as the database: of videos, or with `kind` "frame" of frames.
 
     `uri` is that of a server, http://[USER:PASSWORD@]HOST:PORT[/DATABASE], or a file PATH.db of Milvus Lite, which one
@@ -85,7 +85,7 @@ class MilvusFollower:
         self._states = States(database, generation, kind)
         self.collections = Collections(uri, kind, self.layout, client)
         self._seen = ""  # the collection that was there when this process last looked
-        self._tally: tuple[tuple[str, int], Tally] | None = None  # of a collection's version
+        self._tally: tuple[tuple[str, int], RunningStats] | None = None  # of a collection's version
         self._renewing: threading.Thread | None = None
         self._timing = timing or Timing()
         self._not_before = 0.0
@@ -196,7 +196,7 @@ class MilvusFollower:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, row.number, self._generation.id)
                 for start in range(0, len(changed), BATCH):
-                    tally = Tally.of(self.layout, row)
+                    tally = RunningStats.of(self.layout, row)
                     batch = self._plan(connection, row.name, tally, changed[start : start + BATCH])
                     number = last if start + BATCH >= len(changed) else row.number
                     if batch.empty:  # what was only queued
@@ -238,13 +238,13 @@ class MilvusFollower:
         self.collections.await_visible(row.name)
         return self._states.put(row, number=row.coming, batch=None)
 
-    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> Tally:
+    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> RunningStats:
         """Of a state that is only read; the last one is kept, for it is megabytes."""
         known, state = self._tally, (row.name, row.version)
         if known is None or known[0] != state:
             whole = self._states.row(connection, whole=True)
             assert whole is not None, "`row` is of the same snapshot"
-            known = self._tally = state, Tally.of(self.layout, whole)
+            known = self._tally = state, RunningStats.of(self.layout, whole)
         return known[1]
 
     # --- collections
@@ -267,7 +267,7 @@ class MilvusFollower:
             index = self._wanted_index(self._expected(connection), old.index_type if old is not None else "")
         with reached():
             self.collections.create(name, index)
-            tally, number = Tally(self.layout), 0
+            tally, number = RunningStats(self.layout), 0
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, 0, self._generation.id)
@@ -286,9 +286,7 @@ class MilvusFollower:
                     last = change_log.last_change(connection, self._generation.id)
                     changed = change_log.changed_since(connection, number, self._generation.id)
                     for start in range(0, len(changed), BATCH):
-                        self.collections.send(
-                            name, self._plan(connection, name, tally, changed[start : start + BATCH])
-                        )
+                        self.collections.send(name, self._plan(connection, name, tally, changed[start : start + BATCH]))
                         self.collections.await_visible(name)
                 row = self._install(name, index, tally, last)
         seconds = round(time.perf_counter() - started, 1)
@@ -300,7 +298,7 @@ class MilvusFollower:
                 self.client.drop_collection(old.name, timeout=SECONDS)
         return row
 
-    def _install(self, name: str, index: str, tally: Tally, number: int) -> sa.Row[Any]:
+    def _install(self, name: str, index: str, tally: RunningStats, number: int) -> sa.Row[Any]:
         self.collections.await_visible(name)
         row = self._states.put(
             self._states.fetch(),
@@ -355,7 +353,7 @@ class MilvusFollower:
         return int(connection.execute(size).scalar() or 0) // (4 * self._generation.dimension)
 
     def _plan(
-        self, connection: sa.Connection, name: str, tally: Tally, keys: list[int], *, empty: bool = False
+        self, connection: sa.Connection, name: str, tally: RunningStats, keys: list[int], *, empty: bool = False
     ) -> Batch:
         """What has to be sent so that the collection holds of these videos what the database does; the tally is
         brought to what it is then. With `empty` nothing of them is there yet."""

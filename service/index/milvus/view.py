@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 from service.index.milvus.batch import FRAMES
 from service.index.milvus.collections import MOST
-from service.index.milvus.tally import Tally
+from service.index.milvus.running_stats import RunningStats
 
 
 class Source(Protocol):
@@ -32,7 +32,7 @@ class Source(Protocol):
     def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
         """Row numbers and inner products of the best `count`, best first."""
 
-    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> Tally:
+    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> RunningStats:
         """Statistics of that state of the collection."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Tally:
+class RunningStats:
     """What is to be known of all rows at once."""
 
     def __init__(self, layout: Layout) -> None:
@@ -44,7 +44,7 @@ class Tally:
         return file.getvalue()
 
     @classmethod
-    def of(cls, layout: Layout, row: sa.Row[Any]) -> Tally:
+    def of(cls, layout: Layout, row: sa.Row[Any]) -> RunningStats:
         """What was written down."""
         made = cls(layout)
         made.count, made.largest = row.size, row.largest
