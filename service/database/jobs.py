@@ -9,16 +9,17 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from service.database import catalog, change_log, db
+from service.database.leases import FREE, LEASE_SECONDS, Leases
 from service.timing import Timing
 
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = Timing().backoff_seconds
-LEASE_SECONDS = Timing().lease_seconds
+_LEASES = Leases(db.jobs, db.jobs.c.video_key)
 
 
 def enqueue(connection: sa.Connection, key: int) -> None:
     """Queue a video, in the transaction that makes or changes it. One that is queued already starts afresh."""
-    fresh = {"attempts": 0, "available_at": db.now(connection), "owner": None, "lease_expires_at": None}
+    fresh = {"attempts": 0, "available_at": db.now(connection), **FREE}
     connection.execute(
         db.insert(connection, db.jobs)
         .values(video_key=key, **fresh)
@@ -45,11 +46,7 @@ def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: floa
         if row.attempts >= MAX_ATTEMPTS:
             fail(connection, row.video_key, f"gave up after {row.attempts} attempts: the worker died each time")
             continue
-        connection.execute(
-            sa.update(db.jobs)
-            .where(db.jobs.c.video_key == row.video_key)
-            .values(attempts=row.attempts + 1, owner=owner, lease_expires_at=now + lease_seconds)
-        )
+        _LEASES.take(connection, row.video_key, owner, now + lease_seconds, attempts=row.attempts + 1)
         catalog.set_status(connection, row.video_key, "processing", 0.05)
         claimed.append(row.video_key)
     return claimed
@@ -57,14 +54,12 @@ def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: floa
 
 def renew(connection: sa.Connection, owner: str, lease_seconds: float = LEASE_SECONDS) -> None:
     """Hold on to everything that `owner` has claimed, for `lease_seconds` from now on."""
-    until = db.now(connection) + lease_seconds
-    connection.execute(sa.update(db.jobs).where(db.jobs.c.owner == owner).values(lease_expires_at=until))
+    _LEASES.renew(connection, owner, lease_seconds)
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
     """Whether the job is still `owner`'s; not so once it was deleted, queued afresh or claimed by another."""
-    held = connection.execute(sa.select(db.jobs.c.owner).where(db.jobs.c.video_key == key)).scalar()
-    return held == owner
+    return _LEASES.owns(connection, key, owner)
 
 
 def finish(connection: sa.Connection, key: int) -> None:
@@ -85,11 +80,7 @@ def retry(connection: sa.Connection, key: int, reason: str, backoff_seconds: flo
         fail(connection, key, f"gave up after {attempts} attempts: {reason}")
         return
     later = db.now(connection) + backoff_seconds * 2 ** (attempts - 1)
-    connection.execute(
-        sa.update(db.jobs)
-        .where(db.jobs.c.video_key == key)
-        .values(owner=None, lease_expires_at=None, available_at=later)
-    )
+    connection.execute(sa.update(db.jobs).where(db.jobs.c.video_key == key).values(**FREE, available_at=later))
     catalog.set_status(connection, key, "queued", 0.0, f"attempt {attempts} failed: {reason}")
 
 
@@ -97,9 +88,7 @@ def postpone(connection: sa.Connection, key: int, reason: str, seconds: float) -
     """The machine is at fault, not the video: try again in `seconds`. It does not count, however often."""
     _take_back(connection, db.jobs.c.video_key == key)
     connection.execute(
-        sa.update(db.jobs)
-        .where(db.jobs.c.video_key == key)
-        .values(owner=None, lease_expires_at=None, available_at=db.now(connection) + seconds)
+        sa.update(db.jobs).where(db.jobs.c.video_key == key).values(**FREE, available_at=db.now(connection) + seconds)
     )
     catalog.set_status(connection, key, "queued", 0.0, reason)
 
@@ -110,9 +99,7 @@ def release(connection: sa.Connection, owner: str, *, counts: bool = True) -> No
         _take_back(connection, db.jobs.c.owner == owner)
     keys = connection.execute(sa.select(db.jobs.c.video_key).where(db.jobs.c.owner == owner)).scalars().all()
     for key in keys:
-        connection.execute(
-            sa.update(db.jobs).where(db.jobs.c.video_key == key).values(owner=None, lease_expires_at=None)
-        )
+        connection.execute(sa.update(db.jobs).where(db.jobs.c.video_key == key).values(**FREE))
         catalog.set_status(connection, key, "queued", 0.0)
 
 
@@ -134,7 +121,4 @@ def _take_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None
 
 
 def _claimable(now: float) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        db.jobs.c.available_at <= now,
-        sa.or_(db.jobs.c.lease_expires_at.is_(None), db.jobs.c.lease_expires_at < now),
-    )
+    return sa.and_(db.jobs.c.available_at <= now, _LEASES.free(now))

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 
 from service.database import change_log, db
 from service.database.common import utc_now
+from service.database.leases import FREE, LEASE_SECONDS, Leases
 from service.database.maps import METHODS, Map, Spec, by_key, change, insert_points, row_by_key
 from service.models import Method, Vectors
-from service.timing import Timing
 
-LEASE_SECONDS = Timing().lease_seconds
+_LEASES = Leases(db.projections, db.projections.c.key)
 CANCELLED = "cancelled"
 
 
@@ -53,7 +53,7 @@ def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
 
 def queue(connection: sa.Connection, key: int) -> None:
     """Have a map laid out (again); one that is being laid out starts afresh."""
-    change(connection, key, status="queued", progress=0.0, error=None, owner=None, lease_expires_at=None)
+    change(connection, key, status="queued", progress=0.0, error=None, **FREE)
 
 
 def cancel(connection: sa.Connection, key: int) -> None:
@@ -65,7 +65,7 @@ def cancel(connection: sa.Connection, key: int) -> None:
         end: dict[str, Any] = {"status": "failed", "error": CANCELLED}
     else:
         end = {"status": "ready", "error": None}
-    change(connection, key, **end, progress=1.0, owner=None, lease_expires_at=None)
+    change(connection, key, **end, progress=1.0, **FREE)
 
 
 def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
@@ -88,14 +88,8 @@ def claim(
     """Claim what `waiting` finds for `owner`, for `lease_seconds`. Return its key, None if there is nothing."""
     found = waiting(connection, methods, key)
     if found is not None:
-        change(
-            connection,
-            found,
-            status="running",
-            progress=0.0,
-            error=None,
-            owner=owner,
-            lease_expires_at=db.now(connection) + lease_seconds,
+        _LEASES.take(
+            connection, found, owner, db.now(connection) + lease_seconds, status="running", progress=0.0, error=None
         )
     return found
 
@@ -109,11 +103,8 @@ def renew(
 ) -> bool:
     """Hold on to a claim for `lease_seconds` from now on, and say how far it is. False once it is not `owner`'s any
     more: cancelled, deleted, queued again, or claimed by another worker after the lease expired."""
-    values: dict[str, Any] = {"lease_expires_at": db.now(connection) + lease_seconds}
-    if progress is not None:
-        values["progress"] = progress
-    mine = sa.and_(db.projections.c.key == key, db.projections.c.owner == owner)
-    return connection.execute(sa.update(db.projections).where(mine).values(values)).rowcount == 1
+    values = {} if progress is None else {"progress": progress}
+    return _LEASES.renew(connection, owner, lease_seconds, key, **values) == 1
 
 
 def release(connection: sa.Connection, owner: str) -> None:
@@ -122,14 +113,13 @@ def release(connection: sa.Connection, owner: str) -> None:
     connection.execute(
         sa.update(db.projections)
         .where(sa.or_(names == owner, names.startswith(f"{owner}:", autoescape=True)))
-        .values(status="queued", progress=0.0, owner=None, lease_expires_at=None)
+        .values(status="queued", progress=0.0, **FREE)
     )
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
     """Whether the layout is still `owner`'s to make."""
-    held = connection.execute(sa.select(db.projections.c.owner).where(db.projections.c.key == key)).scalar()
-    return held == owner
+    return _LEASES.owns(connection, key, owner)
 
 
 def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) -> None:
@@ -138,7 +128,7 @@ def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) ->
     connection.execute(
         sa.update(db.projections)
         .where(db.projections.c.key == key, db.projections.c.owner == owner)
-        .values(status="failed", progress=1.0, error=reason, owner=None, lease_expires_at=None)
+        .values(status="failed", progress=1.0, error=reason, **FREE)
     )
 
 
@@ -168,8 +158,7 @@ def finish(
         status="ready",
         progress=1.0,
         error=None,
-        owner=None,
-        lease_expires_at=None,
+        **FREE,
         version=version + 1,
         seen=seen,
         basis=basis,
@@ -183,5 +172,5 @@ def _claimable(connection: sa.Connection) -> sa.ColumnElement[bool]:
     rows = db.projections.c
     return sa.or_(
         rows.status == "queued",
-        sa.and_(rows.status == "running", sa.or_(rows.owner.is_(None), rows.lease_expires_at < db.now(connection))),
+        sa.and_(rows.status == "running", _LEASES.free(db.now(connection))),
     )

@@ -26,6 +26,7 @@ import structlog
 from service import system_errors
 from service.database import catalog, change_log, generation_rows, map_jobs, maps, vector_rows
 from service.database.db import Database
+from service.database.leases import LEASE_SECONDS
 from service.database.maps import Embedding, Map, Points, Spec
 from service.errors import InvalidInput, NotFound, ReelsError
 from service.index import graph
@@ -142,7 +143,7 @@ class Atlas:
         over = threading.Event()
 
         def renew() -> None:
-            while not over.wait(map_jobs.LEASE_SECONDS / 3):
+            while not over.wait(LEASE_SECONDS / 3):
                 with suppress(ReelsError), self._db.write() as connection:
                     map_jobs.renew(connection, key, owner)
 
