@@ -3,7 +3,7 @@
     incoming/                uploads on their way, locked by who writes them; emptied of strays at start
     incoming/abcdef.unsettled    a mark: bytes are placed or removed, and their row is not committed yet
     ab/abcdef.../video       the bytes, under their SHA-256
-    ab/abcdef.../0003.jpg    the picture of frame 3
+    ab/abcdef.../0003.jpg    the picture of frame 3; 32 hex digits and .sent: one that has no number yet
     ab/abcdef.../fingerprint what it looks like, for comparisons; made when first asked for
 
 A file is written aside, synced and renamed, so that a name always stands for all of its bytes. One folder holds
@@ -13,6 +13,7 @@ all that is kept of a clip, so that deleting it leaves nothing behind.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from service.models import Blob
 from service.storage.incoming import UNSETTLED, Incoming, room, sweep
 
 _TRIAL_BYTES = 1 << 16
+_ASIDE = ".sent"
 
 
 class FolderStore:
@@ -70,8 +72,20 @@ class FolderStore:
         """A frame's JPEG. Raises NotFound."""
         return _blob(_existing(self._folder(sha256) / f"{number:04d}.jpg"))
 
-    def send_pictures(self, _sha256: str, _times: Sequence[float], _jpegs: Sequence[bytes]) -> None:
-        """Nothing: to write them is quick."""
+    def send_pictures(self, sha256: str, _times: Sequence[float], jpegs: Sequence[bytes]) -> None:
+        """Write the pictures of a clip's frames aside, under names of their contents: `put_pictures`, which is called
+        under the database's lock, has only to rename them."""
+        folder = self._folder(sha256)
+        paths = [folder / _aside(jpeg) for jpeg in jpegs]
+        with room(), suppress(FileNotFoundError):  # deleted meanwhile
+            try:
+                for path, jpeg in zip(paths, jpegs, strict=True):
+                    _put(path, jpeg)
+            except OSError:
+                for path in paths:  # room is what is wanted
+                    with suppress(OSError):
+                        path.unlink()
+                raise
 
     def put_pictures(self, sha256: str, jpegs: Sequence[bytes]) -> None:
         """Replace the pictures of a clip's frames. They can be made again, so they are renamed but not synced."""
@@ -79,10 +93,16 @@ class FolderStore:
         _existing(folder / "video")  # a clip that was deleted meanwhile must not come back as a folder
         with room():
             for number, jpeg in enumerate(jpegs):
-                _put(folder / f"{number:04d}.jpg", jpeg)
+                name = f"{number:04d}.jpg"
+                try:
+                    (folder / _aside(jpeg)).replace(folder / name)
+                except FileNotFoundError:  # two frames that are the same, or it was put by another worker
+                    _put(folder / name, jpeg)
             for stale in folder.glob("*.jpg"):
                 if int(stale.stem) >= len(jpegs):
                     stale.unlink()
+            for left in folder.glob(f"*{_ASIDE}"):  # of a worker that lost the job
+                left.unlink(missing_ok=True)
 
     def fingerprint(self, sha256: str) -> bytes | None:
         """A clip's fingerprint as it was put; None where there is none."""
@@ -162,6 +182,10 @@ def _blob(path: Path) -> Blob:
             return file.read(length)
 
     return Blob(path.stat().st_size, read, path)
+
+
+def _aside(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32] + _ASIDE
 
 
 def _put(path: Path, data: bytes) -> None:
