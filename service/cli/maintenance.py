@@ -89,9 +89,9 @@ def examining() -> Iterator[Callable[[str], None]]:
     """What is looked at now, on a terminal; the log is quiet, for what it would say is among the findings."""
     import logging
 
-    from service import log
+    from service import telemetry
 
-    log.configure(logging.ERROR)
+    telemetry.configure_logging(logging.ERROR)
     with err.status("settings") as status:
         yield status.update
 

@@ -30,12 +30,12 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
     import uvicorn
 
-    from service import log
+    from service import telemetry
     from service.api.app import create_app, start
     from service.api.guard import Protocol, allow_many_connections
     from service.worker.supervisor import WorkerProcess
 
-    log.configure()
+    telemetry.configure_logging()
     allow_many_connections()
     # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
     application = create_app(settings, worker=WorkerProcess if worker else None, started=start(settings))

@@ -28,12 +28,12 @@ def open_database(settings: Settings) -> Iterator[Database]:
 def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
     import logging
 
-    from service import log
+    from service import telemetry
     from service.bootstrap import Runtime
     from service.database.db import PATIENT_SECONDS
 
     if not logging.getLogger().handlers:
-        log.configure(logging.WARNING)
+        telemetry.configure_logging(logging.WARNING)
     runtime = Runtime(settings, pictures=pictures)
     runtime.db.patience_seconds = PATIENT_SECONDS  # nobody waits for an answer
     try:

@@ -66,10 +66,10 @@ def reembed(generation: str) -> None:
 
 def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
     """What all of them begin with; the event is set when they are to stop."""
-    from service import log
+    from service import telemetry
     from service.worker.processes import lower_priority, stop_with_stdin
 
-    log.configure()
+    telemetry.configure_logging()
     stop = threading.Event()
     if while_stdin_is_open:
         stop_with_stdin(stop)
@@ -78,12 +78,12 @@ def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
 
 
 def _show_metrics(address: str) -> None:
-    from service import figures
+    from service import telemetry
 
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and int(port) < 65536):
         raise typer.BadParameter("must be HOST:PORT", param_hint="--metrics")
     try:
-        figures.show(host.strip("[]"), int(port))
+        telemetry.serve_metrics(host.strip("[]"), int(port))
     except OSError as error:
         raise ConfigurationError(f"--metrics: {address} cannot be listened on: {error.strerror}") from error

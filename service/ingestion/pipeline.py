@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import structlog
 
-from service import figures
+from service import telemetry
 from service.database import catalog
 from service.database.db import Database
 from service.embedding.encoder import Encoder
@@ -99,7 +99,7 @@ class Pipeline:
         return len(running) <= self._threads or frames < max(2 * batch, AHEAD_FRAMES)
 
     def _decode(self, video: Video, sink: Sink) -> Sample:
-        with figures.SECONDS.labels("decode").time():
+        with telemetry.SECONDS.labels("decode").time():
             sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
         sink.sampled(video)
         return sample
@@ -115,10 +115,10 @@ class Pipeline:
         embedder = self._embedder()
         try:
             pixels = np.concatenate([sample.pixels for _, sample in batch])
-            with figures.SECONDS.labels("embed").time():
+            with telemetry.SECONDS.labels("embed").time():
                 frames = embedder.embed_pictures(pixels)
-            figures.FRAMES.inc(len(frames))
-            figures.BATCH_FILL.observe(len(frames) / embedder.batch)
+            telemetry.FRAMES.inc(len(frames))
+            telemetry.BATCH_FILL.observe(len(frames) / embedder.batch)
             captions = list({video.caption: None for video, _ in batch if video.caption})
             texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
         except Exception as error:
@@ -145,7 +145,7 @@ class Pipeline:
 def _store(batch: list[Embedded], sink: Sink) -> None:
     for one in batch:
         try:
-            with figures.SECONDS.labels("store").time():
+            with telemetry.SECONDS.labels("store").time():
                 sink.store(one)
         except Exception as error:
             sink.fail(one.video, error)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from service import figures
+from service import telemetry
 from service.database import catalog, change_log, generation_rows, jobs, vector_rows
 from service.database.db import Database
 from service.embedding.encoder import Encoder
@@ -70,8 +70,8 @@ class Uploads:
             lag = jobs.age(connection, video.key)
             jobs.finish(connection, video.key)
             change_log.record_change(connection, video.key)
-        figures.CLIPS.labels("ready").inc()
-        figures.LAG.observe(lag)
+        telemetry.CLIPS.labels("ready").inc()
+        telemetry.LAG.observe(lag)
         self._faults = 0
 
     def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
@@ -91,4 +91,4 @@ class Uploads:
                 jobs.fail(connection, video.key, reason)
             else:
                 jobs.retry(connection, video.key, reason, self._timing.backoff_seconds)
-        figures.CLIPS.labels("put off" if pause else "failed").inc()
+        telemetry.CLIPS.labels("put off" if pause else "failed").inc()

@@ -158,7 +158,7 @@ def test_an_unexpected_error_shows_no_key_on_a_terminal_either() -> None:
     """The console's own tracebacks would print local variables."""
     code = (
         "import sys; sys.stderr.isatty = lambda: True\n"
-        "import structlog; from service import log; log.configure()\n"
+        "import structlog; from service import telemetry; telemetry.configure_logging()\n"
         "def handle(header):\n"
         "    try:\n"
         f"        raise RuntimeError('no use for {keys.PREFIX}{'k' * 43}')\n"

@@ -139,7 +139,7 @@ def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
         "import sys, numpy as np, torch; from service.embedding import openvino_towers; openvino_towers.require(); "
         "inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32); "
         "traced = lambda: torch.jit.trace(torch.nn.Linear(4, 2).eval(), torch.from_numpy(inputs)); "
-        "run = compiled.tower(traced, inputs, int8=True, keep=None, name='x'); "
+        "run = openvino_towers.tower(traced, inputs, int8=True, keep=None, name='x'); "
         "assert run(inputs).shape == (12, 2); print(sys.modules['openvino_telemetry'])"
     )
     environment = {**CHILD_ENVIRONMENT, "HOME": str(tmp_path)}

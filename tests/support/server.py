@@ -17,7 +17,7 @@ import httpx
 import structlog
 import uvicorn
 
-from service import log
+from service import telemetry
 from service.api.app import create_app, start
 from service.api.guard import Patience, Protocol
 from service.bootstrap import Runtime
@@ -139,7 +139,7 @@ def logged(path: Path) -> Iterator[Path]:
     handlers, level = root.handlers[:], root.level
     with path.open("w", encoding="utf-8") as stream:
         with redirect_stderr(stream):
-            log.configure()
+            telemetry.configure_logging()
         try:
             yield path
         finally:

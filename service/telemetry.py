@@ -1,4 +1,9 @@
-"""Structured logs on stderr: JSON lines, or coloured text on a terminal. Knows nothing of requests."""
+"""Logs and metrics.
+
+Logs go to stderr: JSON lines, or coloured text on a terminal. Metrics are what a worker counts, for Prometheus: how full
+its batches are, and what takes how long. Counting costs microseconds, so it is always done; `reelsrs worker --metrics`
+shows it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,45 @@ import re
 import sys
 from typing import Any
 
+import prometheus_client as prometheus
 import structlog
+
+REGISTRY = prometheus.CollectorRegistry()
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
+
+CLIPS = prometheus.Counter("reelsrs_worker_clips", "clips brought to an end", ["outcome"], registry=REGISTRY)
+FRAMES = prometheus.Counter("reelsrs_worker_frames", "frames embedded", registry=REGISTRY)
+BATCH_FILL = prometheus.Histogram(
+    "reelsrs_worker_batch_fill",
+    "frames that were there to be embedded at once, as a share of what the model takes at a time",
+    buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4),
+    registry=REGISTRY,
+)
+SECONDS = prometheus.Histogram(
+    "reelsrs_worker_seconds",
+    "time for a clip's decoding, a batch's embedding, a clip's storing",
+    ["step"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+LAG = prometheus.Histogram(
+    "reelsrs_worker_lag_seconds",
+    "from a clip's upload, or from its last change, to its being ready",
+    buckets=(0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400),
+    registry=REGISTRY,
+)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Answer Prometheus on this address from now on, in a thread. Raises OSError."""
+    prometheus.start_http_server(port, host, registry=REGISTRY)
+
 
 _KEY = re.compile(r"reelsrs_[A-Za-z0-9_-]{43}")
 
 
-def configure(level: int = logging.INFO) -> None:
+def configure_logging(level: int = logging.INFO) -> None:
     """Send structlog and the standard library's loggers to stderr in one format. Idempotent."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
