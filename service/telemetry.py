@@ -1,8 +1,8 @@
 """Logs and metrics.
 
-Logs go to stderr: JSON lines, or coloured text on a terminal. Metrics are what a worker counts, for Prometheus: how full
-its batches are, and what takes how long. Counting costs microseconds, so it is always done; `reelsrs worker --metrics`
-shows it.
+Logs go to stderr: JSON lines, or coloured text on a terminal. Metrics are what a worker counts, for Prometheus: how
+full its batches are, and what takes how long. Counting costs microseconds, so it is always done; `reelsrs worker
+--metrics` shows it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from service.cli.session import open_runtime
 from service.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from service.media.scenes import Scene
+    from service.media.synthetic.scenes import Scene
 
 _DEMO_CLIPS = 48
 _DEMO_SEED = 7
@@ -72,7 +72,7 @@ def _draw_demo(clips: Path) -> None:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    from service.media.scenes import distinct_scenes
+    from service.media.synthetic.scenes import distinct_scenes
 
     scenes = distinct_scenes(_DEMO_CLIPS, seed=_DEMO_SEED)
     targets = [clips / scene.category / f"clip_{number:02d}.mp4" for number, scene in enumerate(scenes)]
@@ -86,7 +86,7 @@ def _draw_demo(clips: Path) -> None:
 
 
 def _draw_clip(scene: Scene, target: Path) -> str:
-    from service.media.drawing import write_clip
+    from service.media.synthetic.drawing import write_clip
 
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.stem}.part.mp4")  # hidden from an import until it is whole

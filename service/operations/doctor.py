@@ -32,8 +32,8 @@ from service.errors import NotFound, ReelsError, Unavailable
 from service.generations import generations
 from service.index.factory import VectorIndex, follow, kinds, rebuilt
 from service.media import Decoder, Limits
-from service.media.drawing import write_clip
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import write_clip
+from service.media.synthetic.scenes import distinct_scenes
 from service.models import Generation, Kind, Picture, Sampling
 from service.storage import Store, open_store
 

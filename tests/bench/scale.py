@@ -28,8 +28,8 @@ from service.config import Settings
 from service.database import db
 from service.database.db import Database
 from service.ingestion.ingest import describe
-from service.media.drawing import write_clip
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import write_clip
+from service.media.synthetic.scenes import distinct_scenes
 from service.models import Sampling
 from tests.backends import ObjectStore, PostgreSQL
 from tests.bench.model_patch import stand_in

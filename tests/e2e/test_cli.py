@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from service import __version__
-from service.media.drawing import draw_frame
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import draw_frame
+from service.media.synthetic.scenes import distinct_scenes
 from tests.support.cli import reelsrs, run
 
 

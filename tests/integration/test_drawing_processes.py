@@ -10,8 +10,8 @@ from tests.support.paths import ROOT
 
 def test_a_frame_is_the_same_in_another_process() -> None:
     code = (
-        "import hashlib; from service.media.drawing import draw_frame; "
-        "from service.media.scenes import distinct_scenes; "
+        "import hashlib; from service.media.synthetic.drawing import draw_frame; "
+        "from service.media.synthetic.scenes import distinct_scenes; "
         "print([hashlib.sha256(draw_frame(s, 0.4, 64, 48).tobytes()).hexdigest()"
         " for s in distinct_scenes(6, 2)])"
     )

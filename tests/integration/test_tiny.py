@@ -14,8 +14,8 @@ from PIL import Image
 
 from service.embedding.tiny import FOLDER, OPEN_CLIP_NAME, is_held_out
 from service.embedding.tiny.train import training_scenes
-from service.media.drawing import write_clip
-from service.media.scenes import Scene, distinct_scenes, random_scene
+from service.media.synthetic.drawing import write_clip
+from service.media.synthetic.scenes import Scene, distinct_scenes, random_scene
 
 SEED = 31_337  # neither the training's nor that of the README's figures
 FRAMES = 10

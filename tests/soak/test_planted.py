@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from service.bootstrap import Runtime
-from service.media.drawing import draw_frame
-from service.media.scenes import Scene, distinct_scenes
+from service.media.synthetic.drawing import draw_frame
+from service.media.synthetic.scenes import Scene, distinct_scenes
 from service.models import Sampling, Weights
 from service.operations.folder import FolderImport, scan
 from tests.support.queries import like

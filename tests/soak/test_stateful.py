@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import ignored_auth, positive_data_accept
 
 from service.embedding.encoder import Encoder
 from service.media import Decoder
-from service.media.drawing import write_clip
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import write_clip
+from service.media.synthetic.scenes import distinct_scenes
 from tests.support.library import settings_for
 from tests.support.openapi import document
 from tests.support.server import logged, serving_here

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from service.media.drawing import write_clip
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import write_clip
+from service.media.synthetic.scenes import distinct_scenes
 
 ClipMaker = Callable[..., Path]
 

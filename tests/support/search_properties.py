@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.media.drawing import draw_frame
-from service.media.scenes import distinct_scenes
+from service.media.synthetic.drawing import draw_frame
+from service.media.synthetic.scenes import distinct_scenes
 from tests.support.clips import ClipMaker, numbered, quarters
 from tests.support.oracle import best, same, score
 from tests.support.rest import items, upload

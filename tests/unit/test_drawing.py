@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from service.media.drawing import draw_frame, write_clip
-from service.media.scenes import CATEGORIES, Scene, distinct_scenes, random_scene
+from service.media.synthetic.drawing import draw_frame, write_clip
+from service.media.synthetic.scenes import CATEGORIES, Scene, distinct_scenes, random_scene
 
 
 def scene(**changes: object) -> Scene:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.embedding.tiny import FOLDER, is_held_out
-from service.media.drawing import draw_frame, write_clip
-from service.media.scenes import Scene, random_scene
+from service.media.synthetic.drawing import draw_frame, write_clip
+from service.media.synthetic.scenes import Scene, random_scene
 
 FRAMES_PER_CLIP = 10
 CLIP_COUNT = 100

@@ -33,8 +33,8 @@ from torch.nn import functional
 
 from service.embedding.tiny import FOLDER, is_held_out
 from service.embedding.tiny.measure import measure
-from service.media.drawing import draw_frame
-from service.media.scenes import COLOURS, COUNTS, MOTIONS, SETTINGS, SHAPES, TINTS, Scene, random_scene
+from service.media.synthetic.drawing import draw_frame
+from service.media.synthetic.scenes import COLOURS, COUNTS, MOTIONS, SETTINGS, SHAPES, TINTS, Scene, random_scene
 
 SEED = 7
 SCENES = 12_000

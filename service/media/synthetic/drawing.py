@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.media.scenery import FAR, backdrop, smooth
-from service.media.scenes import COLOURS, ROUND, SHAPES, TINTS, Scene
+from service.media.synthetic.backgrounds import FAR, backdrop, smooth
+from service.media.synthetic.scenes import COLOURS, ROUND, SHAPES, TINTS, Scene
 
 Floats = NDArray[np.floating[Any]]
 _HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "rising": (0.0, -1.0), "falling": (0.0, 1.0)}
