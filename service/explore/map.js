@@ -3,17 +3,20 @@
 
 import * as api from "./api.js";
 import * as colours from "./colours.js";
-import { byId, counted, number } from "./dom.js";
+import { byId, counted } from "./dom.js";
 import * as hover from "./hover.js";
 import * as legend from "./legend.js";
+import { WORDS, busy, note, noteState, say, sayProgress, sentence } from "./notice.js";
+import { pause, wake } from "./pause.js";
 import { Plot, load } from "./plot.js";
 import * as removal from "./removal.js";
+import * as tools from "./tools.js";
 
 const BUSY_MILLISECONDS = 1000;
 const CALM_MILLISECONDS = 5000;
 const MOST_LIT = 200;
 const FIRST = 10; // hits that have a ring
-const WORDS = { aggregated: ["clip", "clips"], frame: ["frame", "frames"], text: ["caption", "captions"] };
+
 
 let page; // go(change), chosen(points, map), cleared(), over(id), out(), opened(id)
 let plot;
@@ -59,41 +62,13 @@ export function setUp(given) {
     const dimensions = Number(target.dataset.dimensions);
     if (dimensions && dimensions !== state.dimensions) page.go({ dimensions });
   });
-  byId("map-drag").addEventListener("click", ({ target }) => {
-    const button = target.closest("button");
-    if (button) useTool(button.dataset.drag);
-  });
-  byId("zoom-in").addEventListener("click", () => plot.zoom(0.7));
-  byId("zoom-out").addEventListener("click", () => plot.zoom(1 / 0.7));
-  byId("zoom-fit").addEventListener("click", () => plot.fit());
-  byId("dot-size").addEventListener("input", ({ target }) => {
-    plot.size = 2 ** ((Number(target.value) - 50) / 25);
-    plot.refresh();
-  });
-  byId("dot-opacity").addEventListener("input", ({ target }) => {
-    plot.opacity = Number(target.value) / 100;
-    plot.refresh();
-  });
-  addEventListener("pointerdown", ({ target }) => {
-    if (!byId("dots").contains(target)) byId("dots").open = false;
-  });
-  byId("dots").addEventListener("keydown", ({ key }) => {
-    if (key !== "Escape" || !byId("dots").open) return;
-    byId("dots").open = false;
-    byId("dots").querySelector("summary").focus();
-  });
+  tools.setUp(plot);
   colours.onTheme(() => drawnVersion && draw());
-  useTool("pan");
 }
 
 function leave() {
   hover.hide();
   page.out();
-}
-
-export function useTool(name) {
-  for (const button of byId("map-drag").children) button.setAttribute("aria-pressed", String(button.dataset.drag === name));
-  plot.use(name);
 }
 
 export const preload = () => load().catch(() => {}); // said when a map is to be drawn
@@ -186,24 +161,12 @@ function again() {
   watch();
 }
 
-const busy = ({ status }) => status === "queued" || status === "running";
-
-let wake = () => {};
-const pause = (milliseconds, signal) =>
-  new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    wake = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-    signal.addEventListener("abort", wake, { once: true });
-  });
 
 // --- what is known of it
 
 async function take(current, signal) {
   if (current.fitted_at === null) {
-    sayProgress(current);
+    sayProgress(current, change);
     return;
   }
   if (current.version !== drawnVersion) {
@@ -218,36 +181,7 @@ async function take(current, signal) {
   }
   if (!points.length) say(`No ${WORDS[current.embedding][1]} to map`, current.embedding === "text" ? "None of the clips has a caption yet." : "");
   else say("");
-  noteState(current);
-}
-
-function sayProgress(current) {
-  const [, many] = WORDS[current.embedding];
-  if (busy(current)) {
-    const count = current.points + current.missing;
-    const what = count ? counted(count, ...WORDS[current.embedding]) : `the ${many}`;
-    const percent = Math.round(current.progress * 100);
-    say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
-    meter(percent);
-  } else if (current.error === "cancelled") {
-    say("The map was cancelled", "Nothing was laid out.", ["Lay it out", () => change(api.fit)]);
-  } else {
-    say("The map could not be laid out", sentence(current.error ?? ""), ["Try again", () => change(api.fit)]);
-  }
-}
-
-function noteState(current) {
-  const words = WORDS[current.embedding];
-  const said = [counted(points.length, ...words)];
-  if (busy(current)) {
-    note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
-    return;
-  }
-  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours kept`);
-  if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
-  if (current.missing) said.push(`${number(current.missing)} not on it yet`);
-  if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
-  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+  noteState(current, points.length, change);
 }
 
 // Lays out again, or cancels; how it goes on is looked at now and not at the next turn.
@@ -259,36 +193,6 @@ async function change(how) {
   } catch (error) {
     note(sentence(error.message));
   }
-}
-
-const sentence = (text) => (text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
-
-// Instead of a map: what there is to say, and at most one thing to do about it. No title takes it away.
-function say(title, text = "", act = null) {
-  byId("map-state").hidden = !title;
-  byId("map-meter").hidden = true;
-  if (byId("map-state-title").textContent !== title) byId("map-state-title").textContent = title;
-  byId("map-state-text").textContent = text;
-  button(byId("map-state-act"), act);
-}
-
-function meter(percent) {
-  byId("map-meter").hidden = false;
-  byId("map-meter").setAttribute("aria-valuenow", String(percent));
-  byId("map-meter-fill").style.width = `${percent}%`;
-}
-
-// Below a map.
-function note(text, act = null) {
-  if (byId("map-note").textContent !== text) byId("map-note").textContent = text;
-  button(byId("map-act"), act);
-}
-
-function button(made, act) {
-  made.hidden = !act;
-  if (!act) return;
-  if (made.textContent !== act[0]) made.textContent = act[0];
-  made.onclick = act[1];
 }
 
 // --- dots

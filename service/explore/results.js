@@ -3,7 +3,8 @@
 import * as api from "./api.js";
 import { fileOf } from "./ask.js";
 import { Card, scaleOf } from "./cards.js";
-import { byId, categoryName, counted, element, number } from "./dom.js";
+import { byId, categoryName, counted, number } from "./dom.js";
+import { heading, showCategories } from "./headings.js";
 import * as removal from "./removal.js";
 import { reranked } from "./rerank.js";
 import * as service from "./service.js";
@@ -47,7 +48,7 @@ export function setUp(given) {
 }
 
 export function render(state) {
-  showCategories();
+  showCategories(page.state().category);
   if (question(state) !== listed) {
     wanted = PAGE;
     load();
@@ -82,20 +83,6 @@ export async function load({ more = false, afresh = false } = {}) {
   }
   grid.removeAttribute("aria-busy");
   byId("more").disabled = false;
-}
-
-function heading(asked) {
-  const { q, like, unlike } = asked;
-  const quoted = (text) => `\u201c${text}\u201d`;
-  const only = like.length === 1 && !unlike.length ? (shelf.known(like[0])?.title ?? null) : null;
-  let title = "Library";
-  if (asked.file) title = `Like ${quoted(fileOf(asked)?.file.name ?? "a file")}`;
-  else if (only) title = `Like ${quoted(only)}`;
-  else if (like.length || unlike.length) title = like.length ? `More like ${counted(like.length, "clip")}` : `Unlike ${counted(unlike.length, "clip")}`;
-  else if (q) title = quoted(q);
-  else if (asked.category) title = categoryName(asked.category);
-  byId("results-title").textContent = title;
-  document.title = title === "Library" ? "ReelsRS" : `${title} \u00b7 ReelsRS`;
 }
 
 // --- the library
@@ -134,23 +121,9 @@ export function noteLibrary() {
   byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. Each can be searched as soon as it has been read.";
 }
 
-function showCategories() {
-  const select = byId("category");
-  const { category } = page.state();
-  const named = service.kinds.filter(({ name }) => name !== null);
-  if (category && !named.some(({ name }) => name === category)) named.push({ name: category, count: 0 });
-  const key = JSON.stringify(named);
-  if (select.dataset.key !== key) {
-    select.dataset.key = key;
-    select.replaceChildren(element("option", { value: "" }, "All categories"), ...named.map(({ name, count }) => element("option", { value: name }, `${categoryName(name)} (${number(count)})`)));
-  }
-  select.value = category;
-  select.hidden = named.length === 0;
-}
-
 // News of the categories and counts.
 export function changed() {
-  showCategories();
+  showCategories(page.state().category);
   if (!asks(page.state()) && byId("problem").hidden && listed && !byId("grid").hasAttribute("aria-busy")) noteLibrary();
 }
 

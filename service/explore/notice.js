@@ -1,0 +1,69 @@
+// Words about the map: in its place while there is none, or below it.
+
+import * as api from "./api.js";
+import { byId, counted, number } from "./dom.js";
+
+export const WORDS = { aggregated: ["clip", "clips"], frame: ["frame", "frames"], text: ["caption", "captions"] };
+
+export const busy = ({ status }) => status === "queued" || status === "running";
+
+export const sentence = (text) => (text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
+
+// Instead of a map: what there is to say, and at most one thing to do about it. No title takes it away.
+export function say(title, text = "", act = null) {
+  byId("map-state").hidden = !title;
+  byId("map-meter").hidden = true;
+  if (byId("map-state-title").textContent !== title) byId("map-state-title").textContent = title;
+  byId("map-state-text").textContent = text;
+  button(byId("map-state-act"), act);
+}
+
+function meter(percent) {
+  byId("map-meter").hidden = false;
+  byId("map-meter").setAttribute("aria-valuenow", String(percent));
+  byId("map-meter-fill").style.width = `${percent}%`;
+}
+
+// Below a map.
+export function note(text, act = null) {
+  if (byId("map-note").textContent !== text) byId("map-note").textContent = text;
+  button(byId("map-act"), act);
+}
+
+function button(made, act) {
+  made.hidden = !act;
+  if (!act) return;
+  if (made.textContent !== act[0]) made.textContent = act[0];
+  made.onclick = act[1];
+}
+
+// How far a layout is, or why there is none; `change` has it laid out, or cancelled.
+export function sayProgress(current, change) {
+  const [, many] = WORDS[current.embedding];
+  if (busy(current)) {
+    const expected = current.points + current.missing;
+    const what = expected ? counted(expected, ...WORDS[current.embedding]) : `the ${many}`;
+    const percent = Math.round(current.progress * 100);
+    say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
+    meter(percent);
+  } else if (current.error === "cancelled") {
+    say("The map was cancelled", "Nothing was laid out.", ["Lay it out", () => change(api.fit)]);
+  } else {
+    say("The map could not be laid out", sentence(current.error ?? ""), ["Try again", () => change(api.fit)]);
+  }
+}
+
+// What there is to know of a map that is drawn, with so many points.
+export function noteState(current, count, change) {
+  const words = WORDS[current.embedding];
+  const said = [counted(count, ...words)];
+  if (busy(current)) {
+    note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
+    return;
+  }
+  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours kept`);
+  if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
+  if (current.missing) said.push(`${number(current.missing)} not on it yet`);
+  if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
+  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+}
