@@ -1,5 +1,7 @@
 // Everything that goes over the wire. Asks for a key when the service does, waits for a service that is away.
 
+import { pauses } from "./pause.js";
+
 const KEY = "reelsrs-api-key";
 const id = encodeURIComponent;
 
@@ -84,16 +86,7 @@ export async function newKey(refused) {
 
 export const presence = new EventTarget(); // "gone" and "back"
 let returning = null;
-let hurry = () => {};
-
-const pause = (milliseconds) =>
-  new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    hurry = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-  });
+const { pause, wake: hurry } = pauses();
 
 async function untilAlive() {
   presence.dispatchEvent(new Event("gone"));
@@ -122,6 +115,10 @@ const stopped = (signal) =>
 // --- requests
 
 // A question waits for a service that is away and asks again; a change says that it may not have been made.
+/**
+ * @param {string} path
+ * @param {{method?: string, question?: boolean, query?: any, body?: any, signal?: AbortSignal, headers?: any, read?: any}} how
+ */
 async function send(path, { method = "GET", question = method === "GET", query, body, signal, headers = {}, read = null } = {}) {
   const form = body instanceof FormData;
   const url = query ? `${path}?${new URLSearchParams(query)}` : path;
@@ -221,7 +218,7 @@ const soon = new IntersectionObserver(
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
       soon.unobserve(target);
-      blobUrl(target.dataset.source).then(
+      blobUrl(target.getAttribute("data-source")).then(
         (url) => {
           target.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
           target.src = url;

@@ -1,5 +1,6 @@
 // Small helpers: elements made without markup (what users wrote is only ever text), and figures in words.
 
+/** @returns {any} whatever kind of element the page has under that id */
 export const byId = (id) => document.getElementById(id);
 
 // element("p", { class: "muted", hidden: true }, "text", child). A function becomes a listener: { click: go }.

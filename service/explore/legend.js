@@ -11,7 +11,7 @@ export function render(groups, hidden, change) {
   const key = JSON.stringify([groups, hidden, isDark()]);
   if (key === shown) return;
   shown = key;
-  const focused = legend.contains(document.activeElement) ? document.activeElement.dataset.name : undefined;
+  const focused = legend.contains(document.activeElement) ? document.activeElement.getAttribute("data-name") ?? undefined : undefined;
   const names = groups.map(({ name }) => name ?? "");
   const button = ({ name, count }) => {
     const own = name ?? "";

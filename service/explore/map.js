@@ -7,7 +7,7 @@ import { byId, counted } from "./dom.js";
 import * as hover from "./hover.js";
 import * as legend from "./legend.js";
 import { WORDS, busy, note, noteState, say, sayProgress, sentence } from "./notice.js";
-import { pause, wake } from "./pause.js";
+import { pauses } from "./pause.js";
 import { Plot, load } from "./plot.js";
 import * as removal from "./removal.js";
 import * as tools from "./tools.js";
@@ -18,6 +18,7 @@ const MOST_LIT = 200;
 const FIRST = 10; // hits that have a ring
 
 
+const { pause, wake } = pauses();
 let page; // go(change), chosen(points, map), cleared(), over(id), out(), opened(id)
 let plot;
 let state = null;
@@ -247,7 +248,7 @@ async function draw(current = projection) {
 
 function sayLegend(made = plot.groups) {
   const entries = made.map(({ name, rows }) => ({ name, count: rows.length }));
-  entries.sort((one, other) => (one.name === null) - (other.name === null) || (one.name ?? "").localeCompare(other.name ?? ""));
+  entries.sort((one, other) => Number(one.name === null) - Number(other.name === null) || (one.name ?? "").localeCompare(other.name ?? ""));
   legend.render(entries, state.hidden, (hidden) => page.go({ hidden }));
 }
 

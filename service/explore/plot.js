@@ -203,6 +203,7 @@ export class Plot {
       this.lit = this.late;
       this.late = null;
       if (!this.drawn) return;
+      /** @type {any} what it has depends on the dimensions */
       const { x, y, z, visible, marker } = this.litTrace();
       const change = { x, y, ...(z ? { z } : { "marker.line.width": marker.line.width }), visible, "marker.color": marker.color, "marker.size": marker.size };
       // One call for all traces, for each costs a drawing; what is undefined for a trace stays as it is there.

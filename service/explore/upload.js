@@ -37,6 +37,7 @@ function lane(width) {
 const sending = lane(SENDING_AT_ONCE);
 const watching = lane(WATCHED_AT_ONCE);
 
+/** @type {any} what the page does with uploads */
 let actions = { ready: () => {}, open: () => {}, limit: () => Infinity };
 
 export function setUp(given) {
