@@ -38,7 +38,7 @@ def add_video(
 ) -> Video:
     """A new row with `status: queued`. Its bytes must be in place already."""
     now = utc_now()
-    key = connection.execute(
+    row = connection.execute(
         sa.insert(db.videos)
         .values(
             id=secrets.token_hex(8),
@@ -62,9 +62,9 @@ def add_video(
             created_at=now,
             updated_at=now,
         )
-        .returning(db.videos.c.key)
-    ).scalar_one()
-    return video_by_key(connection, key)
+        .returning(*db.videos.c)
+    ).one()
+    return _video(row)
 
 
 def video(connection: sa.Connection, video_id: str) -> Video:

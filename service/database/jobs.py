@@ -17,8 +17,13 @@ BACKOFF_SECONDS = Timing().backoff_seconds
 _LEASES = Leases(db.jobs, db.jobs.c.video_key)
 
 
+def add(connection: sa.Connection, key: int) -> None:
+    """The job of a video that was added just now, in the same transaction. No index knows it yet, so none is told."""
+    connection.execute(sa.insert(db.jobs).values(video_key=key, attempts=0, available_at=db.now(connection), **FREE))
+
+
 def enqueue(connection: sa.Connection, key: int) -> None:
-    """Queue a video, in the transaction that makes or changes it. One that is queued already starts afresh."""
+    """Queue a video again, in the transaction that changes it. One that is queued already starts afresh."""
     fresh = {"attempts": 0, "available_at": db.now(connection), **FREE}
     connection.execute(
         db.insert(connection, db.jobs)

@@ -129,7 +129,7 @@ class Ingest:
                         sampling=description.sampling,
                         probe=probe,
                     )
-                    jobs.enqueue(connection, video.key)
+                    jobs.add(connection, video.key)
                     return video, "created"
                 if existing.status != "failed":
                     return existing, "existing"
