@@ -48,6 +48,12 @@ from tests.support.server import logged, serving, serving_here
 from tests.support.wait import until
 
 
+@pytest.fixture
+def clip(make_clip: ClipMaker) -> bytes:
+    """A clip of half a second."""
+    return make_clip("a.mp4", numbered(5)).read_bytes()
+
+
 def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     settings = settings_for(small_disk / "data")
     with (

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 import sqlalchemy as sa
 import torch
 
@@ -18,7 +17,6 @@ from service.embedding.loading import load
 from service.embedding.towers import Tower
 from service.timing import Timing
 from tests.support import services
-from tests.support.clips import ClipMaker, numbered
 from tests.support.rows import check_against_rows, items_of_rows
 from tests.support.server import Service
 from tests.support.wait import until
@@ -97,12 +95,6 @@ class Library:
         edited = self.client.patch(f"/v1/videos/{self.known[0]}", json={"caption": "new words"})
         assert edited.status_code == 200, edited.text
         assert self.client.delete(f"/v1/videos/{self.known.pop()}").status_code == 204
-
-
-@pytest.fixture
-def clip(make_clip: ClipMaker) -> bytes:
-    """A clip of half a second."""
-    return make_clip("a.mp4", numbered(5)).read_bytes()
 
 
 def refused(answer: httpx.Response, status: int) -> None:
