@@ -199,10 +199,10 @@ def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: 
             return library.upload(), time.monotonic() - started
 
         with ThreadPoolExecutor(6) as pool:
-            refused = [pool.submit(timed) for _ in range(6)]
-            while not all(one.done() for one in refused):
+            answers = [pool.submit(timed) for _ in range(6)]
+            while not all(one.done() for one in answers):
                 library.reads()
-        for one in refused:
+        for one in answers:
             answer, seconds = one.result()
             refused(answer, 503)
             assert seconds < 5, "one after another they waited"
