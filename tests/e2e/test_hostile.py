@@ -303,7 +303,8 @@ BOMBS: dict[Callable[[Path, ClipMaker], Path], str | None] = {
     _nested: "not a video",
     _matryoshka: "not a video",
     _one_long_comment: None,  # a sound clip, whose comment is not kept
-    _many_comments: None,
+    # FFmpeg 9, in PyAV 19, puts all comments of a file together, one by one: the square of their number. It kept one.
+    _many_comments: "longer than 8 seconds" if av.library_versions["libavformat"][0] >= 63 else None,
     _many_tags: "longer than 8 seconds",
     _huge_frame: "",
     _huge_gif: "",

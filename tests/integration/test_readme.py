@@ -16,7 +16,11 @@ SEED = SHARED / "seed.txt"
 
 
 def _commands(group: typer.Typer) -> set[str]:
-    names = {command.name or command.callback.__name__ for command in group.registered_commands if command.callback and not command.hidden}
+    names = {
+        command.name or command.callback.__name__
+        for command in group.registered_commands
+        if command.callback and not command.hidden
+    }
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
         names |= {f"{inner.name} {name}" for name in _commands(inner.typer_instance)}
