@@ -12,8 +12,9 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,6 +31,11 @@ from tests.support.disks import fill
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.rows import check_against_rows, items_of_rows, settled
 from tests.support.server import Service, serving_here
+
+
+def _select(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
 
 
 def _traffic(server: Service, clip: bytes, stop: threading.Event, seed: int) -> None:
@@ -253,7 +259,7 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
     first, second, *_ = sorted((tmp_path / "data" / "media").rglob("video"))
     first.write_bytes(first.read_bytes()[:-10])
     second.unlink()
-    rows = sqlite3.connect(tmp_path / "data" / "reelsrs.db").execute("SELECT sha256, id FROM videos").fetchall()
+    rows = _select(tmp_path / "data" / "reelsrs.db", "SELECT sha256, id FROM videos")
     names = {dict(rows)[path.parent.name] for path in (first, second)}
     checked = run("index", "verify", cwd=tmp_path)
     assert checked.returncode == 1
@@ -263,7 +269,7 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
         assert f"damaged in the library: video {name}" in done.stderr
         assert f"video {name}: " in checked.stdout
     _restored(tmp_path / "again.tar", tmp_path / "other")
-    kept = sqlite3.connect(tmp_path / "other" / "reelsrs.db").execute("SELECT count(*) FROM videos").fetchone()
+    kept = _select(tmp_path / "other" / "reelsrs.db", "SELECT count(*) FROM videos")[0]
     assert kept == (11,)
 
 
@@ -289,7 +295,7 @@ def test_a_clip_that_goes_while_a_backup_is_taken_is_left_out(
     assert (summary.videos, summary.damaged) == (10, [])
     _restored(tmp_path / "x.tar", tmp_path / "other")
     _verified(tmp_path / "other")
-    kept = sqlite3.connect(tmp_path / "other" / "reelsrs.db").execute("SELECT id FROM videos").fetchall()
+    kept = _select(tmp_path / "other" / "reelsrs.db", "SELECT id FROM videos")
     assert len(kept) == 10
     assert not {name for (name,) in kept} & set(gone)
 
