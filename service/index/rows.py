@@ -2,7 +2,7 @@
 
 Rows are numbered as they come and never move: a video that changes or goes leaves a dead row behind, and what comes
 is appended. So a snapshot's files never change, and a search needs no lock against anything but an append. When too
-much is dead, a new index is built beside the old one (`follower.py`).
+much is dead, a new index is built beside the old one (`sync.py`).
 """
 
 from __future__ import annotations

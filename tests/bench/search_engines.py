@@ -56,7 +56,7 @@ Others = dict[str, tuple[Figures, dict[Cell, Answers]]]
 
 
 def build(library_folder: Path, folder: Path) -> Figures:
-    """Build an index as `Follower` does, and save it."""
+    """Build an index as `SyncedIndex` does, and save it."""
     library, figures = Library.open(library_folder), Figures()
     folder.mkdir()
     index: Index = FlatIndex(LAYOUT)
@@ -79,7 +79,7 @@ def build(library_folder: Path, folder: Path) -> Figures:
 
 
 def load(folder: Path) -> Index:
-    """Verify and read an index as `Follower` does."""
+    """Verify and read an index as `SyncedIndex` does."""
     manifest = json.loads((folder / "manifest.json").read_text())
     files = [SavedFile(*file) for file in manifest["files"]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

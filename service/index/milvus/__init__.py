@@ -1,6 +1,6 @@
 """The vector index in Milvus, a server or a file."""
 
 from service.index.milvus.connection import PREFIX
-from service.index.milvus.follower import MilvusIndex
+from service.index.milvus.sync import MilvusIndex
 
 __all__ = ["PREFIX", "MilvusIndex"]

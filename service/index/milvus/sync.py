@@ -1,4 +1,4 @@
-"""Vectors in Milvus, kept equal to the catalogue: what `follower.py` and `index/` do with FAISS, on a server that many
+"""Vectors in Milvus, kept equal to the catalogue: what `index/sync.py` does with FAISS, on a server that many
 processes share. The home of pymilvus.
 
 A generation has a collection of videos, the vector [v ; t ; flag] and the category beside it, and one of frames once
