@@ -16,6 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import catalog, change_log, db, vector_rows
+from service.database.common import chunks
 from service.errors import NotFound
 from service.models import Keys, Kind, Method, Vectors
 from service.vectors import pack, unpack
@@ -169,9 +170,9 @@ def unplaced(connection: sa.Connection, spec: Spec, key: int) -> list[int]:
 def on_map(connection: sa.Connection, key: int, videos: Sequence[int]) -> set[int]:
     """Which of these videos have points."""
     found: set[int] = set()
-    for start in range(0, len(videos), 10_000):
+    for some in chunks(videos):
         query = sa.select(db.coordinates.c.video_key).where(
-            db.coordinates.c.projection_key == key, db.coordinates.c.video_key.in_(videos[start : start + 10_000])
+            db.coordinates.c.projection_key == key, db.coordinates.c.video_key.in_(some)
         )
         found.update(connection.execute(query).scalars())
     return found

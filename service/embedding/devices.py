@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from service.embedding import openvino_towers
 from service.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    pass
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str, str]:

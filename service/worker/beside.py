@@ -13,7 +13,9 @@ from service.database import map_jobs
 from service.errors import ReelsError
 from service.generations import generations
 from service.models import Method
-from service.worker.processes import spawn
+from service.worker.processes import end, spawn
+
+log = structlog.get_logger(__name__)
 
 
 class Layouts:
@@ -72,9 +74,6 @@ class Layouts:
                     map_jobs.renew(connection, key, self._owner, lease_seconds=lease)
 
 
-log = structlog.get_logger(__name__)
-
-
 class Beside:
     """Has the generation that is wanted embedded beside the active one, in a process of its own: it holds another
     model, and what happens to that is not to happen to uploads. Runs in the thread that calls `run`."""
@@ -101,9 +100,5 @@ class Beside:
             while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
                 pass
             if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(timeout=10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                end(process, seconds=10)
         return process.returncode == 0 or stop.is_set()

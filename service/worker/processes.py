@@ -26,6 +26,16 @@ def spawn(settings: Settings, *command: str) -> subprocess.Popen[bytes]:
     )
 
 
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Ask a process to stop, and wait until it has; kill it when it takes longer than `seconds`."""
+    process.terminate()
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def owner_of(pid: int) -> str:
     """The name under which the worker process `pid` of this machine holds its jobs."""
     return f"{socket.gethostname()}:{pid}"

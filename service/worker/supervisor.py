@@ -14,7 +14,9 @@ from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import jobs, map_jobs
 from service.errors import ReelsError
-from service.worker.processes import owner_of, spawn
+from service.worker.processes import end, owner_of, spawn
+
+log = structlog.get_logger(__name__)
 
 
 class RunningWorker(Protocol):
@@ -30,7 +32,6 @@ class RunningWorker(Protocol):
 
 StartWorker = Callable[[Settings, Runtime], RunningWorker]
 """Starts one, given the service's settings and its runtime."""
-log = structlog.get_logger(__name__)
 
 
 class WorkerProcess:
@@ -52,12 +53,7 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ask it to stop and wait; kill it when it takes too long."""
         self._stop.set()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, seconds=15)
         self._watch.join()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -25,8 +25,8 @@ from service.api.schemas import (
 )
 from service.bootstrap import Runtime
 from service.models import Sampling
-from service.search.answers import SearchResults as DomainAnswer
-from service.search.query import QueryVector, Reference, SearchQuery
+from service.search.answers import SearchResults
+from service.search.query import QueryVector, Reference
 from service.serving import Serving
 
 router = APIRouter(tags=["search"])
@@ -60,7 +60,7 @@ async def recommendations(
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
     question = parameters.question(parameters.fusion, likes=(Reference(video_id),))
-    return await _answered(pools, service, question)
+    return await _answered(pools, lambda: service.serving.recommender.answer(question))
 
 
 @router.post(
@@ -73,7 +73,7 @@ async def recommend(pools: OwnPools, service: Service, request: RecommendationRe
     """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
     weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
-    return await _answered(pools, service, question)
+    return await _answered(pools, lambda: service.serving.recommender.answer(question))
 
 
 @router.get(
@@ -93,13 +93,13 @@ async def search_text(pools: OwnPools, service: Service, search: TextSearch) -> 
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
 
-    def answer() -> bytes:
+    def answer() -> SearchResults:
         serving = service.serving
         example = serving.examples.text(search.query)
         question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-        return _json(serving.recommender.answer(question))
+        return serving.recommender.answer(question)
 
-    return Response(await pools.answer(answer), media_type="application/json")
+    return await _answered(pools, answer)
 
 
 @router.post(
@@ -138,14 +138,10 @@ async def search_video(request: Request, pools: OwnPools, service: Service) -> R
     return await _with_file(request, pools, service, ClipSearch, embed)
 
 
-async def _answered(pools: Pools, service: Runtime, question: SearchQuery) -> Response:
-    body = await pools.answer(lambda: _json(service.serving.recommender.answer(question)))
+async def _answered(pools: Pools, answer: Callable[[], SearchResults]) -> Response:
+    """Asked and written in one of the threads for it: the event loop has bytes to send."""
+    body = await pools.answer(lambda: Answer.of(answer()).model_dump_json().encode())
     return Response(body, media_type="application/json")
-
-
-def _json(answer: DomainAnswer) -> bytes:
-    """Written where it was found, in a thread: the event loop has bytes to send."""
-    return Answer.of(answer).model_dump_json().encode()
 
 
 async def _with_file(
@@ -169,8 +165,7 @@ async def _with_file(
         serving = service.serving
         example = await run_in_threadpool(embed, serving, form, search)
     question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-    body = await pools.answer(lambda: _json(serving.recommender.answer(question)))
-    return Response(body, media_type="application/json")
+    return await _answered(pools, lambda: serving.recommender.answer(question))
 
 
 def _wrong_fields(error: ValidationError) -> RequestValidationError:

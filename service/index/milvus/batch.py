@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from service.index.rows import Layout, Rows
 from service.models import Entries, Keys, Kind
 from service.models import Vectors as Matrix
-
-if TYPE_CHECKING:
-    pass
 
 BATCH = 1024  # videos; of rows, what one message holds
 FRAMES = 1 << 16  # ids of frames: the video's key times this, and the frame's number
@@ -59,9 +54,5 @@ class Batch:
 
 
 def video_of(kind: Kind, row: int) -> int:
+    """The key of the video that a row number is of."""
     return row // FRAMES if kind == "frame" else row
-
-
-def chunks(items: Any, size: int = BATCH) -> Iterator[Any]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

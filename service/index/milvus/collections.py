@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sqlalchemy as sa
 
+from service.database.common import chunks
 from service.index.rows import Layout, Rows
 from service.models import MAX_FRAMES, MAX_NAME_CHARACTERS, Categories, Entries, Kind
 from service.models import Vectors as Matrix
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
-from service.index.milvus.batch import BATCH, Batch, chunks
+from service.index.milvus.batch import BATCH, Batch
 from service.index.milvus.connection import SECONDS, connect, reached
 
 MOST = 16_384  # rows of an answer, Milvus's own limit
@@ -66,9 +67,9 @@ class Collections:
 
     def send(self, name: str, batch: Batch) -> None:
         """Delete and upsert what a batch says."""
-        for ids in chunks(batch.gone.tolist()):
+        for ids in chunks(batch.gone.tolist(), BATCH):
             self.client.delete(name, ids=ids, timeout=SECONDS)
-        for places in chunks(range(len(batch.ids))):
+        for places in chunks(range(len(batch.ids)), BATCH):
             rows = [
                 {
                     "id": int(batch.ids[n]),

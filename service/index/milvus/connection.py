@@ -20,6 +20,7 @@ SECONDS = 10.0  # for an answer of Milvus
 
 
 def require() -> None:
+    """Raises ConfigurationError where pymilvus is not installed."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part prints how connections come and go
     try:
         import pymilvus  # noqa: F401
@@ -33,6 +34,7 @@ def require() -> None:
 
 
 def connect(uri: str) -> MilvusClient:
+    """A client of a server, or of a file of Milvus Lite."""
     from pymilvus import MilvusClient
 
     if "://" not in uri:

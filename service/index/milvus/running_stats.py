@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,6 @@ import sqlalchemy as sa
 from service.index.rows import Layout
 from service.models import Entries
 from service.vectors import Moments
-
-if TYPE_CHECKING:
-    pass
 
 
 class RunningStats:

@@ -1,5 +1,5 @@
 """Vectors in Milvus, kept equal to the catalogue: what `index/sync.py` does with FAISS, on a server that many
-processes share. The home of pymilvus.
+processes share.
 
 A generation has a collection of videos, the vector [v ; t ; flag] and the category beside it, and one of frames once
 somebody asks for moments. Milvus names candidates by inner product; their numbers come from the database, in the same
@@ -20,7 +20,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database.common import chunks
 from service.database.db import Database
 from service.errors import ReelsError, Unavailable
 from service.index.differences import differences
@@ -271,8 +272,8 @@ class MilvusIndex:
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, 0, self._generation.id)
-                for start in range(0, len(changed), BATCH):
-                    batch = self._plan(connection, name, tally, changed[start : start + BATCH], empty=True)
+                for some in chunks(changed, BATCH):
+                    batch = self._plan(connection, name, tally, some, empty=True)
                     self.collections.send(name, batch)
                     if self._closing.is_set():
                         raise Unavailable("the service stops")
@@ -353,7 +354,7 @@ class MilvusIndex:
         return int(connection.execute(size).scalar() or 0) // (4 * self._generation.dimension)
 
     def _plan(
-        self, connection: sa.Connection, name: str, tally: RunningStats, keys: list[int], *, empty: bool = False
+        self, connection: sa.Connection, name: str, tally: RunningStats, keys: Sequence[int], *, empty: bool = False
     ) -> Batch:
         """What has to be sent so that the collection holds of these videos what the database does; the tally is
         brought to what it is then. With `empty` nothing of them is there yet."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
 from service.database import vector_rows
-from service.index.rows import Layout, Rows
-from service.models import EVERY_CATEGORY, Categories, Generation, Keys, Kind
-from service.models import Vectors as Matrix
-
-if TYPE_CHECKING:
-    pass
 from service.index.milvus.batch import FRAMES
 from service.index.milvus.collections import MOST
 from service.index.milvus.running_stats import RunningStats
+from service.index.rows import Layout, Rows
+from service.models import EVERY_CATEGORY, Categories, Generation, Keys, Kind
+from service.models import Vectors as Matrix
 
 
 class Source(Protocol):
