@@ -6,21 +6,20 @@ import difflib
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import structlog
 
+from service.embedding.devices import choose_device
+from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, ModelUnavailable
 
 if TYPE_CHECKING:
-    import torch
-from service.embedding.devices import choose_device
-from service.embedding.encoder import Encoder
+    from open_clip import CLIP, CustomTextCLIP
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +44,7 @@ def load(
         log.warning("tiny is a small model for trying out and for tests: not for production")
     name, pretrained = _resolve(model)
     offline = pretrained is not None and _offline()
-    with warnings.catch_warnings(), _mapped():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = logging.getLogger()  # where open_clip narrates what it does; its errors come out as exceptions
         level = root.level
@@ -54,11 +53,13 @@ def load(
             loaded = open_clip.create_model(
                 name,
                 pretrained=pretrained,
+                load_weights=False,
+                pretrained_text=False,
                 device="cpu",
-                require_pretrained=True,
                 # OpenAI's weights were trained with another activation than the configuration of that name says.
                 force_quick_gelu=bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu")),
             )
+            _load_weights(loaded, _weights_of(name, pretrained))
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # the hub, the network, the disk and torch each raise their own
             reason = offline or (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -76,25 +77,35 @@ def load(
         return load(model, device="cpu", precision="float32", pictures=pictures)
 
 
-@contextmanager
-def _mapped() -> Iterator[None]:
-    """Weights stay in their file, mapped into memory, instead of being copied over random ones: half of the memory and
-    of the time, and what is not used, as the picture tower where only words are embedded, need not be in memory.
+def _load_weights(model: CLIP | CustomTextCLIP, path: str) -> None:
+    """Read a checkpoint. Weights stay in their file, mapped into memory, instead of being copied over random ones: half
+    of the memory and of the time, and what is not used, as the picture tower where only words are embedded, need not
+    be in memory.
 
-    open_clip has no option for it, so torch's method is given another default while a model is made.
+    open_clip has no option for it, so this one model's method is given another default meanwhile.
     """
-    import torch
+    import open_clip
 
-    real = torch.nn.Module.load_state_dict
-
-    def assign(module: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
-        return real(module, *arguments, **{**named, "assign": True})
-
-    torch.nn.Module.load_state_dict = assign  # type: ignore[method-assign, assignment]
+    # Past nn.Module, which takes only parameters and modules to be anything.
+    model.__dict__["load_state_dict"] = partial(model.load_state_dict, assign=True)
     try:
-        yield
+        open_clip.load_checkpoint(model, path)
     finally:
-        torch.nn.Module.load_state_dict = real  # type: ignore[method-assign]
+        del model.__dict__["load_state_dict"]
+
+
+def _weights_of(name: str, pretrained: str | None) -> str:
+    """The file of a model's weights, downloaded if it is not there yet; in a folder, as open_clip looks for it."""
+    import open_clip
+
+    if pretrained is not None:
+        return str(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+    folder = Path(name.removeprefix("local-dir:"))
+    for pattern in ("open_clip_*", "model", "pytorch_model", "*"):
+        for suffix in ("safetensors", "bin", "pth"):
+            if found := sorted(folder.glob(f"{pattern}.{suffix}")):
+                return str(found[0])
+    raise FileNotFoundError(f"no weights in {folder}: neither *.safetensors nor *.bin nor *.pth")
 
 
 def _resolve(model: str) -> tuple[str, str | None]:
