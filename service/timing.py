@@ -3,6 +3,7 @@ what clients may take."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -27,3 +28,8 @@ class Timing:
     """Between two checks of which model is active."""
     linger_seconds: float = 60.0
     """How long the model that answered before a switch stays loaded: it may still be answering."""
+
+
+def backoff(failures: int, first: float, longest: float = math.inf) -> float:
+    """Seconds to wait after so many failures in a row, from 1: `first`, twice as long each time, at most `longest`."""
+    return min(first * 2.0 ** min(failures - 1, 60), longest)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from service.database import catalog, change_log, db
 from service.database.leases import FREE, LEASE_SECONDS, Leases
-from service.timing import Timing
+from service.timing import Timing, backoff
 
 MAX_ATTEMPTS = 3
 BACKOFF_SECONDS = Timing().backoff_seconds
@@ -84,7 +84,7 @@ def retry(connection: sa.Connection, key: int, reason: str, backoff_seconds: flo
     if attempts >= MAX_ATTEMPTS:
         fail(connection, key, f"gave up after {attempts} attempts: {reason}")
         return
-    later = db.now(connection) + backoff_seconds * 2 ** (attempts - 1)
+    later = db.now(connection) + backoff(attempts, backoff_seconds)
     connection.execute(sa.update(db.jobs).where(db.jobs.c.video_key == key).values(**FREE, available_at=later))
     catalog.set_status(connection, key, "queued", 0.0, f"attempt {attempts} failed: {reason}")
 

@@ -14,7 +14,7 @@ from service.errors import InvalidInput, StorageFull, Unavailable, Undecodable
 from service.ingestion.pipeline import Embedded
 from service.models import Video
 from service.storage import Store
-from service.timing import Timing
+from service.timing import Timing, backoff
 from service.vectors import aggregate
 
 log = structlog.get_logger(__name__)
@@ -79,8 +79,8 @@ class Uploads:
         reason = str(error) or type(error).__name__
         pause = 0.0
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
-            pause = min(self._timing.pause_seconds * 2**self._faults, self._timing.longest_pause_seconds)
-            self._faults = min(self._faults + 1, 10)
+            self._faults += 1
+            pause = backoff(self._faults, self._timing.pause_seconds, self._timing.longest_pause_seconds)
         log.warning("a video could not be embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
         with self._db.write() as connection:
             if not jobs.owns(connection, video.key, self._owner):

@@ -6,16 +6,12 @@ import subprocess
 import threading
 import time
 
-import structlog
-
 from service.bootstrap import Runtime
 from service.database import map_jobs
-from service.errors import ReelsError
 from service.generations import generations
 from service.models import Method
+from service.worker.loop import keep_doing
 from service.worker.processes import end, spawn
-
-log = structlog.get_logger(__name__)
 
 
 class Layouts:
@@ -29,13 +25,7 @@ class Layouts:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; what is not laid out by then is given back."""
-        while not stop.is_set():
-            try:
-                if not self._step(stop):
-                    stop.wait(self._runtime.timing.idle_seconds)
-            except (ReelsError, OSError) as error:  # a process that cannot be started
-                log.warning("the layouts wait", reason=str(error))
-                stop.wait(self._runtime.timing.pause_seconds)
+        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the layouts wait")
 
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
@@ -83,22 +73,18 @@ class Beside:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set."""
-        timing = self._runtime.timing
-        pause = timing.idle_seconds
-        while not stop.wait(pause):
-            pause = 5 * timing.idle_seconds
-            try:
-                with self._runtime.db.read() as connection:
-                    wanted = generations.wanted(connection)
-                if wanted is not None and not self._step(wanted.id, stop):
-                    pause = timing.again_seconds
-            except ReelsError as error:
-                log.warning("the other generation waits", reason=str(error))
+        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the other generation waits")
 
-    def _step(self, generation_id: str, stop: threading.Event) -> bool:
-        with spawn(self._runtime.settings, "reembed", generation_id) as process:
+    def _step(self, stop: threading.Event) -> bool:
+        with self._runtime.db.read() as connection:
+            wanted = generations.wanted(connection)
+        if wanted is None:
+            return False
+        with spawn(self._runtime.settings, "reembed", wanted.id) as process:
             while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
                 pass
             if process.poll() is None:
                 end(process, seconds=10)
-        return process.returncode == 0 or stop.is_set()
+        if process.returncode:
+            stop.wait(self._runtime.timing.again_seconds)
+        return True

@@ -14,6 +14,7 @@ from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import jobs, map_jobs
 from service.errors import ReelsError
+from service.timing import backoff
 from service.worker.processes import end, owner_of, spawn
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,7 @@ class WorkerProcess:
         return spawn(self._settings, "worker", "--while-stdin-is-open")
 
     def _watching(self) -> None:
-        delay = 1.0
+        deaths = 0
         while True:
             started = time.monotonic()
             code = self._process.wait()
@@ -68,14 +69,14 @@ class WorkerProcess:
                 return
             owner = owner_of(self._process.pid)
             log.error("the embedding worker died and is started again", exit_code=code)
-            delay = 1.0 if time.monotonic() - started > 60 else min(delay * 2, 60)
+            deaths = 1 if time.monotonic() - started > 60 else deaths + 1
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
                     map_jobs.release(connection, owner)
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
-            if self._stop.wait(delay):
+            if self._stop.wait(backoff(deaths, first=1, longest=60)):
                 return
             self._process = self._start()
             if self._stop.is_set():  # `stop` came in between and has ended the one before

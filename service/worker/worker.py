@@ -17,6 +17,7 @@ from service.database import generation_rows, jobs
 from service.errors import ReelsError
 from service.models import Method
 from service.worker.beside import Beside, Layouts
+from service.worker.loop import keep_doing
 from service.worker.processes import owner_of
 
 log = structlog.get_logger(__name__)
@@ -45,17 +46,7 @@ class Worker:
         layouts.append(threading.Thread(target=Beside(self._runtime).run, args=(stop,), name="beside"))
         for thread in layouts:
             thread.start()
-        timing = self._runtime.timing
-        pause = timing.pause_seconds
-        while not stop.is_set():
-            try:
-                if not self._step(stop):
-                    stop.wait(timing.idle_seconds)
-                pause = timing.pause_seconds
-            except ReelsError as error:  # a full disk or a locked database passes
-                log.warning("the worker waits", reason=str(error))
-                stop.wait(pause)
-                pause = min(2 * pause, timing.longest_pause_seconds)
+        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the worker waits")
         for thread in layouts:
             thread.join()
 
