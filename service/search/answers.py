@@ -30,14 +30,20 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """One answer; the contributions of its two parts add up to `score`."""
+class Candidate:
+    """A video with its score, to which the contributions of the two parts add up."""
 
-    rank: int
-    score: float
     video: Video
+    score: float
     video_part: Part
     text_part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Candidate):
+    """A candidate that is shown: its place, and the frame that answers best."""
+
+    rank: int
     moment: Moment
 
 

@@ -26,10 +26,10 @@ import sqlalchemy as sa
 from service.database import catalog, vector_rows
 from service.index.factory import VectorIndex
 from service.models import Aggregation, Generation, Keys, Vectors, Video
-from service.search.answers import Hit, Moment, Part, SearchResults
+from service.search.answers import Candidate, Hit, Moment, Part, SearchResults
 from service.search.query import MAX_DEPTH, Cursor, SearchQuery
 from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
-from service.search.scoring import EXTRA, Found, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
+from service.search.scoring import EXTRA, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
 
 _FRAMES_PER_MOMENT = 4
 _LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
@@ -68,20 +68,17 @@ class Recommender:
             found, more = search.diverse(cursor) if question.diversity else search.best(cursor)
             offset = cursor.offset if cursor else 0
             frames = vector_rows.vectors_of(connection, [one.video.key for one in found], self.generation, "frame")
+            moments = _best_moments(found, frames, target.picture)
             hits = tuple(
                 Hit(
-                    rank=rank,
-                    score=one.score,
                     video=one.video,
-                    video_part=Part(one.seen, target.weights.video, one.seen_part),
-                    text_part=Part(
-                        None if target.caption is None else one.read, target.weights.text, one.read_part, one.imputed
-                    ),
+                    score=one.score,
+                    video_part=one.video_part,
+                    text_part=one.text_part,
+                    rank=rank,
                     moment=moment,
                 )
-                for (rank, one), moment in zip(
-                    enumerate(found, offset + 1), _best_moments(found, frames, target.picture), strict=True
-                )
+                for rank, (one, moment) in enumerate(zip(found, moments, strict=True), offset + 1)
             )
             following = None
             if more and found and offset + len(found) < MAX_DEPTH:
@@ -178,7 +175,7 @@ def _cursor(question: SearchQuery, target: Target) -> Cursor | None:
     return cursor
 
 
-def _best_moments(found: list[Found], frames: dict[int, Vectors], picture: Numbers) -> Iterator[Moment]:
+def _best_moments(found: list[Candidate], frames: dict[int, Vectors], picture: Numbers) -> Iterator[Moment]:
     if not found:
         return
     counts = [len(frames[one.video.key]) for one in found]

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from service.database import catalog, vector_rows
 from service.errors import InvalidInput, NotReady
 from service.index.rows import Rows, Searchable
-from service.models import Aggregation, Categories, Generation, Keys, Vectors, Video, Weights
-from service.search.answers import Hit
+from service.models import Aggregation, Categories, Generation, Keys, Vectors, Weights
+from service.search.answers import Candidate, Hit, Part
 from service.search.query import Cursor, Scope, SearchQuery
 from service.search.ranking import Line, Numbers, diverse, order, rounded
 
@@ -71,20 +71,6 @@ class Target:
         return cls(seen, read, weights, frozenset(without), frozenset(categories), compared.hexdigest()[:16])
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A candidate with what its score is made of."""
-
-    video: Video
-    row: int
-    score: float
-    seen: float
-    read: float
-    seen_part: float
-    read_part: float
-    imputed: bool
-
-
 class Search:
     """One search over videos, in one state of index and database."""
 
@@ -102,17 +88,18 @@ class Search:
         self._seen, self._read = both
         self._question = question
         self._where = where_of(question.scope, target)
+        self._rows: dict[int, int] = {}  # of what was scored, by key
         neutral = np.array([self._read.a * self._read.mean])
         parts = (self._seen.a * target.picture, self._read.a * target.words, neutral)
         self._query: Vectors = np.concatenate(parts).astype(np.float32)
 
-    def best(self, cursor: Cursor | None) -> tuple[list[Found], bool]:
+    def best(self, cursor: Cursor | None) -> tuple[list[Candidate], bool]:
         """The best k behind the cursor, and whether there are more."""
         k = self._question.k
         found = self._ranked(k + 1, cursor, self._target.without)
         return found[:k], len(found) > k
 
-    def diverse(self, cursor: Cursor | None) -> tuple[list[Found], bool]:
+    def diverse(self, cursor: Cursor | None) -> tuple[list[Candidate], bool]:
         """The next k by maximal marginal relevance, among the best of several times as many."""
         k, shown = self._question.k, cursor.shown if cursor else ()
         pool = max(_POOL_LEAST, min(_POOL * k, k + _POOL_MORE))
@@ -120,7 +107,7 @@ class Search:
         before = self._index.rows_of(np.array(shown, dtype=np.int64))
         taken = diverse(
             np.array([one.score for one in found]),
-            *self._vectors(np.array([one.row for one in found], dtype=np.int64)),
+            *self._vectors(np.array([self._rows[one.video.key] for one in found], dtype=np.int64)),
             (self._seen, self._read),
             self._question.diversity,
             k,
@@ -128,7 +115,7 @@ class Search:
         )
         return [found[place] for place in taken], len(found) > k
 
-    def _ranked(self, wanted: int, cursor: Cursor | None, without: frozenset[int]) -> list[Found]:
+    def _ranked(self, wanted: int, cursor: Cursor | None, without: frozenset[int]) -> list[Candidate]:
         """The best `wanted` behind the cursor and whatever ties with the last of them, in order, and no more than
         `wanted` of those."""
         count = wanted + (cursor.offset if cursor else 0) + len(without) + EXTRA
@@ -147,7 +134,7 @@ class Search:
                 return found[:wanted]
             count *= 4
 
-    def _scored(self, rows: Rows, keys: Keys, wanted: int, cursor: Cursor | None) -> list[Found]:
+    def _scored(self, rows: Rows, keys: Keys, wanted: int, cursor: Cursor | None) -> list[Candidate]:
         """Those that can be among the best `wanted` behind the cursor, with their videos: reading rows costs more than
         all arithmetic."""
         pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
@@ -161,19 +148,19 @@ class Search:
             wanted += int(np.count_nonzero(-scores == cursor.after[0]))  # of a tie with the last hit, ids decide
         if np.count_nonzero(likely) > wanted:
             likely &= scores >= -np.partition(-scores[likely], wanted - 1)[wanted - 1]
+        self._rows |= zip(keys[likely].tolist(), rows[likely].tolist(), strict=True)
         videos = catalog.videos_by_key(self._connection, keys[likely].tolist())
+        weights, written = self._target.weights, self._target.caption is not None
         return [
-            Found(
+            Candidate(
                 video=videos[key],
-                row=row,
                 score=float(seen_parts[n] + read_parts[n]),
-                seen=float(seen[n]),
-                read=float(read[n]),
-                seen_part=float(seen_parts[n]),
-                read_part=float(read_parts[n]),
-                imputed=not captioned[n],
+                video_part=Part(float(seen[n]), weights.video, float(seen_parts[n])),
+                text_part=Part(
+                    float(read[n]) if written else None, weights.text, float(read_parts[n]), not captioned[n]
+                ),
             )
-            for n, (row, key) in enumerate(zip(rows.tolist(), keys.tolist(), strict=True))
+            for n, key in enumerate(keys.tolist())
             if likely[n]
         ]
 
@@ -184,7 +171,7 @@ class Search:
         return pictures.astype(np.float64), whole.astype(np.float64)
 
 
-def is_wanted(question: SearchQuery, cursor: Cursor | None, one: Found | Hit) -> bool:
+def is_wanted(question: SearchQuery, cursor: Cursor | None, one: Candidate) -> bool:
     """Whether a hit is good enough, and stands behind the cursor."""
     if question.min_score is not None and one.score < question.min_score:
         return False
