@@ -38,6 +38,7 @@ MAX_NAME_CHARACTERS = 200
 MAX_FRAMES = 256
 MAX_FRAME_INTERVAL = 1_000_000
 MAX_K = 1_000
+MAX_WEIGHT = 1e6
 MAX_SEED = 2**32 - 1
 
 
@@ -226,8 +227,8 @@ class Weights:
 
     def __post_init__(self) -> None:
         for field, weight in (("video_weight", self.video), ("text_weight", self.text)):
-            if not 0 <= weight <= 1e6:  # also refuses NaN and infinity
-                raise InvalidInput(field, f"must be a number from 0 to 1000000, not {weight}")
+            if not 0 <= weight <= MAX_WEIGHT:  # also refuses NaN and infinity
+                raise InvalidInput(field, f"must be a number from 0 to {MAX_WEIGHT:.0f}, not {weight}")
         if self.video == 0 and self.text == 0:
             raise InvalidInput("video_weight", "video_weight and text_weight must not both be 0")
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.errors import Gone, InvalidInput
-from service.models import CategoryMode, Fusion, Vectors, Weights, check_k
+from service.models import MAX_WEIGHT, CategoryMode, Fusion, Vectors, Weights, check_k
 
 GroupBy = Literal["video", "moment"]
 
 MAX_DEPTH = 10_000
 """Hits that can be reached page by page."""
 MAX_CURSOR_CHARACTERS = 64_000
-_LARGEST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,5 +172,5 @@ class Cursor:
 
 
 def _check_weight(weight: float) -> None:
-    if not 0 < abs(weight) <= _LARGEST_WEIGHT:  # also refuses NaN
-        raise InvalidInput("weight", f"must be a number greater than 0, at most {_LARGEST_WEIGHT:.0f}, not {weight}")
+    if not 0 < abs(weight) <= MAX_WEIGHT:  # also refuses NaN
+        raise InvalidInput("weight", f"must be a number greater than 0, at most {MAX_WEIGHT:.0f}, not {weight}")

@@ -1,4 +1,8 @@
-"""Parameters of searches and recommendations."""
+"""Parameters of searches and recommendations.
+
+The ranges stand in `service.models`. They are checked here, so that an answer of status 422 names every wrong field and
+the OpenAPI document gives them, and in the core, which the command line calls without this.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.examples import VIDEO_ID
-from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, CategoryMode, Fusion
+from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, MAX_K, MAX_WEIGHT, CategoryMode, Fusion
 from service.models import Weights as DomainWeights
 from service.search.query import MAX_CURSOR_CHARACTERS, GroupBy, QueryVector, Reference, Scope, SearchQuery
 
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_K)]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -78,7 +82,7 @@ class ExampleVideo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: Name
-    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] = 1.0
 
 
 class RecommendationRequest(Parameters):
