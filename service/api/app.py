@@ -8,11 +8,13 @@ never lies and the first search is as quick as the second.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
@@ -21,7 +23,6 @@ from service import __version__
 from service.api.guard import Gates, Guard, Patience, check_address, only_here
 from service.api.observed import Metrics, Observed
 from service.api.pages import add_pages
-from service.api.pools import Pools
 from service.api.problems import add_handlers, document_problems, on_reels_error
 from service.api.routes import generations, projections, search, system, videos
 from service.api.routes.common import problems, require_key, require_read
@@ -95,7 +96,6 @@ def create_app(
         responses=_PROBLEMS,
     )
     app.state.metrics = Metrics()
-    app.state.pools = Pools()
     app.state.gates = gates = Gates(settings, patience or Patience())
     # Whether nobody needs a key where there is none. On an address that others reach the last key may be revoked while
     # this runs, and that must not let everyone in.
@@ -121,6 +121,7 @@ def create_app(
 async def _running(
     app: FastAPI, settings: Settings, worker: StartWorker | None, started: Runtime | None
 ) -> AsyncIterator[None]:
+    app.state.answering, app.state.keys = CapacityLimiter(os.cpu_count() or 1), CapacityLimiter(1)
     runtime = started if started is not None else await run_in_threadpool(start, settings)
     app.state.runtime = runtime
     app.state.metrics.watch(runtime)
@@ -134,7 +135,6 @@ async def _running(
         following.cancel()
         if app.state.worker is not None:
             await run_in_threadpool(app.state.worker.stop)
-        await app.state.pools.close()
         await run_in_threadpool(runtime.close)
 
 

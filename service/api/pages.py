@@ -16,7 +16,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from service.api.routes.common import compressed
+from service.api.routes.blobs import compressed
 
 _PAGE = Path(__file__).parents[1] / "explore"
 

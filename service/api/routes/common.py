@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import hmac
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Path, Request, Response, Security
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, HTTPException, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.guard import Gates
-from service.api.pools import Pools
 from service.api.schemas import Problem
 from service.bootstrap import Runtime
 from service.database import catalog, keys
@@ -27,12 +26,14 @@ async def _runtime(request: Request) -> Runtime:
 Service = Annotated[Runtime, Depends(_runtime)]
 
 
-async def _pools(request: Request) -> Pools:
-    pools: Pools = request.app.state.pools
-    return pools
+async def _answering(request: Request) -> CapacityLimiter:
+    limiter: CapacityLimiter = request.app.state.answering
+    return limiter
 
 
-OwnPools = Annotated[Pools, Depends(_pools)]
+Answering = Annotated[CapacityLimiter, Depends(_answering)]
+"""As many answers at a time as there are cores: more would only take the interpreter's lock away from each other, which
+costs a third of what gets done."""
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
@@ -41,7 +42,6 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same
 async def _right(
     request: Request,
     service: Service,
-    pools: OwnPools,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Right:
@@ -52,7 +52,8 @@ async def _right(
     if given is not None and _is_set(service, given):
         gates.count("key of the settings")
         return "admin"
-    found, needed = await pools.look_up(lambda: _look_up(service, given))
+    # Its own limit: the answer to a key must not wait behind handlers that take seconds.
+    found, needed = await to_thread.run_sync(_look_up, service, given, limiter=request.app.state.keys)
     gates.count(stranger if found is None else f"key {found.name}")
     if found is not None:
         return found.right
@@ -124,24 +125,6 @@ _MEANINGS = {
     503: "not now; Retry-After says when",
     507: "no room left to store it",
 }
-
-
-def compressed(
-    tag: str, body: bytes, media_type: str, *, vary: str, accept_encoding: str, if_none_match: str | None
-) -> Response:
-    """An answer whose `body` is compressed with gzip already, as it is or unpacked, or 304 where the client has it.
-
-    `tag` names what is in it, compressed or not, so it becomes a weak ETag.
-    """
-    headers = {"ETag": f'W/"{tag}"', "Vary": vary, "Cache-Control": "private, no-cache"}
-    known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
-    if f'"{tag}"' in known:
-        return Response(status_code=304, headers=headers)
-    if "gzip" in accept_encoding:
-        headers["Content-Encoding"] = "gzip"
-    else:
-        body = gzip.decompress(body)
-    return Response(body, media_type=media_type, headers=headers)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

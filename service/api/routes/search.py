@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.pools import Pools
-from service.api.routes.common import OwnPools, Service, VideoId, problems
+from service.api.routes.common import Answering, Service, VideoId, problems
 from service.api.routes.upload import Form, received
 from service.api.schemas import (
     Answer,
@@ -55,12 +55,12 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
     responses=problems(404, 409, 410, 503),
 )
 async def recommendations(
-    pools: OwnPools, service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
+    answering: Answering, service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Response:
     """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
     video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
     question = parameters.question(parameters.fusion, likes=(Reference(video_id),))
-    return await _answered(pools, lambda: service.serving.recommender.answer(question))
+    return await _answered(answering, lambda: service.serving.recommender.answer(question))
 
 
 @router.post(
@@ -69,11 +69,11 @@ async def recommendations(
     response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
-async def recommend(pools: OwnPools, service: Service, request: RecommendationRequest) -> Response:
+async def recommend(answering: Answering, service: Service, request: RecommendationRequest) -> Response:
     """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
     weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
-    return await _answered(pools, lambda: service.serving.recommender.answer(question))
+    return await _answered(answering, lambda: service.serving.recommender.answer(question))
 
 
 @router.get(
@@ -89,7 +89,7 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
 
 
 @router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
-async def search_text(pools: OwnPools, service: Service, search: TextSearch) -> Response:
+async def search_text(answering: Answering, service: Service, search: TextSearch) -> Response:
     """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
     as z-scores, for captions resemble a query far more than pictures do and would drown them."""
 
@@ -99,7 +99,7 @@ async def search_text(pools: OwnPools, service: Service, search: TextSearch) -> 
         question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
         return serving.recommender.answer(question)
 
-    return await _answered(pools, answer)
+    return await _answered(answering, answer)
 
 
 @router.post(
@@ -109,14 +109,14 @@ async def search_text(pools: OwnPools, service: Service, search: TextSearch) -> 
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
 )
-async def search_image(request: Request, pools: OwnPools, service: Service) -> Response:
+async def search_image(request: Request, answering: Answering, service: Service) -> Response:
     """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
     picture is not kept."""
 
     def embed(serving: Serving, form: Form, _: PictureSearch) -> QueryVector:
         return serving.examples.picture(form.incoming.path)
 
-    return await _with_file(request, pools, service, PictureSearch, embed)
+    return await _with_file(request, answering, service, PictureSearch, embed)
 
 
 @router.post(
@@ -126,7 +126,7 @@ async def search_image(request: Request, pools: OwnPools, service: Service) -> R
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
 )
-async def search_video(request: Request, pools: OwnPools, service: Service) -> Response:
+async def search_video(request: Request, answering: Answering, service: Service) -> Response:
     """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
     forgotten."""
 
@@ -135,18 +135,18 @@ async def search_video(request: Request, pools: OwnPools, service: Service) -> R
         sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
         return serving.examples.clip(form.incoming.path, search.caption, sampling)
 
-    return await _with_file(request, pools, service, ClipSearch, embed)
+    return await _with_file(request, answering, service, ClipSearch, embed)
 
 
-async def _answered(pools: Pools, answer: Callable[[], SearchResults]) -> Response:
-    """Asked and written in one of the threads for it: the event loop has bytes to send."""
-    body = await pools.answer(lambda: Answer.of(answer()).model_dump_json().encode())
+async def _answered(answering: CapacityLimiter, answer: Callable[[], SearchResults]) -> Response:
+    """Asked and written in a thread: the event loop has bytes to send."""
+    body = await to_thread.run_sync(lambda: Answer.of(answer()).model_dump_json().encode(), limiter=answering)
     return Response(body, media_type="application/json")
 
 
 async def _with_file(
     request: Request,
-    pools: Pools,
+    answering: CapacityLimiter,
     service: Runtime,
     model: type[_Search],
     embed: Callable[[Serving, Form, _Search], QueryVector],
@@ -165,7 +165,7 @@ async def _with_file(
         serving = service.serving
         example = await run_in_threadpool(embed, serving, form, search)
     question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-    return await _answered(pools, lambda: serving.recommender.answer(question))
+    return await _answered(answering, lambda: serving.recommender.answer(question))
 
 
 def _wrong_fields(error: ValidationError) -> RequestValidationError:
