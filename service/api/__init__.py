@@ -1,1 +1,1 @@
-"""The HTTP edge."""
+"""REST API: the FastAPI application, its routes and its schemas."""

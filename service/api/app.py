@@ -1,8 +1,7 @@
-"""The REST service: `create_app(settings)`. Nothing is built at import.
+"""The FastAPI application of the REST API: `create_app(settings)`.
 
-Holds what belongs to HTTP alone: the table from the core's errors to statuses, request ids, logs, metrics, the
-docs page. Starting loads the text tower and the index before the first request is answered, so that `/readyz`
-never lies and the first search is as quick as the second.
+Nothing is built at import. Startup loads the text tower and the index before the first request is answered. So
+`/readyz` never reports readiness too early, and the first search is as fast as the second.
 """
 
 from __future__ import annotations
@@ -81,9 +80,15 @@ def create_app(
     started: Runtime | None = None,
     patience: Patience | None = None,
 ) -> FastAPI:
-    """The application. `worker` starts what embeds; None leaves that to other processes. `started` is what `start`
-    gave, built when the application starts where it is left out, and closed with it."""
+    """Return the FastAPI application.
 
+    Args:
+        settings: The settings of the service.
+        worker: Starts the embedding worker. None leaves embedding to other processes.
+        started: The runtime that `start` returned. If None, the application builds one when it starts. The application
+            closes it when it stops.
+        patience: Time limits for clients; None for the defaults.
+    """
     app = FastAPI(
         title="ReelsRS",
         version=__version__,
@@ -97,8 +102,8 @@ def create_app(
     )
     app.state.metrics = Metrics()
     app.state.gates = gates = Gates(settings, patience or Patience())
-    # Whether nobody needs a key where there is none. On an address that others reach the last key may be revoked while
-    # this runs, and that must not let everyone in.
+    # Whether requests are allowed without an API key while there is none. On an address that others can reach, revoking
+    # the last key of a running service must not open it to everyone.
     app.state.open = settings.allow_anyone or only_here(settings.host)
     _add_routes(app)
     add_pages(app)
@@ -121,6 +126,7 @@ def create_app(
 async def _running(
     app: FastAPI, settings: Settings, worker: StartWorker | None, started: Runtime | None
 ) -> AsyncIterator[None]:
+    """Run the application: start its parts, and stop them when the block ends."""
     app.state.answering, app.state.keys = CapacityLimiter(os.cpu_count() or 1), CapacityLimiter(1)
     runtime = started if started is not None else await run_in_threadpool(start, settings)
     app.state.runtime = runtime
@@ -154,8 +160,11 @@ def start(
     decoder: Decoder | None = None,
     timing: Timing | None = None,
 ) -> Runtime:
-    """Everything that answers need, loaded and warm. `model`, `decoder` and `timing` as Runtime takes them. Raises
-    ReelsError where it cannot be had."""
+    """Return a runtime that is ready to answer requests: its model and its index are loaded.
+
+    Checks the access without API keys and removes what an earlier crash left. `model`, `decoder` and `timing` are
+    passed to `Runtime`. Raises ReelsError if a necessary part cannot be loaded.
+    """
     runtime = Runtime(settings, pictures=False, model=model, decoder=decoder, timing=timing)
     check_access(runtime)
     runtime.ingest.repair()
@@ -165,7 +174,10 @@ def start(
 
 
 async def _following(runtime: Runtime) -> None:
-    """Another process may have switched to another model; until it is loaded here, the one before answers."""
+    """Keep switching to the active generation, because another process may have changed it.
+
+    Until the model of the new generation is loaded here, the previous generation answers.
+    """
     while True:
         await asyncio.sleep(runtime.timing.follow_seconds)
         try:
@@ -178,6 +190,6 @@ async def _following(runtime: Runtime) -> None:
 
 
 def check_access(runtime: Runtime) -> None:
-    """Raises ConfigurationError where strangers could reach the service and nobody would need a key."""
+    """Raise ConfigurationError if other machines can reach the service and no API key is needed."""
     with runtime.db.read() as connection:
         check_address(runtime.settings, any_key=keys.exist(connection))

@@ -1,7 +1,8 @@
-"""What stands between the service and everyone who can reach it: gates, patience, and who may connect at all.
+"""Protection against overload, slow clients and unintended public access.
 
-A gate lets so many through at a time and answers the next at once. Patience ends with those who send or take too
-slowly. Knows no resource: the handlers say what goes through which gate.
+A gate limits how many requests run at a time and refuses the next one at once. Timeouts end connections whose client
+sends or receives too slowly. A service without API keys does not start on an address that others can reach. `Guard`
+applies the gate of ordinary requests; the handlers apply the gate of uploads.
 """
 
 from __future__ import annotations
@@ -32,33 +33,36 @@ from service.errors import ConfigurationError, Overloaded, TooLarge, TooSlow
 
 log = structlog.get_logger(__name__)
 
-# Of a body that is no upload: ten times what the longest list of ids takes.
+# Limit for a body that is not an upload: ten times the size of the longest list of ids.
 MAX_BODY_BYTES = 4 << 20
-# Those who wait for a video ask the database ten times a second each.
+# Each request that waits for a video queries the database ten times a second.
 _MAX_WATCHERS = 256
 
 _UNSENT_BYTES = 1 << 17
 
-# Answered however much there is to do: they say how much that is.
+# Answered under any load, because they report the load.
 _OPEN = frozenset({"/livez", "/readyz", "/metrics"})
-# Files come in here, through a gate of their own once it is known who sends them.
+# These receive files. The handler applies the gate of uploads, after the API key was checked.
 _UPLOADS = frozenset({"/v1/videos", "/v1/search/image", "/v1/search/video"})
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client may take."""
+    """Time limits and minimum rate for clients."""
 
-    headers_seconds: float = 10  # until a request's headers are there; and once more until its body is, if no upload
-    silence_seconds: float = 30  # between two pieces of an upload
-    start_seconds: float = 60  # of waiting, after which an upload must have come at the rate below
+    headers_seconds: float = 10  # to send the headers; the same again for a body that is not an upload
+    silence_seconds: float = 30  # between two chunks of an upload
+    start_seconds: float = 60  # of waiting for an upload, after which the rate below is required
     bytes_per_second: float = 1024
-    taking_seconds: float = 60  # in which nothing of an answer is taken
-    lingering_seconds: float = 2  # in which the rest of a refused body is thrown away, before the connection is closed
+    taking_seconds: float = 60  # without the client reading any of a response
+    lingering_seconds: float = 2  # to discard the rest of a refused body, before the connection is closed
 
 
 class Gate:
-    """Lets at most `limit` through at a time. Used by the event loop alone, so it needs no lock."""
+    """Limits how many requests run at a time to `limit`.
+
+    Only the event loop uses a gate, so no lock is needed.
+    """
 
     def __init__(self, limit: int, what: str, retry_after_seconds: int) -> None:
         self.limit = limit
@@ -68,7 +72,10 @@ class Gate:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Inside until the block ends. Raises Overloaded at once where there is no room."""
+        """Hold a place in the gate until the block ends.
+
+        Raises Overloaded at once if the gate is full.
+        """
         if self.inside >= self.limit:
             raise Overloaded(
                 f"{self.limit} {self._what} at a time are taken; try again in a moment", self._retry_after_seconds
@@ -95,20 +102,21 @@ class Gates:
 
     @property
     def busy(self) -> bool:
-        """Near the bound: whoever distributes requests should send the next elsewhere."""
+        """Whether three quarters of the request limit are in use: a load balancer should prefer another server."""
         return self.requests.inside >= self.requests.limit * 3 / 4
 
     def count(self, who: str) -> None:
-        """One more request of `who`. Raises Overloaded where the last minute had too many."""
+        """Count one more request of the client `who`. Raises Overloaded if the last minute had too many."""
         if self._rate is not None and not self._limiter.hit(self._rate, who):
             left = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
             raise Overloaded(f"{self._rate.amount} requests a minute are taken", max(1, math.ceil(left)))
 
 
 class Guard:
-    """The gate of all requests, around the application. `answer` makes an error into an answer.
+    """ASGI middleware that applies the gates to all requests.
 
-    Bodies that are no uploads are read here, within bounds of size and time, before they take a place.
+    Bodies that are not uploads are read here completely, within limits of size and time, before the request takes a
+    place in a gate. `answer` turns an error into a response.
     """
 
     def __init__(self, app: ASGIApp, gates: Gates, answer: Callable[[Request, Exception], Awaitable[Response]]) -> None:
@@ -117,7 +125,7 @@ class Guard:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """ASGI entry point."""
         read = scope["type"] != "http" or not _has_body(scope)
         if scope["type"] != "http" or (read and scope["path"] in _OPEN):
             await self._app(scope, receive, send)
@@ -131,10 +139,11 @@ class Guard:
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and not read:
-                # The rest of the body is not read: it would be taken for the next request, or have to be waited for.
+                # The rest of the body stays unread. If the connection stayed open, that rest would be parsed as the
+                # next request, or the server would have to wait for it.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif not read and not message.get("more_body", False):
-                # A client that is still sending would be told of a broken connection, and not of the answer.
+                # If the connection closed now, a client that is still sending would see an error, not the response.
                 await send({**message, "more_body": True})
                 message = {"type": "http.response.body"}
                 await self._linger(receive_and_see)
@@ -153,15 +162,17 @@ class Guard:
             response = await self._answer(Request(scope), error)
             await response(scope, receive, send_and_close)
         except ClientDisconnect:
-            pass  # nobody is there to be answered
+            pass  # no client is left to answer
 
     async def _linger(self, receive: Receive) -> None:
+        """Discard the rest of the request body until it ends or `lingering_seconds` have passed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._gates.patience.lingering_seconds):
                 while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
                     pass
 
     async def _body(self, receive: Receive) -> bytes:
+        """Return the whole request body. Raises TooLarge, TooSlow and ClientDisconnect."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._gates.patience.headers_seconds):
@@ -186,7 +197,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then what comes."""
+    """Return a `receive` that gives the body as one message, then the messages of the given `receive`."""
     given = False
 
     async def receive_body() -> Message:
@@ -200,7 +211,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def patiently(chunks: AsyncIterator[bytes], patience: Patience) -> AsyncIterator[bytes]:
-    """An upload's pieces. Raises TooSlow where none comes, or too few bytes do; our time with them counts not."""
+    """Yield the chunks of an upload. Raises TooSlow if the client sends too slowly.
+
+    Too slow means no chunk within `silence_seconds`, or an average below `bytes_per_second` once `start_seconds` were
+    spent waiting. Only time spent waiting for the client counts, not the time that the caller takes for each chunk.
+    """
     waited, received = 0.0, 0
     while True:
         began = time.monotonic()
@@ -218,11 +233,14 @@ async def patiently(chunks: AsyncIterator[bytes], patience: Patience) -> AsyncIt
         yield chunk
 
 
-# --- who may connect at all
+# --- access and connections
 
 
 def only_here(host: str) -> bool:
-    """Whether nobody but this machine can reach a server on this address."""
+    """Return whether a server on this address can be reached from this machine only.
+
+    A host name that cannot be resolved counts as reachable by others.
+    """
     if host == "localhost":
         return True
     try:
@@ -233,7 +251,11 @@ def only_here(host: str) -> bool:
 
 
 def check_address(settings: Settings, *, any_key: bool) -> None:
-    """Raises ConfigurationError where strangers could reach a service that asks nobody for a key."""
+    """Raise ConfigurationError if other machines can reach the service and no API key is needed.
+
+    `any_key` says whether the database holds an API key. Keys in the settings and `allow_anyone` also permit any
+    address.
+    """
     if any_key or settings.api_keys or settings.allow_anyone or only_here(settings.host):
         return
     raise ConfigurationError(
@@ -243,79 +265,89 @@ def check_address(settings: Settings, *, any_key: bool) -> None:
 
 
 def allow_many_connections() -> None:
-    """As many open files as the system lets this process have: every connection is one."""
-    import resource  # which Windows has not
+    """Raise the limit of open files to the hard limit, because every connection is an open file."""
+    import resource  # missing on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:  # macOS has a hard limit of infinity, and means less
+    except (OSError, ValueError) as error:  # macOS reports no hard limit, but accepts less
         log.warning("the limit of open files stays", soft=soft, hard=hard, reason=str(error))
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, which waits for ever: for headers that do not come, and for answers that are not taken."""
+    """uvicorn's HTTP protocol, with time limits for slow clients.
+
+    uvicorn itself waits without limit for headers that do not arrive and for clients that do not read the response. The
+    header timeout closes the connection in the first case, the stall timeout in the second.
+    """
 
     patience = Patience()
-    _due: asyncio.TimerHandle | None = None  # when the headers must be there
-    _stalled: asyncio.TimerHandle | None = None
+    _due: asyncio.TimerHandle | None = None  # the header timeout
+    _stalled: asyncio.TimerHandle | None = None  # the stall timeout
     _in_message = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The clock begins with the connection."""
+        """Start the header timeout when the connection opens."""
         super().connection_made(transport)
-        # By default the system takes megabytes for a slow client, and then nothing for as long as it takes to send the
-        # third part of them, which would look as if the client took nothing.
+        # By default the kernel buffers megabytes for a slow client. Then it accepts nothing more until it has sent a
+        # third of them, which would look as if the client read nothing.
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as ours:
                 ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No clock outlives it."""
+        """Cancel both timeouts when the connection ends."""
         self._headers_are_there()
         self._taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Of the next request, perhaps, or empty lines before it, which the parser does not tell of."""
+        """Start the header timeout if the data lies outside a message.
+
+        Such data is the next request, or empty lines before it, which the parser does not report.
+        """
         if not self._in_message:
             self._expect_headers()
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """The next request may begin in the bytes that end the one before."""
+        """Start the header timeout: a request may begin in the bytes that end the previous one."""
         super().on_message_begin()
         self._expect_headers()
 
     def on_headers_complete(self) -> None:
-        """In time."""
+        """Cancel the header timeout."""
         self._headers_are_there()
         self._in_message = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """What comes now is another request."""
+        """Mark the message as ended: data that follows belongs to another request."""
         super().on_message_complete()
         self._in_message = False
 
     def on_response_complete(self) -> None:
-        """The last of an answer may still wait to be taken, below the mark at which writing is paused."""
+        """Start the stall timeout if a part of the response is still unsent.
+
+        The unsent rest may be too small to have paused writing.
+        """
         super().on_response_complete()
         self._expect_taking()
 
     def pause_writing(self) -> None:
-        """The client takes less than there is."""
+        """Start the stall timeout: the client reads more slowly than the response is written."""
         super().pause_writing()
         self._expect_taking()
 
     def resume_writing(self) -> None:
-        """It took enough for more."""
+        """Cancel the stall timeout: the client has read enough for writing to go on."""
         super().resume_writing()
         self._taken()
 
     def send_400_response(self, msg: str) -> None:
-        """As a problem, like all other errors."""
+        """Answer with status 400 as application/problem+json, like all other errors, and close."""
         status = HTTPStatus.BAD_REQUEST
         problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": msg}
         body = json.dumps(problem).encode()
@@ -337,7 +369,7 @@ class Protocol(HttpToolsProtocol):
     def _no_headers(self) -> None:
         self._due = None
         if self.cycle is not None and not self.cycle.response_complete:
-            self._expect_headers()  # the request before is being answered; the bytes behind it can wait
+            self._expect_headers()  # the previous request is still being answered; later bytes can wait
         else:
             self.transport.abort()
 
@@ -352,6 +384,7 @@ class Protocol(HttpToolsProtocol):
             self._stalled = None
 
     def _check_taking(self, left: int) -> None:
+        """Abort the connection if nothing was sent since the stall timeout started, else restart it."""
         self._stalled = None
         if self.transport.get_write_buffer_size() >= left:
             self.transport.abort()

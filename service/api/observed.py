@@ -1,4 +1,4 @@
-"""What an operator sees of each request: an id, a log line, figures."""
+"""Request ids, log lines, metrics and security headers of all requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
-# Of every answer that does not say otherwise: what a browser is not to do with it.
+# Security headers of every response that does not set them itself.
 _CAUTION = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -32,7 +32,7 @@ _CAUTION = {
 
 
 class Metrics(Collector):
-    """Figures of one application, in a registry of its own."""
+    """Prometheus metrics of one application, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -48,13 +48,13 @@ class Metrics(Collector):
         self._runtime: Runtime | None = None
 
     def watch(self, runtime: Runtime) -> None:
-        """Report the state of the library too, read when it is asked for."""
+        """Report the state of the library too, read at each scrape."""
         if self._runtime is None:
             self.registry.register(self)
         self._runtime = runtime
 
     def collect(self) -> Iterable[Any]:
-        """Gauges, from the database and the index."""
+        """Yield gauges with values from the database and the index."""
         if self._runtime is None:
             return
         with self._runtime.db.read() as connection:
@@ -65,26 +65,29 @@ class Metrics(Collector):
         yield videos_by_status
         yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
         yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
-        with suppress(ReelsError):  # vectors that are away take no other figure along
+        with suppress(ReelsError):  # an unavailable index must not hide the other metrics
             with self._runtime.serving.follower.current() as (index, _):
                 size = len(index)
             yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
 
 
 class Observed:
-    """Gives every request an id, a log line and its place in the metrics, and every answer its security headers."""
+    """ASGI middleware that gives every request an id and a log line, and counts it in the metrics.
+
+    Every response gets the id as `X-Request-Id`, and security headers.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """ASGI entry point."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = scope["request_id"] = secrets.token_hex(8)
-        # Until there is another: the client went away before it was answered, which nginx counts as 499.
+        # Kept if no response starts: the client disconnected before, for which nginx logs 499.
         started, status = time.perf_counter(), 499
 
         async def send_with_id(message: Message) -> None:
@@ -105,7 +108,7 @@ class Observed:
             finally:
                 seconds = time.perf_counter() - started
                 route = getattr(scope.get("route"), "path", "none")
-                # A client may make up methods; each would be a series of its own for ever.
+                # Clients can invent methods, and each would become a permanent series of its own.
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 self._metrics.requests.labels(method, route, str(status)).inc()
                 self._metrics.seconds.labels(method, route).observe(seconds)

@@ -1,4 +1,4 @@
-"""The explorer and the docs page, out of installed packages."""
+"""The explorer page and the API documentation page, served from installed packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _PAGE = Path(__file__).parents[1] / "explore"
 
 
 def add_pages(app: FastAPI) -> None:
-    # Swagger UI comes out of an installed package, so that the docs page needs no other host.
+    """Add the explorer page, the Swagger UI page and their static files to the application."""
+    # Swagger UI comes from an installed package, so that the docs page loads nothing from another host.
     assets = Path(str(package_files("fastapi_offline"))) / "static"
     app.mount("/docs/assets", StaticFiles(directory=assets), name="docs-assets")
     app.mount("/explore/assets", StaticFiles(directory=_PAGE), name="explore-assets")
@@ -31,7 +32,7 @@ def add_pages(app: FastAPI) -> None:
     def plotly(
         accept_encoding: Annotated[str, Header()] = "", if_none_match: Annotated[str, Header()] = ""
     ) -> Response:
-        """Out of the installed package, compressed once: 4.8 MB are 1.4."""
+        """Return plotly.js from the installed package, compressed once with gzip: 4.8 MB become 1.4 MB."""
         tag, body = _plotly()
         return compressed(
             tag,
@@ -51,7 +52,7 @@ def add_pages(app: FastAPI) -> None:
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon.png",
         )
-        # Its one inline script is let in by its hash, whatever the framework's next release writes there.
+        # Allow the only inline script by its hash, computed here because a release of FastAPI may change the script.
         script = bytes(page.body).split(b"<script>")[1].split(b"</script>")[0]
         digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
         page.headers["Content-Security-Policy"] = (
@@ -62,12 +63,12 @@ def add_pages(app: FastAPI) -> None:
 
     @app.get("/explore", include_in_schema=False)
     def explore(request: Request) -> Response:
-        # The rest of its policy stands in the page; this part counts only in a header.
+        # The rest of the policy is in a meta element of the page. Browsers obey this directive in a header only.
         headers = {"Content-Security-Policy": "frame-ancestors 'none'"}
         link = request.app.state.runtime.files.link("0" * 64)
         if link is None:
             return FileResponse(_PAGE / "index.html", media_type="text/html", headers=headers)
-        # Clips come from the store: the page's policy lets them in from there.
+        # Clips are served by the object store, so the policy of the page must allow its origin.
         scheme, host, *_ = urlsplit(link)
         page = (_PAGE / "index.html").read_text().replace("media-src 'self'", f"media-src 'self' {scheme}://{host}")
         return HTMLResponse(page, headers=headers)
@@ -75,5 +76,6 @@ def add_pages(app: FastAPI) -> None:
 
 @cache
 def _plotly() -> tuple[str, bytes]:
+    """Return the SHA-256 of plotly.js and its bytes compressed with gzip."""
     script = (Path(str(package_files("plotly"))) / "package_data" / "plotly.min.js").read_bytes()
     return hashlib.sha256(script).hexdigest(), gzip.compress(script, mtime=0)

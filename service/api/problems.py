@@ -1,4 +1,7 @@
-"""Errors as application/problem+json, after RFC 9457."""
+"""Error responses in the format of RFC 9457 (application/problem+json).
+
+`STATUSES` maps the errors of the core to HTTP statuses.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,11 @@ STATUSES: dict[type[ReelsError], int] = {
 
 
 def document_problems(app: FastAPI) -> None:
-    """FastAPI documents an error as of the same media type as the answer; it is application/problem+json."""
+    """Correct the documentation of errors in the OpenAPI document.
+
+    FastAPI documents an error with the media type of the normal response; here it becomes application/problem+json.
+    Every operation with a request body also gets the statuses 408 and 413.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -47,7 +54,7 @@ def document_problems(app: FastAPI) -> None:
             }
             for verbs in generate()["paths"].values():
                 for operation in verbs.values():
-                    if "requestBody" in operation:  # the guard reads it, or cuts it off
+                    if "requestBody" in operation:  # reading any body can end with these two
                         operation["responses"] = {**late, **operation["responses"]}
                     for answer in operation["responses"].values():
                         for content in answer.get("content", {}).values():
@@ -61,7 +68,7 @@ def document_problems(app: FastAPI) -> None:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer errors of the core, of the framework and of the system, and bugs."""
+    """Register the handlers for errors of the core, the framework and the system, and for bugs."""
     app.add_exception_handler(ReelsError, on_reels_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -70,6 +77,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 async def on_reels_error(request: Request, error: Exception) -> Response:
+    """Answer an error of the core with its status from `STATUSES`, 429 and 503 with `Retry-After`."""
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     headers = {}
     wrong = None
@@ -82,10 +90,11 @@ async def on_reels_error(request: Request, error: Exception) -> Response:
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Answer invalid parameters with status 422 and one entry for each invalid field."""
     assert isinstance(error, RequestValidationError)
     wrong = []
     for item in error.errors():
-        # ("query", "k") and ("body", "query"): where it stood says less than what it is called.
+        # Locations look like ("query", "k") and ("body", "query"). The client needs only the name of the field.
         field = ".".join(str(part) for part in item["loc"][1:] if not isinstance(part, int)) or str(item["loc"][0])
         wrong.append(FieldError(field=field, message=item["msg"]))
     detail = "; ".join(f"{one.field}: {one.message}" for one in wrong)
@@ -93,20 +102,23 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer an HTTPException of the framework; a body that is not readable JSON gets status 422."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, (ValueError, RecursionError)):  # a body that is no text, or nested without end
+    if isinstance(error.__cause__, (ValueError, RecursionError)):  # not UTF-8, or nested too deeply
         wrong = [FieldError(field="body", message="must be JSON in UTF-8")]
         return _problem(request, 422, "body: must be JSON in UTF-8", wrong=wrong)
     return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
 async def on_os_error(request: Request, error: Exception) -> Response:
-    # The files that are sent are opened by the framework: too many of them, say, is nobody's mistake.
+    """Answer an OSError as StorageFull or Unavailable if the machine is at fault, otherwise as a bug."""
+    # The framework opens the files that it sends. A failure such as too many open files is not a bug.
     fault = system_errors.of(error, "the file cannot be read now")
     return await (on_bug(request, error) if fault is None else on_reels_error(request, fault))
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
+    """Log an unexpected error and answer with status 500."""
     log.error("unexpected error", path=request.url.path, exc_info=error)
     return _problem(request, 500, "something went wrong inside the service; its log says what")
 

@@ -1,4 +1,4 @@
-"""The command line: `main` names the commands, the other files are what they do."""
+"""Command line: `main` registers the commands, the other modules implement them."""
 
 from service.cli.main import app, run, status
 

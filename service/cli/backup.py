@@ -1,4 +1,4 @@
-"""`backup`, `restore` and `copy`: the whole library elsewhere."""
+"""Commands `backup`, `restore` and `copy`: the whole library as a file, or in another place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from service.errors import InvalidInput
 def backup(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write, which is replaced; - for stdout.")],
 ) -> None:
-    """Write the whole library to one file (tar), while it is served. What is uploaded after the start is not in it."""
+    """Write the whole library to one tar file.
+
+    The service may run meanwhile. Uploads after the start are not in the backup. Exit status 3 if stored clips are
+    missing or damaged; each is named.
+    """
     from service import config
     from service.operations.backup import back_up
 
@@ -29,7 +33,10 @@ def backup(
 
 
 def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; - for stdin.")]) -> None:
-    """Put a backup into an empty data folder. All of it is checked before anything is put in place."""
+    """Restore a backup into an empty data folder.
+
+    The whole backup is checked before any file is put in place.
+    """
     from service import config
     from service.operations import backup as backups
 
@@ -45,8 +52,11 @@ def copy_library(
     to_database: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_DATABASE_URL; must be empty.")],
     to_storage: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_STORAGE_URL.")],
 ) -> None:
-    """Copy the library to another database and store, from files to servers or back, while it is served. What is
-    uploaded or changed after the end stays here."""
+    """Copy the library to another database and store.
+
+    Both places may be files or servers. The service may run meanwhile. Uploads and changes after the end of the copy
+    stay in the old library only. Exit status 3 if stored clips are missing or damaged; each is named and left out.
+    """
     from service import config
     from service.operations.migrate import copy
 

@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, words and progress on stderr."""
+"""Console output of the commands: data on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-# Tables keep their columns when they go to a file or a pipe.
+# A fixed width, so that tables keep their columns in a file or a pipe.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
 def plain(text: str) -> str:
-    """Text as it is, where a table would take brackets for styles."""
+    """Escape the brackets in a text, which a table would interpret as styles."""
     from rich.markup import escape
 
     return escape(text)
 
 
 class Bar:
-    """A progress bar. Its methods fit where functions want to be told of progress."""
+    """A progress bar. Its methods serve as progress callbacks."""
 
     def __init__(self, shown: Progress, task: TaskID) -> None:
         self._shown = shown
         self._task = task
 
     def advance(self, name: str = "") -> None:
-        """One more is done: `name`."""
+        """Count one more item as done, and show its `name`."""
         task = self._shown.tasks[0]
         speed = task.finished_speed or task.speed
         rate = f"{speed:.1f}/s" if speed else ""
         self._shown.update(self._task, advance=1, rate=rate, name=name[:40])
 
     def count(self, done: int, total: int) -> None:
-        """So many are done; `total` 0 where it is not known yet."""
+        """Show that `done` of `total` items are done; a `total` of 0 is unknown."""
         self._shown.update(self._task, completed=done, total=total or None)
 
     def share(self, done: float) -> None:
-        """What is done, 0 to 1."""
+        """Show the share that is done, 0 to 1."""
         self._shown.update(self._task, completed=done)
 
 
 @contextmanager
 def progress(what: str, total: int | None = None, *, share: bool = False) -> Iterator[Bar]:
-    """A bar on a terminal, nothing elsewhere: of `total` things, with their rate, or of a `share` from 0 to 1."""
+    """Show a progress bar labelled `what` on a terminal, and nothing elsewhere.
+
+    The bar shows items out of `total` with their rate, or with `share` a share from 0 to 1.
+    """
     from rich import progress as rich
 
     columns = (

@@ -1,4 +1,4 @@
-"""`demo`: a small library of drawn clips, made and served."""
+"""Command `demo`: make a small library of synthetic clips, and serve it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def demo(
     port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
     serve_it: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is made.")] = True,
 ) -> None:
-    """Make a small library of drawn clips, embed it with the small model `tiny`, and serve it. Needs no network."""
+    """Make and serve a small demonstration library.
+
+    Its clips are synthetic and embedded with the small model `tiny`. No network is needed.
+    """
     from service import config
     from service.api.app import check_access
     from service.operations.folder import scan
@@ -41,7 +44,7 @@ def demo(
         port=port,
     )
     clips = folder / "Data"
-    if serve_it:  # said now, and not once all is drawn and embedded
+    if serve_it:  # fail now, not after everything is drawn and embedded
         with open_runtime(settings) as runtime:
             check_access(runtime)
     _draw_demo(clips)
@@ -69,6 +72,7 @@ def demo(
 
 
 def _draw_demo(clips: Path) -> None:
+    """Draw the clips that are missing, in several processes."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -86,10 +90,11 @@ def _draw_demo(clips: Path) -> None:
 
 
 def _draw_clip(scene: Scene, target: Path) -> str:
+    """Write the clip of a scene with its caption; return the file's name."""
     from service.media.synthetic.drawing import write_clip
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.stem}.part.mp4")  # hidden from an import until it is whole
+    aside = target.with_name(f".{target.stem}.part.mp4")  # hidden, so that an import skips it until it is complete
     write_clip(scene, aside)
     target.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
     aside.replace(target)

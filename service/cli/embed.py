@@ -1,4 +1,4 @@
-"""`embed`: a folder of clips into the library."""
+"""Command `embed`: import a folder of clips into the library."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def embed(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed every video below Data/<Category>/, each with its caption from <stem>.txt beside it.
+    """Embed every clip below Data/<Category>/, with its caption.
 
-    A second run embeds only what is new or changed. A bad file is reported and skipped (exit status 3).
+    The caption of a clip is read from <stem>.txt beside it. A second run embeds only what is new or changed. A bad file
+    is reported and skipped (exit status 3).
     """
     from service import config
     from service.embedding.devices import choose_device
@@ -88,12 +89,16 @@ def _report(summary: ImportReport, as_json: bool) -> None:
 
 
 def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) -> ImportReport:
+    """Import the clips of a folder, with progress bars.
+
+    If the configured model has changed, the library is re-embedded first.
+    """
     from service.operations.folder import FolderImport
 
-    runtime.adopt()  # the model is loaded, and has said what it has to say, before there is a bar to disturb
+    runtime.adopt()  # load the model before there is a bar that its messages would disturb
     with progress("another model embeds what is there", share=True) as bar:
         runtime.move_over(bar.share)
     with progress("embedding", len(entries)) as bar:
         summary = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)
-    runtime.serving.follower.check()  # the index is built now, and saved at the end, rather than by the first search
+    runtime.serving.follower.check()  # build the index now, not in the first search; it is saved at the end
     return summary

@@ -1,4 +1,4 @@
-"""`export` and `visualize`: what is in the library, as files."""
+"""Commands `export` and `visualize`: write the vectors and the maps of the library to files."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def export(
     dimensions: Dimensions = 2,
     seed: Seed = 0,
 ) -> None:
-    """Write frame, aggregated and text embeddings as .npy with a JSON of the metadata, per category and video; or all
-    of it as one Parquet file, which data tools open."""
+    """Write the embeddings of the library to files.
+
+    The folder gets frame, aggregated and text embeddings as .npy files, with the metadata as JSON, per category and
+    video. With --parquet everything goes into one Parquet file, which data tools open.
+    """
     from service import config
     from service.database import catalog
     from service.operations.export import export_folder, export_table
@@ -61,9 +64,9 @@ def visualize(
     perplexity: Annotated[float | None, typer.Option(help="tsne: how many make a neighbourhood, about. [30]")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Lay the map out anew, where it is kept already.")] = False,
 ) -> None:
-    """Write a map of the embeddings, coloured by category, as an interactive HTML file or as a picture.
+    """Write a map of the embeddings as interactive HTML, PNG or SVG.
 
-    A map is kept: videos that came since are placed into it, and nothing else moves.
+    Points are coloured by category. A map is kept: later videos are placed into it, and no other point moves.
     """
     from service import config
     from service.operations.visualize import write_map

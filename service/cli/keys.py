@@ -1,4 +1,4 @@
-"""`keys`: who may ask."""
+"""Commands `keys create`, `keys list` and `keys revoke`: API keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def keys_create(
         Literal["read", "write", "admin"], typer.Option(help="What it may do; each includes the one before.")
     ],
 ) -> None:
-    """Make an API key. Its secret is printed this once and stored nowhere."""
+    """Create an API key and print its secret.
+
+    The secret is printed only once and is not stored.
+    """
     from service import config
     from service.database import keys
 
@@ -30,7 +33,10 @@ def keys_create(
 
 
 def keys_list(as_json: AsJson = False) -> None:
-    """List the API keys: their names and rights, never their secrets. Those in the settings are not among them."""
+    """List the API keys with their names and rights.
+
+    Secrets are never shown. API keys in the settings are not listed.
+    """
     from service import config
     from service.database import keys
 
@@ -52,7 +58,10 @@ def keys_list(as_json: AsJson = False) -> None:
 
 
 def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
-    """Take an API key back, in a running server too."""
+    """Revoke an API key.
+
+    This takes effect at once, also in a running server.
+    """
     from service import config
     from service.database import keys
 

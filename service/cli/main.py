@@ -1,7 +1,7 @@
-"""The commands and their exit status. Data goes to stdout, progress and words to stderr.
+"""The entry point of the command line: its commands and their exit statuses.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 some items failed (each named). Heavy imports wait inside the
-commands, so that `--help` answers at once.
+Data goes to stdout, progress and messages go to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 3 some items
+failed (each is named). Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ app.add_typer(vectors, name="index")
 
 
 def run() -> None:
-    """The command line, with errors as a sentence and an exit status."""
+    """Run the command line with the arguments of this process, and exit with its status."""
     sys.exit(status(sys.argv[1:]))
 
 
 def status(arguments: list[str]) -> int:
-    """Run one command; return its exit status, with errors said in a sentence."""
+    """Run one command and return its exit status. Errors are printed to stderr as one sentence."""
     try:
         app(args=arguments, prog_name="reelsrs")
     except SystemExit as end:
@@ -75,10 +75,10 @@ def status(arguments: list[str]) -> int:
     except ReelsError as error:
         err.print(f"reelsrs: {error}", style="red", markup=False)
         return 1
-    except BrokenPipeError:  # `reelsrs search … | head`
+    except BrokenPipeError:  # the reader ended early: `reelsrs search … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # such as a full disk, or a folder without write permission
         err.print(f"reelsrs: {error}", style="red", markup=False)
         return 1
     return 0
@@ -96,8 +96,8 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and stop.")
     ] = False,
 ) -> None:
-    """Video recommendations: embed clips, ask for more like this, serve it over REST.
+    """Recommend videos: embed clips, find similar ones, serve them over REST.
 
-    Settings come from environment variables that begin with REELSRS_ and from a file .env: `reelsrs config`
-    shows them all.
+    Settings come from environment variables that begin with REELSRS_ and from a file .env: `reelsrs config` shows them
+    all.
     """

@@ -1,4 +1,4 @@
-"""`config`, `db`, `index` and `doctor`: what an operator looks at and mends."""
+"""Commands `config`, `db`, `index` and `doctor`: inspect and repair a library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def show_config(as_json: AsJson = False) -> None:
-    """Print every setting with its value and where it came from; secrets are masked."""
+    """Print every setting with its value and its source.
+
+    Secrets are masked.
+    """
     from service import config
 
     rows = config.describe(config.load())
@@ -34,7 +37,10 @@ def show_config(as_json: AsJson = False) -> None:
 
 
 def db_upgrade() -> None:
-    """Bring the database's schema up to date; `serve` and `embed` do the same when they start."""
+    """Upgrade the schema of the database.
+
+    `serve` and `embed` do the same when they start.
+    """
     from service import config
     from service.database import db
 
@@ -48,8 +54,11 @@ def index_verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every stored byte, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the index and the stored clips against the database, and the database against itself. Changes nothing; the
-    service may run. Exit status 1 where something is wrong."""
+    """Check the index, the stored clips and the database.
+
+    The index and the stored clips are compared with the database. Nothing is changed, and the service may run. Exit
+    status 1 if there is a problem.
+    """
     from service import config
     from service.operations import doctor
 
@@ -60,8 +69,11 @@ def index_verify(
 
 
 def index_rebuild() -> None:
-    """Throw the index's snapshot away and build it anew from the database. A service that runs goes on with the index
-    that it has in memory, and reads this one when it starts."""
+    """Rebuild the index from the database.
+
+    The new snapshot replaces the old one. A running service keeps the index that it has in memory, and reads the new
+    one when it starts again.
+    """
     from service import config
     from service.operations import doctor
 
@@ -73,8 +85,10 @@ def index_rebuild() -> None:
 
 
 def examine(as_json: AsJson = False) -> None:
-    """Say what is the matter with this library and this machine, and what to do. Changes nothing; the service may run.
-    Exit status 1 where something is wrong."""
+    """Diagnose the library and this machine, and suggest fixes.
+
+    Nothing is changed, and the service may run. Exit status 1 if there is a problem.
+    """
     from service import config
     from service.operations import doctor
 
@@ -86,7 +100,10 @@ def examine(as_json: AsJson = False) -> None:
 
 @contextmanager
 def examining() -> Iterator[Callable[[str], None]]:
-    """What is looked at now, on a terminal; the log is quiet, for what it would say is among the findings."""
+    """Yield a function that shows the current step on a terminal.
+
+    Only errors are logged until the block ends, because the findings report everything else.
+    """
     import logging
 
     from service import telemetry
@@ -97,6 +114,7 @@ def examining() -> Iterator[Callable[[str], None]]:
 
 
 def print_findings(found: list[Finding], as_json: bool) -> None:
+    """Print the findings as text or JSON. Raises Exit with status 1 if there is a problem."""
     from dataclasses import asdict
 
     if as_json:

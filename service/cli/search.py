@@ -1,4 +1,4 @@
-"""`similar`, `search` and `duplicates`: questions to the library."""
+"""Commands `similar`, `search` and `duplicates`: searches in the library."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def similar(
     min_score: MinScore = None,
     as_json: AsJson = False,
 ) -> None:
-    """The most similar videos over all categories, ranked, with scores."""
+    """Find the videos that are most similar to a clip or a video.
+
+    The hits are ranked and printed with their scores. All categories are searched by default.
+    """
     from service import config
     from service.models import Weights
     from service.search.query import Scope, SearchQuery
@@ -91,7 +94,10 @@ def search(
     moments: Annotated[bool, typer.Option("--moments", help="Find moments, over the frames of all videos.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find videos, or moments of them, by words, pictures, clips and examples, or all of them together."""
+    """Find videos or moments by text, image, clip or reference video.
+
+    These can be combined in one search.
+    """
     from service import config
     from service.models import Weights
     from service.search.query import Reference, Scope, SearchQuery
@@ -124,6 +130,7 @@ def search(
 def _like_these(
     runtime: Runtime, words: str | None, pictures: list[Path], clips: list[Path]
 ) -> tuple[list[Reference], list[QueryVector]]:
+    """Return the reference videos and the query vectors for the given text, images and clips."""
     known = runtime.serving.examples
     likes: list[Reference] = []
     examples = [] if words is None else [known.text(words)]
@@ -143,9 +150,10 @@ def _require_files(*options: tuple[str, list[Path]]) -> None:
 
 
 def duplicates(as_json: AsJson = False) -> None:
-    """List videos that are copies of one another, as groups: the one to keep, then its copies.
+    """List groups of near-duplicates.
 
-    Copies are clips of the same recording, encoded again, resized, with black bars, trimmed or played backwards.
+    A group names the video to keep, then its near-duplicates: clips of the same recording, encoded again, resized, with
+    black bars, trimmed, or played backwards.
     """
     from service import config
     from service.api import schemas
@@ -184,7 +192,10 @@ def duplicates(as_json: AsJson = False) -> None:
 
 
 def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple[QueryVector, ...]]:
-    """What a path, of a clip in the library or not, or an id stands for."""
+    """Return the reference video for an id or a path, or the query vector of a clip that is not in the library.
+
+    Raises NotFound if `video` is neither a file nor an id.
+    """
     import hashlib
 
     from service.database import catalog
@@ -192,7 +203,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple
     from service.operations.folder import sidecar
     from service.search.query import Reference
 
-    runtime.generation()  # an empty library is said before a model is loaded for nothing
+    runtime.generation()  # report an empty library before a model is loaded
     path = Path(video)
     if not path.is_file():
         with runtime.db.read() as connection:
@@ -246,7 +257,10 @@ def _print_answer(answer: SearchResults, as_json: bool) -> None:
 
 
 def _say_whose_answer(runtime: Runtime) -> None:
-    """Where the settings ask for another model than the library has: it is theirs only once it was moved over."""
+    """Tell the user if the configured model is not the one that answered.
+
+    A library uses a newly configured model only after it was re-embedded.
+    """
     model, precision = runtime.settings.wish
     answering = runtime.serving.generation
     if model not in (None, answering.model) or precision not in (None, answering.precision):

@@ -1,4 +1,4 @@
-"""`serve`, which answers, and `worker`, which embeds."""
+"""Command `serve`: run the REST API."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ def serve(
         typer.Option("--allow-anyone", help="Need no key on an address that others can reach, where there is none."),
     ] = False,
 ) -> None:
-    """Serve the REST API, the explorer page and the embedding worker."""
+    """Serve the REST API and the explorer page, and embed uploads.
+
+    Uploads are embedded by a worker in a process of its own, unless --no-worker is given.
+    """
     from service import config
 
     run_server(config.load(host=host, port=port, allow_anyone=allow_anyone or None), worker=worker)
 
 
 def run_server(settings: Settings, *, worker: bool) -> None:
+    """Start the application and serve it until interrupted.
+
+    With `worker`, a separate process embeds uploads. Raises ReelsError if the application cannot start.
+    """
     import gc
 
     import uvicorn
@@ -37,10 +44,10 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
     telemetry.configure_logging()
     allow_many_connections()
-    # Built before the server, so that what cannot be had is a sentence and not a failed start-up event.
+    # Started before the server, so that a failure is reported in a sentence, not as a failed start-up event.
     application = create_app(settings, worker=WorkerProcess if worker else None, started=start(settings))
-    # What is there now stays: the collector would look through a million objects of the model's libraries each time
-    # that an answer of many rows is put together.
+    # Exclude the present objects from garbage collection. Otherwise every response with many rows would make the
+    # collector scan a million objects of the model's libraries.
     gc.freeze()
     uvicorn.run(
         application,
@@ -50,5 +57,5 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,  # streams of events never end by themselves
+        timeout_graceful_shutdown=5,  # event streams do not end by themselves
     )

@@ -1,4 +1,4 @@
-"""What a command works with, closed when it is done."""
+"""The database or the runtime of a command, closed when the command ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Database]:
+    """Upgrade and open the database; close it when the block ends."""
     from service.database import db
 
     db.upgrade(settings.database)
@@ -26,6 +27,11 @@ def open_database(settings: Settings) -> Iterator[Database]:
 
 @contextmanager
 def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runtime]:
+    """Open the runtime of a command; close it when the block ends.
+
+    `pictures` False leaves out the image tower of the model until an image must be embedded. Logging shows warnings
+    only, unless it is configured already.
+    """
     import logging
 
     from service import telemetry
@@ -35,7 +41,7 @@ def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runti
     if not logging.getLogger().handlers:
         telemetry.configure_logging(logging.WARNING)
     runtime = Runtime(settings, pictures=pictures)
-    runtime.db.patience_seconds = PATIENT_SECONDS  # nobody waits for an answer
+    runtime.db.patience_seconds = PATIENT_SECONDS  # no client waits, so a lock may take longer
     try:
         yield runtime
     finally:

@@ -1,4 +1,4 @@
-"""`worker`, which embeds, and the hidden commands by which it has work done in processes of their own."""
+"""Command `worker`, and the hidden commands that do its work in processes of their own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
     metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="answer Prometheus there, under /metrics")] = "",
 ) -> None:
-    """Embed what is queued, and lay out the maps that were asked for, until interrupted. `serve` starts one of its
-    own."""
+    """Embed queued videos and fit requested maps, until interrupted.
+
+    It also re-embeds the library if another model was requested. `serve` starts a worker of its own.
+    """
     from service import config
     from service.worker.worker import Worker
 
@@ -27,14 +29,17 @@ def worker(
         _show_metrics(metrics)
     with open_runtime(config.load()) as runtime:
         runtime.adopt(wishes=False)
-        # From here on a signal ends the work in order; while the model was loading it simply ended the process.
+        # From here on a signal ends the work in order. While the model was loading, it ended the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         Worker(runtime).run(stop)
 
 
 def lay_out(key: int, owner: str) -> None:
-    """Lay out one map, whose lease `owner` holds, while standard input is open."""
+    """Fit the map with this primary key, whose lease `owner` holds.
+
+    The process ends when standard input closes.
+    """
     from service import config
     from service.projections.steps import Cancelled
 
@@ -44,14 +49,17 @@ def lay_out(key: int, owner: str) -> None:
 
 
 def reembed(generation: str) -> None:
-    """Embed everything by the model of a generation, while standard input is open."""
+    """Re-embed the library with the model of a generation.
+
+    The process ends when standard input closes. A failure is recorded in the generation.
+    """
     from service import config
     from service.database import generation_rows
     from service.generations import generations
     from service.worker.processes import lower_priority
 
     stop = _begin()
-    lower_priority()  # once more: uploads go first
+    lower_priority()  # a second time, because uploads have priority
     with open_runtime(config.load()) as runtime:
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with runtime.db.read() as connection:
@@ -65,7 +73,7 @@ def reembed(generation: str) -> None:
 
 
 def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
-    """What all of them begin with; the event is set when they are to stop."""
+    """Prepare a process of the worker; return the event that is set when the process must stop."""
     from service import telemetry
     from service.worker.processes import lower_priority, stop_with_stdin
 
@@ -78,6 +86,7 @@ def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
 
 
 def _show_metrics(address: str) -> None:
+    """Serve the metrics on HOST:PORT. Raises BadParameter and ConfigurationError."""
     from service import telemetry
 
     host, _, port = address.rpartition(":")

@@ -1,1 +1,4 @@
-"""The HTTP resources, a module each. A handler parses, calls one function of the core, and answers."""
+"""HTTP resources, one module for each.
+
+A handler parses the request, calls one function of the core, and returns its result.
+"""

@@ -1,8 +1,8 @@
-"""Answers that are bytes with a name: not sent again to a client that has them.
+"""Responses with binary data, which are not sent again to a client that has them already.
 
-Clips and pictures come from a file of this machine, which the framework sends, or are handed on from the store that
-keeps them, whole or the range that a player asks for. What was compressed once is sent so or unpacked: the framework's
-middleware would compress it for each answer, and takes `gzip;q=0` for a yes.
+Clips and frame images are sent by the framework from a local file, or streamed from the object store, whole or as the
+range that a player requests. Data that was compressed once is sent compressed, or decompressed for a client without
+gzip. The framework's middleware would compress every response again, and treats `gzip;q=0` as a yes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 def served(
     request: Request, blob: Blob, *, media_type: str, etag: str, headers: Mapping[str, str], filename: str | None = None
 ) -> Response:
-    """The bytes; `etag` names them, so that a browser which has them need not fetch them again.
+    """Return a response with the bytes of the blob, or a range of them.
 
-    Of several ranges at once the whole is given, as RFC 9110 (14.2) allows.
+    `etag` identifies the bytes: a client that has them gets status 304. If a blob of the object store is requested in
+    several ranges, the response is the whole blob, as RFC 9110 (14.2) allows.
     """
     tag = f'"{etag}"'
     given = {**headers, "Accept-Ranges": "bytes", "ETag": tag}
@@ -55,9 +56,10 @@ def served(
 def compressed(
     tag: str, body: bytes, media_type: str, *, vary: str, accept_encoding: str, if_none_match: str | None
 ) -> Response:
-    """An answer whose `body` is compressed with gzip already, as it is or unpacked, or 304 where the client has it.
+    """Return a response from a `body` that is compressed with gzip already, or status 304 if the client has it.
 
-    `tag` names what is in it, compressed or not, so it becomes a weak ETag.
+    A client without gzip gets the body decompressed. `tag` identifies the content, compressed or not, so it becomes a
+    weak ETag.
     """
     headers = {"ETag": f'W/"{tag}"', "Vary": vary, "Cache-Control": "private, no-cache"}
     if _is_known(if_none_match, f'"{tag}"'):
@@ -70,12 +72,12 @@ def compressed(
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether a client takes it, by the value of Accept-Encoding (RFC 9110, 12.5.3)."""
+    """Return whether a client accepts gzip, by its Accept-Encoding header (RFC 9110, 12.5.3)."""
     qualities = {name.lower(): float(quality or 1) for name, quality in _GZIP.findall(accept_encoding)}
     return qualities.get("gzip", qualities.get("x-gzip", qualities.get("*", 0.0))) > 0
 
 
 def _is_known(if_none_match: str | None, tag: str) -> bool:
-    """Whether a client has it, by the value of If-None-Match (RFC 9110, 13.1.2)."""
+    """Return whether a client has the content, by its If-None-Match header (RFC 9110, 13.1.2)."""
     given = [one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")]
     return tag in given or given == ["*"]

@@ -1,4 +1,4 @@
-"""What the handlers share: the runtime of their application, who may do what, and how errors are documented."""
+"""Dependencies that the handlers share: runtime, access rights, path parameters, documented errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.database.keys import Key, Right
 from service.models import Video
 
 
-# Dependencies that wait for nothing are coroutines: of plain functions each would be sent to a thread and back.
+# Dependencies that do not block are coroutines, because FastAPI runs every plain function in a thread.
 async def _runtime(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
@@ -32,8 +32,10 @@ async def _answering(request: Request) -> CapacityLimiter:
 
 
 Answering = Annotated[CapacityLimiter, Depends(_answering)]
-"""As many answers at a time as there are cores: more would only take the interpreter's lock away from each other, which
-costs a third of what gets done."""
+"""Limiter that allows as many searches at a time as there are cores.
+
+More would only compete for the interpreter's lock, which costs a third of the throughput.
+"""
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
@@ -45,14 +47,18 @@ async def _right(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Right:
-    """What the request may do, asked of the database each time: a key made or revoked counts at once."""
+    """Return the right of the request.
+
+    The API key is looked up in the database for each request, so that a new or revoked key takes effect at once. Raises
+    HTTPException (401, 403), and Overloaded if the client exceeds the rate limit.
+    """
     given = bearer.credentials if bearer else header
     gates: Gates = request.app.state.gates
     stranger = request.client.host if request.client else "unknown"
     if given is not None and _is_set(service, given):
         gates.count("key of the settings")
         return "admin"
-    # Its own limit: the answer to a key must not wait behind handlers that take seconds.
+    # A limiter of its own: checking an API key must not wait for handlers that take seconds.
     found, needed = await to_thread.run_sync(_look_up, service, given, limiter=request.app.state.keys)
     gates.count(stranger if found is None else f"key {found.name}")
     if found is not None:
@@ -67,14 +73,14 @@ async def _right(
 
 
 def _is_set(service: Runtime, given: str) -> bool:
-    # Compared in constant time, with every key, so that an answer's time tells nothing about any of them.
+    # Compare with every API key, in constant time, so that the response time reveals nothing about any of them.
     known = [key.get_secret_value().encode() for key in service.settings.api_keys]
     matches = [hmac.compare_digest(given.encode(), key) for key in known]
     return any(matches)
 
 
 def _look_up(service: Runtime, given: str | None) -> tuple[Key | None, bool]:
-    """The key, and whether one is needed at all."""
+    """Return the API key with this secret, None if there is none, and whether an API key is needed at all."""
     with service.db.read() as connection:
         found = None if given is None else keys.look_up(connection, given)
         return found, found is not None or bool(service.settings.api_keys) or keys.exist(connection)
@@ -89,17 +95,20 @@ def _need(held: Right, needed: Right) -> None:
 
 
 async def require_key(request: Request, held: _Right) -> None:
-    """`read` for what only reads, `write` for all else: a route that nobody thought of is not open to readers."""
+    """Require the right `read` for GET and HEAD, and `write` for every other method.
+
+    So a new route that changes data is never open to readers by default.
+    """
     _need(held, "read" if request.method in ("GET", "HEAD") else "write")
 
 
 async def require_read(held: _Right) -> None:
-    """For questions that are asked by POST."""
+    """Require the right `read`, for searches that are sent by POST."""
     _need(held, "read")
 
 
 async def require_admin(held: _Right) -> None:
-    """For what concerns everyone's videos at once."""
+    """Require the right `admin`, for operations that affect the whole library."""
     _need(held, "admin")
 
 
@@ -107,7 +116,7 @@ VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31a
 
 
 def existing_video(service: Service, video_id: VideoId) -> Video:
-    """The video of the path; NotFound before any answer has begun."""
+    """Return the video of the path. Raises NotFound before the response begins."""
     with service.db.read() as connection:
         return catalog.video(connection, video_id)
 
@@ -128,5 +137,5 @@ _MEANINGS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documentation of these error statuses."""
+    """Return the OpenAPI documentation of these error statuses."""
     return {status: {"model": Problem, "description": _MEANINGS[status]} for status in statuses}

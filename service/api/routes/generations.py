@@ -1,4 +1,4 @@
-"""Generations: another model, embedded beside the one that answers, and the switch."""
+"""Routes of generations: embed the library with another model, and switch to its vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GenerationId = Annotated[str, Path(description="a generation's `id`", examples=[
 
 @router.get("", summary="The generations")
 def every_generation(service: Service) -> GenerationList:
-    """All that the library has vectors of, the newest first; one of them is `active`."""
+    """Return all generations of the library, newest first. One of them is `active`."""
     with service.db.read() as connection:
         found = generations.states(connection)
     return GenerationList(items=[Generation.of(state) for state in found])
@@ -27,7 +27,7 @@ def every_generation(service: Service) -> GenerationList:
 
 @router.get("/{generation_id}", summary="One generation", responses=problems(404))
 def one_generation(service: Service, generation_id: GenerationId) -> Generation:
-    """How far it is, and what stands in its way."""
+    """Return the status and the progress of a generation, and its error, if there is one."""
     with service.db.read() as connection:
         return Generation.of(generations.state(connection, generation_id))
 
@@ -45,9 +45,12 @@ def one_generation(service: Service, generation_id: GenerationId) -> Generation:
     },
 )
 def ask(service: Service, wanted: GenerationRequest) -> JSONResponse:
-    """Its weights are loaded once before this answers, which may take as long as fetching them does. Then every video
-    is embedded by it, behind uploads and at a low priority, while the active one goes on answering. One at a time:
-    another that was on its way is given up, and keeps what it has."""
+    """Embed the library with another model.
+
+    The model is loaded before the response is sent, which may include a download of its weights. Then every video is
+    embedded with it at low priority, after new uploads, while the active generation keeps answering. Only one
+    generation is embedded at a time: a previous one that is incomplete is stopped, and keeps its vectors.
+    """
     state, news = service.propose(wanted.model, wanted.precision, activate=wanted.activate)
     return _told(state, 202 if news and not state.active else 200)
 
@@ -59,9 +62,12 @@ def ask(service: Service, wanted: GenerationRequest) -> JSONResponse:
     responses=problems(404, 409, 503),
 )
 def activate(service: Service, generation_id: GenerationId) -> Generation:
-    """From the next question on, in one step, and back the same way. Only one that was complete once (`ready`) is
-    switched to; what it lacks, because it came in since, is queued as an upload is. Other processes of the service
-    follow within seconds."""
+    """Make this generation the one that answers.
+
+    The switch takes effect in one step, from the next search on, and can be reversed in the same way. Only a generation
+    that was complete once (`ready`) can be activated. Videos that it lacks because they were uploaded later are queued
+    like uploads. Other processes of the service follow within seconds.
+    """
     return Generation.of(service.switch(generation_id))
 
 

@@ -1,4 +1,4 @@
-"""Maps of the embedding space: asked for, watched, drawn."""
+"""Routes of projections (maps of the embedding space): request, watch and fetch them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ MapId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09
     },
 )
 def ask(service: Service, wanted: ProjectionRequest) -> JSONResponse:
-    """Laid out in a process of its own, then kept: videos that come later are placed into it one by one, and nothing
-    else moves. One that had failed is tried again."""
+    """Request a map of the embedding space.
+
+    The map is fitted in a process of its own and then kept. Later videos are placed into it one by one, and no other
+    point moves. Only a map of fewer than 100 points is fitted again, each time it has doubled. A map that failed is
+    queued again.
+    """
     spec = service.atlas.spec(
         wanted.embedding,
         wanted.method,
@@ -49,19 +53,19 @@ def ask(service: Service, wanted: ProjectionRequest) -> JSONResponse:
 
 @router.get("", summary="The maps")
 def every_map(service: Service) -> ProjectionList:
-    """Those of the model in use, the newest first."""
+    """Return the maps of the active generation, newest first."""
     return ProjectionList(items=[Projection.of(state) for state in service.atlas.all()])
 
 
 @router.get("/{projection_id}", summary="One map", responses=problems(404))
 def one_map(service: Service, projection_id: MapId) -> Projection:
-    """Its state, its progress, how good it is, and how many points were placed since it was laid out."""
+    """Return the status, progress and quality of a map, and how many points were placed since it was fitted."""
     return Projection.of(service.atlas.find(projection_id))
 
 
 @router.delete("/{projection_id}", summary="Delete a map", status_code=204, responses=problems(404))
 def delete_map(service: Service, projection_id: MapId) -> Response:
-    """Whatever it is doing; the videos stay."""
+    """Delete a map, even while it is being fitted. The videos stay."""
     service.atlas.delete(projection_id)
     return Response(status_code=204)
 
@@ -74,13 +78,19 @@ def delete_map(service: Service, projection_id: MapId) -> Response:
     responses=problems(404),
 )
 def refit(service: Service, projection_id: MapId) -> JSONResponse:
-    """From every video that is there now. The old points are served until the new ones are there."""
+    """Fit a map again, from all videos that are in the library now.
+
+    The old points stay available until the new ones are ready.
+    """
     return _told(service.atlas.refit(projection_id), 202)
 
 
 @router.delete("/{projection_id}/fit", summary="Cancel a layout", responses=problems(404))
 def cancel(service: Service, projection_id: MapId) -> Projection:
-    """One that is queued or running; a map that is laid out already keeps its points, another one has then failed."""
+    """Cancel a fit that is queued or running.
+
+    A map that was fitted before keeps its points. Any other map gets the status `failed`.
+    """
     return Projection.of(service.atlas.cancel(projection_id))
 
 
@@ -101,8 +111,11 @@ def points(
     accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """All at once: as JSON, or with `Accept: application/vnd.apache.arrow.stream` as an Arrow IPC stream with the
-    columns video_id, frame, time, category, x, y and z."""
+    """Return all points of a map at once.
+
+    The format is JSON, or with `Accept: application/vnd.apache.arrow.stream` an Arrow IPC stream. The stream has the
+    columns video_id, frame, time, category, x, y and, in three dimensions, z.
+    """
     arrow = ARROW in accept
     tag, body = service.encoded_points.of(projection_id, points_stream if arrow else _json)
     return compressed(
@@ -121,8 +134,8 @@ def _told(state: Map, status: int) -> JSONResponse:
 
 
 def _json(found: Points) -> bytes:
-    # Of plain values: a model object for each of 100,000 points would take seconds. orjson writes single precision as
-    # short as it is.
+    # Write plain values: a model object for each of 100,000 points would take seconds. orjson writes a float32 with no
+    # more digits than it needs.
     whole = len(found.ids) == 0 or found.frames[0] < 0
     nothing = [None] * len(found.ids)
     columns = (

@@ -1,4 +1,4 @@
-"""Recommendations from videos, and search by words, by a picture, by a clip."""
+"""Routes for recommendations, near-duplicates, and searches by text, image and clip."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _LISTS = frozenset({"category", "exclude_category"})
 
 
 def _form(model: type[Parameters], what: str) -> dict[str, Any]:
-    """The documentation of a form with a file and these parameters."""
+    """Return the OpenAPI documentation of a form with a file and the fields of this model."""
     properties: dict[str, Any] = {"file": {"type": "string", "format": "binary", "description": what}}
     for name, field in model.model_json_schema()["properties"].items():
-        # The docs page fills fields in beforehand; what is left out by default must stay empty there.
+        # The docs page pre-fills every field. A field that is omitted by default must stay empty there.
         properties[name] = {**field, "example": ""} if field["default"] is None else field
     schema = {"type": "object", "required": ["file"], "properties": properties}
     example = {"file": "(dog.jpg)", "k": 5, "category": ["animals"]}
@@ -57,8 +57,11 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
 async def recommendations(
     answering: Answering, service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
 ) -> Response:
-    """The most similar videos, by what is seen and what is written, in the proportion of the two weights; the
-    video itself is not among them. Without a caption its `text_weight` is 0; `weights` says what was used."""
+    """Return the videos that are most similar to this video.
+
+    Visual and text similarity are combined in the proportion of `video_weight` and `text_weight`. The video itself is
+    never a hit. If it has no caption, `text_weight` counts as 0; `weights` gives the weights that were used.
+    """
     question = parameters.question(parameters.fusion, likes=(Reference(video_id),))
     return await _answered(answering, lambda: service.serving.recommender.answer(question))
 
@@ -70,8 +73,11 @@ async def recommendations(
     responses=problems(404, 409, 410, 503),
 )
 async def recommend(answering: Answering, service: Service, request: RecommendationRequest) -> Response:
-    """Several videos at once: a hit's similarity is the mean of its similarities to all of them, each with its
-    weight, those to `negative` videos counted as negative. None of them is a hit, nor what is in `exclude`."""
+    """Return videos that are similar to several reference videos.
+
+    The similarity of a hit is the weighted mean of its similarities to all reference videos. Similarities to `negative`
+    videos count as negative. Neither the reference videos nor the videos in `exclude` are hits.
+    """
     question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
     return await _answered(answering, lambda: service.serving.recommender.answer(question))
 
@@ -82,16 +88,22 @@ async def recommend(answering: Answering, service: Service, request: Recommendat
     responses=problems(404, 409, 503),
 )
 def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
-    """Videos of the same recording, or of a part of it: encoded again, resized, with black bars, trimmed, played
-    backwards. Pixels are compared, so two clips of one scene are kept apart. The first question about a clip has to
-    decode it and what is like it, which takes seconds; after that it is quick."""
+    """Return the near-duplicates of this video, best match first.
+
+    Near-duplicates are videos of the same recording, or of a part of it: encoded again, resized, with black bars,
+    trimmed, or played backwards. Pixels are compared, so two different clips of one scene are not near-duplicates. The
+    first request for a clip decodes the clip and its candidates, which takes seconds. Later requests are fast.
+    """
     return DuplicateList.of(service.serving.duplicates.of(video_id))
 
 
 @router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
 async def search_text(answering: Answering, service: Service, search: TextSearch) -> Response:
-    """Videos that show what the query says, or whose captions say it. By default the two similarities are compared
-    as z-scores, for captions resemble a query far more than pictures do and would drown them."""
+    """Return videos that show what the text says, or whose captions say it.
+
+    By default the two similarities are compared as z-scores. Captions resemble a text far more than frames do, so with
+    plain cosines the captions would outweigh the frames.
+    """
 
     def answer() -> SearchResults:
         serving = service.serving
@@ -110,8 +122,10 @@ async def search_text(answering: Answering, service: Service, search: TextSearch
     openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
 )
 async def search_image(request: Request, answering: Answering, service: Service) -> Response:
-    """Videos that look like the picture, or whose captions describe it; with `group_by=moment` the very moments. The
-    picture is not kept."""
+    """Return videos that look like the image, or whose captions describe it.
+
+    With `group_by=moment` the hits are moments within videos. The image is not stored.
+    """
 
     def embed(serving: Serving, form: Form, _: PictureSearch) -> QueryVector:
         return serving.examples.picture(form.incoming.path)
@@ -127,8 +141,10 @@ async def search_image(request: Request, answering: Answering, service: Service)
     openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
 )
 async def search_video(request: Request, answering: Answering, service: Service) -> Response:
-    """Videos like a clip that is not in the library. It is sampled and embedded as an upload would be, and then
-    forgotten."""
+    """Return videos that are similar to a clip outside the library.
+
+    The clip is sampled and embedded like an upload, and then discarded.
+    """
 
     def embed(serving: Serving, form: Form, search: ClipSearch) -> QueryVector:
         default = service.settings.sampling
@@ -139,7 +155,7 @@ async def search_video(request: Request, answering: Answering, service: Service)
 
 
 async def _answered(answering: CapacityLimiter, answer: Callable[[], SearchResults]) -> Response:
-    """Asked and written in a thread: the event loop has bytes to send."""
+    """Run the search and write its results in a thread, which leaves the event loop free to send bytes."""
     body = await to_thread.run_sync(lambda: Answer.of(answer()).model_dump_json().encode(), limiter=answering)
     return Response(body, media_type="application/json")
 
@@ -151,17 +167,17 @@ async def _with_file(
     model: type[_Search],
     embed: Callable[[Serving, Form, _Search], QueryVector],
 ) -> Response:
-    """Read the form, embed its file, ask with it."""
+    """Read the form, embed its file, and search with the vector."""
     async with received(request, service.ingest, frozenset(model.model_fields)) as form:
-        # A form on a page sends a field that nobody filled in as empty text.
+        # An HTML form sends a field that was left empty as empty text.
         filled = {name: list(filter(None, values)) for name, values in form.values.items()}
         given = {name: kept if name in _LISTS else kept[-1] for name, kept in filled.items() if kept}
         try:
             search = model.model_validate(given)
         except ValidationError as error:
             raise _wrong_fields(error) from error
-        # One and the same for both steps: another model may take over in between. A clip is decoded for seconds, and
-        # nobody's answer waits for that.
+        # Both steps use the same `serving`, because the active model may change in between. The file is embedded
+        # outside the limiter of searches: decoding a clip takes seconds, and no other search should wait for it.
         serving = service.serving
         example = await run_in_threadpool(embed, serving, form, search)
     question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
@@ -169,5 +185,5 @@ async def _with_file(
 
 
 def _wrong_fields(error: ValidationError) -> RequestValidationError:
-    """The same errors, as of a request's body."""
+    """Convert the errors of a form's fields to errors of the request body."""
     return RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])

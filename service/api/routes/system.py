@@ -1,4 +1,4 @@
-"""The service itself: welcome, health, figures, categories."""
+"""Routes of the service itself: welcome, health, metrics, information and categories."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.models import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 
 _TRYING = threading.Lock()
 _TRIAL_SECONDS = 1.0
-_PATIENCE_SECONDS = 0.5  # whoever asks whether it is ready does not wait long for the answer
+_PATIENCE_SECONDS = 0.5  # for the write lock: a readiness probe does not wait long
 
 open_router = APIRouter(tags=["service"])
 router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
@@ -28,7 +28,7 @@ router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
 
 @open_router.get("/", summary="Welcome", response_model=Welcome)
 def welcome(request: Request) -> Response:
-    """Links for a program; a browser is sent to the explorer."""
+    """Return links to the main resources. A browser is redirected to the explorer page."""
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("/explore", headers={"Vary": "Accept"})
     links = {
@@ -45,7 +45,7 @@ def welcome(request: Request) -> Response:
 
 @open_router.get("/livez", summary="Alive")
 def livez() -> Health:
-    """The process answers."""
+    """Report that the process answers."""
     return Health(status="ok")
 
 
@@ -55,11 +55,14 @@ def livez() -> Health:
     responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
-    """The database answers, the text tower is loaded and works, the index is caught up, the worker runs, and there is
-    room for more requests.
+    """Report whether the service can answer requests, with the state of each part in `checks`.
 
-    Where clips and rows cannot be written, `status` is `degraded` and `checks` says why: searches are answered all the
-    same, so the service stays where it gets requests."""
+    `unavailable` (status 503): the database does not answer, the index cannot be searched, the worker has died, or the
+    service is near its request limit.
+
+    `degraded` (status 200): the model does not work, or clips or rows cannot be written. The service still answers
+    searches that do not need these parts, so keep sending requests to it.
+    """
     checks = {"worker": "ok", "load": "ok"}
     name = "database"
     try:
@@ -90,8 +93,11 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
 
 
 def _tried(request: Request, service: Runtime) -> dict[str, str]:
-    """What embedding, storing and writing come to now. Tried once a second at most, by one at a time: anybody may ask,
-    and each try syncs a file and holds the database's lock."""
+    """Try to embed a text, to write to the store and to write to the database; return `ok` or the error of each.
+
+    The trials run at most once a second, and in one thread at a time. Anyone may call `/readyz`, and each trial syncs a
+    file and takes the database's write lock.
+    """
     state = request.app.state
     with _TRYING:
         if time.monotonic() - getattr(state, "tried_at", -_TRIAL_SECONDS) >= _TRIAL_SECONDS:
@@ -113,7 +119,10 @@ def _tried(request: Request, service: Runtime) -> dict[str, str]:
 
 @open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Requests by route and status, their durations, videos by status, jobs waiting, size of the index."""
+    """Return the metrics of the service in the text format of Prometheus.
+
+    They count requests by route and status, their durations, videos by status, waiting jobs and videos in the index.
+    """
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -128,7 +137,7 @@ SCORE = (
 
 @router.get("/v1/info", summary="What runs here")
 def info(service: Service) -> Info:
-    """Version, model, device, index and limits, and what a score means."""
+    """Return version, model, device, index and limits of the service, and the meaning of a score."""
     settings, serving = service.settings, service.serving
     with serving.follower.current() as (index, connection):
         size, kind, exact = len(index), index.kind, index.exact
@@ -157,7 +166,7 @@ def info(service: Service) -> Info:
 
 @router.get("/v1/categories", summary="Categories")
 def categories(service: Service) -> CategoryList:
-    """Every category with its number of videos; null stands for videos without one."""
+    """Return every category with its number of videos. The name null stands for videos without a category."""
     with service.db.read() as connection:
         found = catalog.categories(connection)
     return CategoryList(items=[Category(name=name, count=count) for name, count in found])

@@ -1,6 +1,7 @@
-"""A multipart form read as it comes: the file straight to the store, never into memory, with the limit on the way.
+"""Multipart forms, parsed while they arrive.
 
-FastAPI's own forms spool a whole upload before a handler sees it, which is too late to refuse one.
+The file goes straight to the store and is never held in memory as a whole; its size is checked on the way. FastAPI's
+own forms spool a whole upload before the handler sees it, which is too late to refuse one.
 """
 
 from __future__ import annotations
@@ -31,18 +32,21 @@ _OVERHEAD_BYTES = 1 << 20
 
 @dataclass
 class Form:
-    """A form that was read to its end. `incoming` is finished: its hash is known and its bytes are synced."""
+    """A form that was read to its end.
+
+    `incoming` is finished: its hash is known and its bytes are synced to disk.
+    """
 
     incoming: Incoming
     filename: str | None = None
     values: dict[str, list[str]] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
-        """A field, None where it is left out; the last of several."""
+        """Return a text field, None if it was omitted, or the last value if it was sent several times."""
         return self.values.get(name, [None])[-1]
 
     def integer(self, name: str, default: _Default) -> int | _Default:
-        """A field as a whole number, `default` where it is left out. Raises InvalidInput."""
+        """Return a field as an integer, or `default` if it is omitted or empty. Raises InvalidInput."""
         text = (self.text(name) or "").strip()
         if not text:
             return default
@@ -54,10 +58,13 @@ class Form:
 
 @asynccontextmanager
 async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
-    """The form of a request whose fields are `names` and whose file is `file`.
+    """Yield the form of a request whose text fields are `names` and whose file is `file`.
 
-    Raises InvalidInput for anything else, TooLarge as soon as the file passes the limit, TooSlow where it does not
-    come, Overloaded before anything is read where too many are coming already.
+    Raises:
+        InvalidInput: If the form is broken or incomplete, or has other fields.
+        TooLarge: If the file exceeds the limit; raised as soon as that is known.
+        TooSlow: If the client sends too slowly.
+        Overloaded: If too many uploads are in progress; raised before anything is read.
     """
     gates: Gates = request.app.state.gates
     kind, options = parse_options_header(request.headers.get("content-type", ""))
@@ -89,7 +96,10 @@ async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> A
 
 
 class _Reader:
-    """Turns the parser's events into a form. Keeps bytes of the file only until they are written."""
+    """Builds a form from the events of the parser.
+
+    Bytes of the file are kept only until they are written to the store.
+    """
 
     def __init__(self, form: Form, names: frozenset[str]) -> None:
         self.form = form
@@ -104,7 +114,7 @@ class _Reader:
         self._value = b""
 
     def callbacks(self) -> MultipartCallbacks:
-        """For python-multipart."""
+        """Return the callbacks for the parser of python-multipart."""
         return {
             "on_part_begin": self._part_begin,
             "on_header_field": self._header_field,

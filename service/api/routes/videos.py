@@ -1,4 +1,4 @@
-"""Videos: in, out, changed, and everything that hangs on one."""
+"""Routes of videos: upload, list, change and delete them; their content, frames, vectors and progress."""
 
 from __future__ import annotations
 
@@ -88,8 +88,12 @@ async def upload(
     service: Service,
     wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for it to become ready")] = 0,
 ) -> JSONResponse:
-    """The clip is on disk, synced, and its row committed before this answers. Embedding goes on behind it: ask
-    `Location`, listen to its `events`, or `wait`. The same bytes twice are one video."""
+    """Upload a clip and queue it for embedding.
+
+    When the response is sent, the clip is stored safely and its row is committed. Embedding goes on in the background:
+    poll `Location`, follow the `events` of the video, or `wait`. The same bytes again are the same video; one that had
+    failed is queued again.
+    """
     await run_in_threadpool(_check_queue, service)
     async with received(request, service.ingest, _FIELDS) as form:
         default = service.settings.sampling
@@ -106,7 +110,7 @@ async def upload(
         video, outcome = await run_in_threadpool(service.ingest.accept, form.incoming, description)
     if wait:
         gates: Gates = request.app.state.gates
-        with suppress(Overloaded), gates.watchers.passing():  # it is stored: where too many wait, 202 is the answer
+        with suppress(Overloaded), gates.watchers.passing():  # stored: if too many wait, answer 202
             video = await _settled(service, video, wait)
     status = 200 if outcome == "existing" else 201 if wait and video.status == "ready" else 202
     return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
@@ -120,7 +124,10 @@ def list_videos(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> VideoPage:
-    """The newest first. A page begins where the last one ended, whatever was added or deleted meanwhile."""
+    """Return a page of videos, newest first.
+
+    A page begins where the previous page ended, even if videos were added or deleted in between.
+    """
     before = None if cursor is None else _read_cursor(cursor)
     with service.db.read() as connection:
         found = catalog.list_videos(connection, category=category, status=status, before=before, limit=limit + 1)
@@ -133,14 +140,17 @@ def list_videos(
 
 @router.get("/{video_id}", summary="One video", responses=problems(404))
 def get_video(video: ExistingVideo) -> Video:
-    """Its description, status and progress."""
+    """Return the metadata, the status and the progress of a video."""
     return Video.of(video)
 
 
 @router.patch("/{video_id}", summary="Change caption, category or title", responses=problems(404, 503))
 def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
-    """What is left out stays; null takes a caption or a category away. A new caption embeds the text again and
-    leaves the frames as they are; when this answers, searches know it."""
+    """Change the caption, the category or the title of a video.
+
+    Omitted fields keep their value; null removes the caption or the category. A new caption is embedded again, the
+    frames are not. Searches use the new values as soon as the response is sent.
+    """
     return Video.of(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
 
 
@@ -156,7 +166,7 @@ def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
     },
 )
 def retry_video(service: Service, video_id: VideoId) -> JSONResponse:
-    """Its bytes are still here: decoding and embedding begin anew."""
+    """Queue a failed video again. Its stored clip is decoded and embedded from the start."""
     video = service.ingest.retry(video_id)
     status = 202 if video.status == "queued" else 200
     return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
@@ -164,7 +174,10 @@ def retry_video(service: Service, video_id: VideoId) -> JSONResponse:
 
 @router.delete("/{video_id}", summary="Delete a video", status_code=204, responses=problems(404))
 def delete_video(service: Service, video_id: VideoId) -> Response:
-    """File, rows, vectors, pictures and index entry: when this answers, all of it is gone."""
+    """Delete a video with its file, rows, vectors, frame images and index entry.
+
+    All of them are gone when the response is sent.
+    """
     service.ingest.delete(video_id)
     return Response(status_code=204)
 
@@ -182,8 +195,11 @@ def delete_video(service: Service, video_id: VideoId) -> Response:
     },
 )
 def content(request: Request, service: Service, video: ExistingVideo) -> Response:
-    """As they were uploaded, with `Range` for players that jump. Where the operator has clips lent by their store,
-    a redirection there."""
+    """Return the clip as it was uploaded.
+
+    `Range` requests are supported, so that players can seek. If the operator lets the object store serve clips, the
+    response is a redirect (307) to a temporary address there.
+    """
     link = service.files.link(video.sha256)
     if link is not None:
         return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
@@ -204,7 +220,7 @@ def content(request: Request, service: Service, video: ExistingVideo) -> Respons
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
 def thumbnail(request: Request, service: Service, video: ExistingVideo) -> Response:
-    """Its middle frame: first frames are often black."""
+    """Return the middle frame of the clip as a JPEG. First frames are often black."""
     if video.thumbnail_frame is None:
         raise NotReady(video.id, video.status)
     return _picture(request, service, video, video.thumbnail_frame)
@@ -212,7 +228,7 @@ def thumbnail(request: Request, service: Service, video: ExistingVideo) -> Respo
 
 @router.get("/{video_id}/frames", summary="The sampled frames", responses=problems(404, 409))
 def frames(video: ExistingVideo) -> FrameList:
-    """With the time of each, in seconds from the clip's start."""
+    """Return the sampled frames of a video with the time of each, in seconds from the clip's start."""
     if not video.frame_times:
         raise NotReady(video.id, video.status)
     return FrameList(
@@ -229,7 +245,7 @@ def frames(video: ExistingVideo) -> FrameList:
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
 def frame(request: Request, service: Service, video: ExistingVideo, n: int) -> Response:
-    """As a JPEG, upright and in its true proportions."""
+    """Return a sampled frame as a JPEG, upright and in its true proportions."""
     if not video.frame_times:
         raise NotReady(video.id, video.status)
     if not 0 <= n < len(video.frame_times):
@@ -249,7 +265,11 @@ def embeddings(
     type: Annotated[Literal["frame", "aggregated", "text"], Query()] = "aggregated",
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
-    """Unit length. As JSON, or with `Accept: application/x-npy` as a NumPy file: (N, D) for frames, (D,) else."""
+    """Return the vectors of a video, each of unit length.
+
+    The format is JSON, or with `Accept: application/x-npy` a NumPy file. Its array is float32, of shape (N, D) for
+    frames and (D,) otherwise.
+    """
     kind = service.settings.aggregation if type == "aggregated" else type
     generation = service.serving.follower.generation
     with service.db.read() as connection:
@@ -280,8 +300,10 @@ def embeddings(
     responses=problems(404),
 )
 async def events(service: Service, video: ExistingVideo) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: `progress` with the video at every change, then `ready`, `failed` or `deleted`, and the
-    stream ends."""
+    """Stream the progress of a video as server-sent events.
+
+    `progress` is sent with the video at every change. `ready`, `failed` or `deleted` ends the stream.
+    """
     last: tuple[Any, ...] = ()
     while True:
         state = (video.status, video.progress, video.error)
@@ -300,6 +322,7 @@ async def events(service: Service, video: ExistingVideo) -> AsyncIterator[Server
 
 
 def _check_queue(service: Runtime) -> None:
+    """Raise Overloaded if too many videos wait to be embedded."""
     with service.db.read() as connection:
         waiting = jobs.depth(connection)
     if waiting > service.settings.max_queue:
@@ -307,12 +330,14 @@ def _check_queue(service: Runtime) -> None:
 
 
 def _picture(request: Request, service: Runtime, video: DomainVideo, n: int) -> Response:
+    """Return the JPEG of the sampled frame number `n`."""
     seconds = video.frame_times[n]
     blob = service.files.picture(video.sha256, n, seconds)
     return served(request, blob, media_type="image/jpeg", etag=f"{video.sha256[:32]}-{seconds}", headers=_FRAMES_CACHE)
 
 
 async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) -> DomainVideo:
+    """Wait at most `wait_seconds` until the video is ready or failed; return its latest state."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds
     while video.status not in ("ready", "failed") and loop.time() < deadline:
@@ -322,10 +347,12 @@ async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) ->
 
 
 def _cursor(key: int) -> str:
+    """Return the cursor of the page after the video with this primary key."""
     return base64.urlsafe_b64encode(f"v{key}".encode()).decode().rstrip("=")
 
 
 def _read_cursor(cursor: str) -> int:
+    """Return the video primary key in a cursor. Raises InvalidInput."""
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         if not text.startswith("v") or not text[1:].isdecimal() or len(text) > 19:

@@ -1,4 +1,4 @@
-"""What goes over the wire: requests and answers as pydantic models, with the examples that the docs page shows."""
+"""Request and response bodies as pydantic models, with the examples that the docs page shows."""
 
 from service.api.schemas.answers import (
     Answer,

@@ -1,4 +1,4 @@
-"""Hits of searches and recommendations, and near-duplicates."""
+"""Schemas of search results and near-duplicates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.search.duplicates import Duplicate as DomainDuplicate
 
 
 class Breakdown(BaseModel):
-    """What the pictures added to a score."""
+    """Contribution of the visual similarity to a score."""
 
     similarity: float | None = Field(description="cosine; null where the query has no such vector")
     weight: float
@@ -21,20 +21,20 @@ class Breakdown(BaseModel):
 
 
 class TextBreakdown(Breakdown):
-    """What the captions added to a score."""
+    """Contribution of the text similarity to a score."""
 
     imputed: bool = Field(description="the video has no caption, and counts as one of average similarity")
 
 
 class Breakdowns(BaseModel):
-    """The contributions add up to the score."""
+    """Contributions of the visual and the text similarity. They add up to the score."""
 
     video: Breakdown
     text: TextBreakdown
 
 
 class Moment(BaseModel):
-    """The frame of a hit that answers best."""
+    """The frame of a hit that matches the query best and, with `group_by=moment`, the time span around it."""
 
     time: float = Field(description="seconds from the clip's start")
     frame: int
@@ -44,7 +44,7 @@ class Moment(BaseModel):
 
 
 class Hit(BaseModel):
-    """One answer of a search or a recommendation."""
+    """One result of a search or a recommendation."""
 
     model_config = examples(HIT)
 
@@ -56,7 +56,7 @@ class Hit(BaseModel):
 
     @classmethod
     def of(cls, hit: DomainHit) -> Hit:
-        """From the core's hit."""
+        """Build the response from a hit of the search package."""
         seen, read = hit.video_part, hit.text_part
         return cls(
             rank=hit.rank,
@@ -82,14 +82,17 @@ class Hit(BaseModel):
 
 
 class Weights(BaseModel):
-    """The weights that were used; text is 0 where the query has no caption."""
+    """The weights that were used.
+
+    `text` is 0 if the query has no caption, and in a search for moments.
+    """
 
     video: float
     text: float
 
 
 class Answer(BaseModel):
-    """Hits, best first, and how they were found."""
+    """A page of hits, best first, with the weights, the fusion and the generation that were used."""
 
     model_config = examples(
         {
@@ -111,7 +114,7 @@ class Answer(BaseModel):
 
     @classmethod
     def of(cls, answer: DomainAnswer) -> Answer:
-        """From the core's answer."""
+        """Build the response from the results of the search package."""
         return cls(
             items=[Hit.of(hit) for hit in answer.hits],
             weights=Weights(video=answer.weights.video, text=answer.weights.text),
@@ -123,14 +126,14 @@ class Answer(BaseModel):
 
 
 class Duplicate(BaseModel):
-    """A video that shows the same recording, or a part of it."""
+    """A video of the same recording. Either of the two videos may show only a part of it."""
 
     video: VideoSummary
     similarity: float = Field(description="how much of one the other explains, pixel by pixel; 1 is all")
 
 
 class DuplicateList(BaseModel):
-    """The near-duplicates of a video, best first."""
+    """The near-duplicates of a video, best match first."""
 
     model_config = examples({"items": [{"video": SHORT, "similarity": 0.97}], "next_cursor": None})
 
@@ -139,5 +142,5 @@ class DuplicateList(BaseModel):
 
     @classmethod
     def of(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
-        """From the core's."""
+        """Build the response from the near-duplicates of the search package."""
         return cls(items=[Duplicate(video=VideoSummary.of(one.video), similarity=one.similarity) for one in found])

@@ -1,4 +1,4 @@
-"""Examples that several schemas show on the docs page."""
+"""Example values that several schemas show on the docs page."""
 
 from __future__ import annotations
 
@@ -50,4 +50,5 @@ HIT = {
 
 
 def examples(*examples: dict[str, Any]) -> ConfigDict:
+    """Return a model configuration that shows these examples on the docs page."""
     return ConfigDict(json_schema_extra={"examples": list(examples)})

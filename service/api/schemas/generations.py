@@ -1,4 +1,4 @@
-"""Models of the library."""
+"""Schemas of generations: the sets of embeddings of the library, one per model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GENERATION = {
 
 
 class GenerationRequest(BaseModel):
-    """Another model for the library."""
+    """A request to embed the library with another model."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -43,7 +43,7 @@ class GenerationRequest(BaseModel):
 
 
 class Generation(BaseModel):
-    """All embeddings of one model, weights, preprocessing and precision."""
+    """All embeddings made with one model, its weights, its preprocessing and one precision."""
 
     model_config = examples(_GENERATION)
 
@@ -65,7 +65,7 @@ class Generation(BaseModel):
 
     @classmethod
     def of(cls, state: State) -> Generation:
-        """From rows of the database."""
+        """Build the response from the state of a generation."""
         generation = state.generation
         return cls(
             id=generation.id,
@@ -84,7 +84,7 @@ class Generation(BaseModel):
 
 
 class GenerationList(BaseModel):
-    """All of them, the newest first."""
+    """All generations, newest first."""
 
     model_config = examples({"items": [_GENERATION], "next_cursor": None})
 

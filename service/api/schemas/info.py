@@ -1,4 +1,4 @@
-"""What runs here, whether it is ready, and errors."""
+"""Schemas of the service itself: information, limits, health and errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.api.schemas.examples import examples
 
 
 class IndexInfo(BaseModel):
-    """The vector index."""
+    """The state of the vector index."""
 
     kind: str = Field(
         description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly; "
@@ -22,7 +22,7 @@ class IndexInfo(BaseModel):
 
 
 class Limits(BaseModel):
-    """What an upload and a question may ask for."""
+    """The limits of uploads and searches."""
 
     max_upload_bytes: int
     max_duration_seconds: float
@@ -33,7 +33,7 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """What runs here."""
+    """Version, model, index and limits of this service."""
 
     model_config = examples(
         {
@@ -72,7 +72,7 @@ class Info(BaseModel):
 
 
 class Welcome(BaseModel):
-    """Where to go from here."""
+    """Links to the main resources of the service."""
 
     model_config = examples(
         {
@@ -88,7 +88,10 @@ class Welcome(BaseModel):
 
 
 class Health(BaseModel):
-    """Alive, or ready with the state of each part."""
+    """The health of the service.
+
+    `checks` gives the state of each part. It is empty if only the process is checked.
+    """
 
     model_config = examples({"status": "ok", "checks": {"database": "ok", "model": "ok", "worker": "ok"}})
 
@@ -97,14 +100,14 @@ class Health(BaseModel):
 
 
 class FieldError(BaseModel):
-    """One wrong parameter."""
+    """One invalid parameter."""
 
     field: str
     message: str
 
 
 class Problem(BaseModel):
-    """An error, after RFC 9457 (application/problem+json)."""
+    """An error in the format of RFC 9457 (`application/problem+json`)."""
 
     model_config = examples(
         {

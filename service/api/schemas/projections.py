@@ -1,4 +1,4 @@
-"""Maps of the embedding space, and their points."""
+"""Schemas of projections (maps of the embedding space) and their points."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _PROJECTION = {
 
 
 class ProjectionRequest(BaseModel):
-    """A map of the embedding space. The same request is the same map."""
+    """A request for a map of the embedding space.
+
+    Identical requests return the same map, as long as the active generation does not change.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -55,7 +58,7 @@ class ProjectionRequest(BaseModel):
 
 
 class Quality(BaseModel):
-    """How well a map keeps neighbourhoods, measured on a sample of its points when it was laid out."""
+    """How well a map preserves neighbourhoods, measured on a sample of its points when the map was fitted."""
 
     trustworthiness: float = Field(description="1: whoever is near on the map is near in the space (Venna, Kaski 2001)")
     neighbourhood_overlap: float = Field(description="share of the nearest in the space that are nearest on the map")
@@ -64,7 +67,7 @@ class Quality(BaseModel):
 
 
 class Projection(BaseModel):
-    """A map of the embedding space, and how far it is."""
+    """A map of the embedding space, its status and its progress."""
 
     model_config = examples(_PROJECTION)
 
@@ -90,7 +93,7 @@ class Projection(BaseModel):
 
     @classmethod
     def of(cls, state: Map) -> Projection:
-        """From a row of the database."""
+        """Build the response from a row of the projections table."""
         spec = state.spec
         return cls(
             id=state.id,
@@ -116,7 +119,7 @@ class Projection(BaseModel):
 
 
 class ProjectionList(BaseModel):
-    """Every map of the model in use, the newest first."""
+    """All maps of the active generation, newest first."""
 
     model_config = examples({"items": [_PROJECTION], "next_cursor": None})
 
@@ -125,7 +128,7 @@ class ProjectionList(BaseModel):
 
 
 class Point(BaseModel):
-    """One embedding on a map."""
+    """A point of a map: the position of one embedding."""
 
     video_id: str
     frame: int | None = Field(description="null where the point is a whole video or its caption")
@@ -135,7 +138,7 @@ class Point(BaseModel):
 
 
 class PointList(BaseModel):
-    """Every point of a map, all at once."""
+    """All points of a map, in one response."""
 
     model_config = examples(
         {

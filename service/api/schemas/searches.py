@@ -1,7 +1,8 @@
-"""Parameters of searches and recommendations.
+"""Schemas of the parameters of searches and recommendations.
 
-The ranges stand in `service.models`. They are checked here, so that an answer of status 422 names every wrong field and
-the OpenAPI document gives them, and in the core, which the command line calls without this.
+The limits are defined in `service.models` and checked twice. The check here lets a response of status 422 name every
+invalid field, and puts the limits into the OpenAPI document. The core checks them again, because the command line calls
+it without these schemas.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Name = Annotated[str, Field(max_length=200)]
 
 
 class Parameters(BaseModel):
-    """What every search takes."""
+    """Parameters of every search and recommendation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +51,18 @@ class Parameters(BaseModel):
         exclude: tuple[str, ...] = (),
         group_by: GroupBy = "video",
     ) -> SearchQuery:
-        """For the core. Raises InvalidInput."""
+        """Build the query from these parameters.
+
+        Args:
+            fusion: How visual and text similarity are combined.
+            likes: Reference videos; hits should differ from those with a negative weight.
+            examples: Query vectors of texts, images or clips outside the library.
+            exclude: Ids of videos that must not be hits.
+            group_by: Whether a hit is a video or a moment.
+
+        Raises:
+            InvalidInput: If values are invalid or contradict each other.
+        """
         return SearchQuery(
             weights=DomainWeights(self.video_weight, self.text_weight),
             fusion=fusion,
@@ -71,13 +83,13 @@ _GROUP_BY = "`video`: a hit a video; `moment`: a hit a moment of a video, over t
 
 
 class RecommendationParameters(Parameters):
-    """Of a recommendation from a video."""
+    """Parameters of a recommendation from one video."""
 
     fusion: Fusion = Field("cosine", description=_FUSION)
 
 
 class ExampleVideo(BaseModel):
-    """A video to be like, or unlike."""
+    """A reference video: a library video that hits should resemble, or differ from."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,7 +98,7 @@ class ExampleVideo(BaseModel):
 
 
 class RecommendationRequest(Parameters):
-    """Of a recommendation from several videos."""
+    """A recommendation from several reference videos."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -102,7 +114,7 @@ class RecommendationRequest(Parameters):
 
     @property
     def likes(self) -> tuple[Reference, ...]:
-        """The examples, for the core."""
+        """Reference videos of both lists; those from `negative` get a negative weight."""
         return (
             *(Reference(one.id, one.weight) for one in self.positive),
             *(Reference(one.id, -one.weight) for one in self.negative),
@@ -110,7 +122,7 @@ class RecommendationRequest(Parameters):
 
 
 class TextSearch(Parameters):
-    """A search by words."""
+    """A search by text."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -125,14 +137,14 @@ class TextSearch(Parameters):
 
 
 class PictureSearch(Parameters):
-    """A search by a picture, as the fields of a form."""
+    """A search by image: the fields of the form beside its file."""
 
     fusion: Fusion = Field("zscore", description=_FUSION)
     group_by: GroupBy = Field("video", description=_GROUP_BY)
 
 
 class ClipSearch(Parameters):
-    """A search by a clip, as the fields of a form."""
+    """A search by clip: the fields of the form beside its file."""
 
     caption: str | None = Field(None, description="what the clip shows; without one only what is seen counts")
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = Field(None, description="frames sampled of it")

@@ -1,4 +1,4 @@
-"""Videos, their frames, embeddings and categories."""
+"""Schemas of videos, their frames, embeddings and categories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.models import Video as DomainVideo
 
 
 class VideoSummary(BaseModel):
-    """The part of a video that a hit carries."""
+    """The main properties of a video, as part of a search hit or a near-duplicate."""
 
     model_config = examples(SHORT)
 
@@ -27,12 +27,12 @@ class VideoSummary(BaseModel):
 
     @classmethod
     def of(cls, video: DomainVideo) -> VideoSummary:
-        """From a row of the catalogue."""
+        """Build the summary from a row of the videos table."""
         return cls(**_summary(video))
 
 
 class Video(VideoSummary):
-    """One uploaded clip."""
+    """An uploaded clip, its metadata and the status of its embedding."""
 
     model_config = examples(VIDEO)
 
@@ -54,7 +54,7 @@ class Video(VideoSummary):
 
     @classmethod
     def of(cls, video: DomainVideo) -> Video:
-        """From a row of the catalogue."""
+        """Build the response from a row of the videos table."""
         return cls(
             **_summary(video),
             filename=video.filename,
@@ -76,7 +76,7 @@ class Video(VideoSummary):
 
 
 class VideoPage(BaseModel):
-    """A page of videos, the newest first."""
+    """A page of videos, newest first."""
 
     model_config = examples({"items": [VIDEO], "next_cursor": None})
 
@@ -85,7 +85,10 @@ class VideoPage(BaseModel):
 
 
 class VideoEdit(BaseModel):
-    """What to change; what is left out stays. null takes the caption or the category away."""
+    """Changes to a video.
+
+    Omitted fields keep their value. null removes the caption or the category; the title cannot be removed.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -98,7 +101,7 @@ class VideoEdit(BaseModel):
 
 
 class Frame(BaseModel):
-    """One sampled frame."""
+    """A sampled frame of a video."""
 
     n: int
     time: float = Field(description="seconds from the clip's start")
@@ -117,7 +120,7 @@ class FrameList(BaseModel):
 
 
 class Embedding(BaseModel):
-    """Vectors of one kind of one video, unit length."""
+    """The vectors of one type (frame, aggregated or text) of one video, each of unit length."""
 
     model_config = examples(
         {
@@ -133,21 +136,24 @@ class Embedding(BaseModel):
     video_id: str
     type: Literal["frame", "aggregated", "text"]
     generation: str
-    # A list and not a tuple: what makes clients from the document often knows no `prefixItems`.
+    # A list, not a tuple: many client generators do not support `prefixItems`, the schema of a tuple.
     shape: list[int] = Field(min_length=2, max_length=2, description="number of vectors, dimension")
     times: list[float] | None = Field(description="for frames: seconds from the clip's start")
     vectors: list[list[float]]
 
 
 class Category(BaseModel):
-    """A category with its number of videos; the name null stands for videos without one."""
+    """A category and its number of videos.
+
+    The name null stands for the videos without a category.
+    """
 
     name: str | None
     count: int
 
 
 class CategoryList(BaseModel):
-    """Every category."""
+    """All categories."""
 
     model_config = examples({"items": [{"name": "animals", "count": 11}], "next_cursor": None})
 
