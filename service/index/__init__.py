@@ -1,13 +1,20 @@
-"""The vector index: rows of vectors, searched by inner product. An index is derived; the catalogue is the truth.
+"""Vector indexes, searched by inner product.
 
-    rows.py         which row is whose, which are alive, in which category; running moments; what engines share
-    flat.py         exact: FAISS compares a query with every vector
-    compressed.py   for large libraries: FAISS scans short codes of all, the best are compared exactly
+The database is the source of truth. Every index is derived from the database and can be rebuilt.
 
-A video with picture vector v and caption vector t is the row [v ; t ; 0], one without a caption [v ; 0 ; 1]. Every
-question that is linear in v and t is then one inner product with another query vector:
+    rows.py         base class: row numbers, row owners, rows that are alive, categories, running statistics
+    flat.py         exact: FAISS compares the query with every vector
+    compressed.py   for large libraries: FAISS scans short codes of all rows, then the best rows are compared exactly
+    sync.py         keeps a FAISS index equal to the database
+    milvus/         the same with Milvus instead of FAISS
+    factory.py      chooses between FAISS and Milvus
+    graph.py        nearest-neighbour graphs
 
-    [a q_v ; b q_t ; c]     c: what a video gets for having no caption
+A video with visual vector v and text vector t is the row x = [v ; t ; 0]. A video without a caption is the row
+x = [v ; 0 ; 1]. Every score that is linear in v and t is therefore one inner product <q, x> with the query vector
 
-which is the weighted score for any weights, in one search. A frame is the row v.
+    q = [a q_v ; b q_t ; c]
+
+The last number, c, is what a video without a caption receives in place of b <q_t, t>. One search therefore computes
+the weighted score for any weights. In an index of frames, the row of a frame is v alone.
 """

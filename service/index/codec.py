@@ -1,4 +1,4 @@
-"""Codes of vectors: what the scan of the compressed index reads."""
+"""Vector compression for the compressed index: product quantisation codes and bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import numpy.typing as npt
 from service.index.rows import Layout
 from service.models import Vectors
 
-_GROUP = 4  # numbers to a code of 4 bits
+_GROUP = 4  # numbers per 4-bit code
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How rows become codes. `low` and `step` (width,) are of the bytes: number = low + step x byte."""
+    """Compress rows in two ways: into 4-bit product quantisation codes and into one byte per number.
+
+    `quantiser` is a trained, empty FAISS index. `trained_for` is the number of rows that the codec was trained for.
+    `low` and `step`, (width,) float32, define the bytes: number = low + step * byte.
+    """
 
     quantiser: Any
     low: Vectors
@@ -27,42 +31,51 @@ class Codec:
 
     @classmethod
     def train(cls, layout: Layout, sample: Vectors, rows: int) -> Codec:
+        """Fit a codec to `sample`, (N, width) float32, for an index of about `rows` rows.
+
+        Per dimension, the bytes cover the range of the sample and 5 % more on each side.
+        """
         low, high = sample.min(axis=0), sample.max(axis=0)
         room = 0.05 * (high - low)
         low, step = low - room, (high - low + 2 * room) / 255
         step[step == 0] = 1
         if layout.captions:
-            low[-1], step[-1] = 0, 1 / 255  # the flag is 0 or 1, exactly
+            low[-1], step[-1] = 0, 1 / 255  # the flag, 0 or 1, is stored exactly
         width = -(-layout.width // _GROUP) * _GROUP
-        # One cell: an inverted file in name only, but the one whose scan in registers can leave rows out.
+        # One cell, so no row is missed. IVFPQ is used because its FastScan (codes in registers) accepts a row filter.
         quantiser = faiss.IndexIVFPQFastScan(
             faiss.IndexFlatIP(width), width, 1, width // _GROUP, 4, faiss.METRIC_INNER_PRODUCT
         )
-        quantiser.cp.min_points_per_centroid = quantiser.pq.cp.min_points_per_centroid = 1  # or it warns
+        quantiser.cp.min_points_per_centroid = quantiser.pq.cp.min_points_per_centroid = 1  # avoids a warning
         made = cls(quantiser, low, step, max(rows, len(sample)))
         quantiser.train(made.pad(sample))
         return made
 
     def pad(self, rows: Vectors) -> Vectors:
-        """(N, a multiple of the group) with zeros behind."""
+        """Append zero columns to (N, width) float32 rows until the width is a multiple of the group, 4."""
         return np.pad(rows, ((0, 0), (0, -rows.shape[1] % _GROUP))).astype(np.float32, copy=False)
 
     def bytes_of(self, rows: Vectors) -> npt.NDArray[np.uint8]:
-        """(N, width) uint8."""
+        """Quantise rows to (N, width) uint8, clipped to the range of the bytes."""
         scaled: Vectors = np.rint((rows - self.low) / self.step)
         return scaled.clip(0, 255).astype(np.uint8)
 
     def weights(self, query: Vectors) -> tuple[Vectors, float]:
-        """What to multiply bytes with, and what to add, for the product with the numbers."""
+        """Return (`weights`, `constant`) such that bytes @ weights + constant estimates <query, row>.
+
+        `query` may be padded. `weights` has shape (width,).
+        """
         query = query[: len(self.low)]
         return query * self.step, float(query @ self.low)
 
     def write(self, file: IO[bytes]) -> None:
+        """Write the codec to an open binary file, in NumPy's npz format."""
         quantiser = faiss.serialize_index(self.quantiser)
         np.savez(file, quantiser=quantiser, low=self.low, step=self.step, rows=self.trained_for)
 
     @classmethod
     def load(cls, path: Path) -> Codec:
+        """Read a codec that `write` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             quantiser = faiss.deserialize_index(arrays["quantiser"])
             return cls(quantiser, arrays["low"], arrays["step"], int(arrays["rows"]))

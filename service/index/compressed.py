@@ -1,15 +1,16 @@
-"""The index for large libraries: short codes of all rows are scanned, the best are compared exactly.
+"""Index for large libraries: scan short codes of all rows, then compare the best rows exactly.
 
-Three steps, each over fewer rows and with more bits:
+A search has three stages. Each stage reads fewer rows, with more bits per number:
 
-    1. product quantisation, 4 bits for every 4 numbers (Jégou et al. 2011; André et al. 2017 for the scan in
-       registers), over every row that may be answered: 128 bytes a row of 1,024 numbers
-    2. one byte a number, over some thousand
-    3. the rows as they were put in, read from a file, over a few more than were asked for
+    1. Scan every row that passes the filter by its product quantisation code: 4 bits for every 4 numbers, 128 bytes
+       for a row of 1,024 numbers (Jégou et al. 2011; the scan in registers: André et al. 2017).
+    2. Estimate the best 4,096 rows, or 8 times `count` if that is more, from one byte per number.
+    3. Compute the exact products of the best `count` + 32 rows. The rows are read from a file as they were added.
 
-There are no cells that a search could miss: the scan is exhaustive, so the recall is the same for all weights, and a
-filter only leaves rows out of it. The first two tables are in memory (the second mapped), about 1.2 kB a row of
-1,025 numbers; the last is on disk.
+The scan is exhaustive: unlike an inverted file, the index has no cells that a search could miss. The recall is
+therefore the same for all weights, and a filter only leaves rows out of the scan. The tables of stages 1 and 2 are
+in memory (the second is memory-mapped): about 1.2 kB for a row of 1,025 numbers. The rows of stage 3 are on disk.
+If the filter leaves no more rows than stage 2 takes, stage 1 is skipped.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from service.models import Flags, Vectors
 log = structlog.get_logger(__name__)
 TRAINING_ROWS = 20_000
 _SEGMENT_ROWS = 65_536
-_WORTH_KEEPING = _SEGMENT_ROWS // 4
-_SCAN = 4096
-_SCAN_PER_ANSWER = 8
-_SHARE = 512
-_EXTRA = 32
-_BLOCK = 256  # rows of bytes that are decoded at once: what fits a core's cache
-_OUTGROWN = 4
+_WORTH_KEEPING = _SEGMENT_ROWS // 4  # rows; a smaller segment of a snapshot is copied to append to it
+_SCAN = 4096  # rows, at least, that the scan passes on to stage 2
+_SCAN_PER_ANSWER = 8  # the same, per requested result
+_SHARE = 512  # rows, at least, that the scan first takes from each segment
+_EXTRA = 32  # rows beyond `count` that are compared exactly
+_BLOCK = 256  # rows of bytes that are decoded at once, to fit into a core's cache
+_OUTGROWN = 4  # times the rows that the codes were trained for
 
 
 class CompressedIndex(Index):
-    """Approximate by the codes that the scan compares, exact in the products that it answers with.
+    """Approximate index: codes choose the rows, but the inner products that it returns are exact.
 
-    `train` makes one. The codes are fitted to the rows it is trained with; once there are four times as many, it is
-    `stale`.
+    Create an index with `train`, which fits the codes to a sample of the rows. The index is `stale` once it holds more
+    than four times the rows that the codes were trained for.
     """
 
     kind = "compressed"
@@ -62,18 +63,28 @@ class CompressedIndex(Index):
 
     @classmethod
     def train(cls, layout: Layout, folder: Path, sample: Vectors, rows: int) -> CompressedIndex:
-        """An empty one, fitted to `sample` (N, width) of what will be about `rows` rows. Its files go to `folder`."""
+        """Create an empty index whose codes are fitted to a sample of its future rows.
+
+        Args:
+            layout: Content of a row.
+            folder: Folder for the files of the index.
+            sample: Some of the rows, (N, width) float32.
+            rows: Expected number of rows.
+        """
         return cls(layout, folder, Codec.train(layout, sample, rows))
 
     @property
     def stale(self) -> bool:
-        """See the base class."""
+        """Whether a new index of the same rows would be better.
+
+        This holds if too many rows are dead, if the index has outgrown its codes, or if some rows are in memory only.
+        """
         outgrown = len(self) > _OUTGROWN * self._codec.trained_for
         return super().stale or outgrown or self.in_memory
 
     @property
     def in_memory(self) -> bool:
-        """Whether some of its rows are on no disk, for want of room."""
+        """Whether some rows are in memory only, because the disk was full."""
         return any(segment.in_memory for segment in self._segments)
 
     def get(self, rows: Rows) -> Vectors:
@@ -127,7 +138,7 @@ class CompressedIndex(Index):
                 last = _Segment.make(self._folder, self.rows, self._codec)
                 self._segments.append(last)
             elif not last.own:
-                copy = last.copy(self._folder)  # or every start would leave a small segment behind
+                copy = last.copy(self._folder)  # otherwise every start would leave a small segment behind
                 last.close()
                 self._segments[-1] = last = copy
             fitting = rows[: _SEGMENT_ROWS - last.count]
@@ -135,7 +146,7 @@ class CompressedIndex(Index):
         except OSError as error:
             if system_errors.of(error) is None or not self.serving or not hasattr(os, "memfd_create"):
                 raise
-            # Searches go on, with these rows in memory until there is room for another index.
+            # Searches continue. These rows stay in memory until the disk has room for another index.
             log.warning("no room for the index: what is new is kept in memory", reason=str(error))
             if last is not None and not last.count:
                 self._segments.remove(last)
@@ -159,12 +170,13 @@ class CompressedIndex(Index):
         return rows[order], products[order]
 
     def _scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> Rows:
-        """The best `wanted` rows of all segments by their codes."""
+        """Return the best `wanted` rows of all segments by their codes (stage 1)."""
 
         def scan(segment: _Segment, count: int) -> tuple[Rows, Vectors]:
             return segment.scan(query, count, None if allowed is None else allowed[segment.start : segment.stop])
 
-        # Mostly each segment has its share of the best. One that is still good where it was cut off is asked again.
+        # Usually the best rows are spread over all segments, so each segment first returns a share only. If even the
+        # last row of a share is among the best, that segment is scanned again for more rows.
         share = min(wanted, max(_SHARE, 2 * wanted // len(self._segments)))
         found = spread(lambda segment: scan(segment, share), self._segments)
         floor = _floor(np.concatenate([products for _, products in found]), wanted)
@@ -175,7 +187,10 @@ class CompressedIndex(Index):
         return _best(rows, products, wanted)
 
     def _estimate(self, query: Vectors, rows: Rows) -> Vectors:
-        """(N,) products from the bytes. In this thread: the steps are so short that two would wait for each other."""
+        """Return the estimated products of these rows, (N,) float32, from their bytes (stage 2).
+
+        Runs in this thread only: the steps are so short that several threads would wait for each other.
+        """
         weights, constant = self._codec.weights(query)
         products = np.empty(len(rows), dtype=np.float32)
         for segment, places in self._by_segment(rows):
@@ -183,7 +198,7 @@ class CompressedIndex(Index):
         return products + constant
 
     def _by_segment(self, rows: Rows) -> list[tuple[_Segment, Rows]]:
-        """Each segment that holds some of `rows`, with the places of those in `rows`, in the order of the file."""
+        """Return each segment that holds some of `rows`, and their positions in `rows`, in file order."""
         order = np.argsort(rows, kind="stable")
         starts = [segment.start for segment in self._segments]
         bounds = np.searchsorted(rows[order], [*starts, self.rows])
@@ -192,7 +207,7 @@ class CompressedIndex(Index):
 
 
 class _Segment:
-    """Some ten thousand rows: their codes in memory, their bytes mapped, the rows themselves in a file."""
+    """Up to 65,536 rows: their codes in memory, their bytes memory-mapped, the rows themselves in a file."""
 
     def __init__(self, start: int, codec: Codec, codes: Any, small: RowFile, full: RowFile) -> None:
         self.start = start
@@ -245,12 +260,12 @@ class _Segment:
 
     @property
     def in_memory(self) -> bool:
-        """Whether its rows are on no disk."""
+        """Whether the rows are in memory only."""
         return self._full.in_memory
 
     @property
     def own(self) -> bool:
-        """Whether this process made its files, and may append to them."""
+        """Whether this process created the files of the segment, and may append to them."""
         return self._full.own
 
     def append(self, rows: Vectors) -> None:
@@ -264,7 +279,7 @@ class _Segment:
         self._codes_saved = None
 
     def copy(self, folder: Path) -> _Segment:
-        """The same rows in files of this process's own."""
+        """Copy the rows into new files, which this process may append to."""
         made = _Segment.make(folder, self.start, self._codec)
         try:
             for low in range(0, self.count, 4096):
@@ -280,7 +295,7 @@ class _Segment:
         return made
 
     def scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> tuple[Rows, Vectors]:
-        """The best `wanted` rows by their codes, and their products."""
+        """Return the best `wanted` rows by their codes, and their products, estimated from the codes."""
         parameters = None
         if allowed is not None:
             wanted = min(wanted, int(np.count_nonzero(allowed)))
@@ -293,7 +308,7 @@ class _Segment:
         return self.start + rows[0][found], products[0][found]
 
     def estimate(self, weights: Vectors, rows: Rows) -> Vectors:
-        """(N,) the products of `weights` with the bytes of `rows`."""
+        """Return the products of `weights` with the bytes of `rows`, (N,) float32."""
         rows = rows - self.start
         products = np.empty(len(rows), dtype=np.float32)
         for low in range(0, len(rows), _BLOCK):
@@ -302,7 +317,7 @@ class _Segment:
         return products
 
     def read(self, rows: Rows) -> Vectors:
-        """(N, width) float32."""
+        """Return these rows as (N, width) float32, as they were added."""
         return self._full.read(rows - self.start, np.float32)
 
     def freeze(self) -> Writer:
@@ -327,12 +342,12 @@ class _Segment:
 
 
 def _best(rows: Rows, products: Vectors, count: int) -> Rows:
-    """The `count` rows with the greatest products, in no order."""
+    """Return the `count` rows with the greatest products, in no particular order."""
     if len(rows) <= count:
         return rows
     return rows[np.argpartition(-products, count)[:count]]
 
 
 def _floor(products: Vectors, count: int) -> float:
-    """The least of the `count` greatest; minus infinity where there are fewer."""
+    """Return the least of the `count` greatest products; minus infinity if there are fewer."""
     return float(-np.partition(-products, count - 1)[count - 1]) if len(products) >= count else -np.inf

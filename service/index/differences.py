@@ -1,4 +1,4 @@
-"""An index held against the rows that it stands for."""
+"""Comparison of the rows of an index with the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from service.models import Entries, Keys
 
 
 def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
-    """Of rows of an index and those of the database, in this order by key."""
+    """Return the differences between rows of an index and rows of the database, one sentence each.
+
+    Args:
+        mine: Rows of the index, sorted by video primary key.
+        theirs: Rows of the same videos in the database.
+        order: Positions that sort `theirs` by video primary key, (N,) int64.
+    """
     keys = theirs.keys[order]
     if not np.array_equal(mine.keys, keys):
         odd = sorted({*mine.keys.tolist()} ^ {*keys.tolist()}) or sorted({*keys.tolist()})

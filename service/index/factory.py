@@ -1,4 +1,7 @@
-"""Which engine keeps the vectors: FAISS in the process, or Milvus. Nobody else asks."""
+"""Choose the engine that holds the vectors: FAISS in this process, or Milvus.
+
+No other module depends on this choice.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +21,40 @@ from service.timing import Timing
 
 
 class VectorIndex(Protocol):
-    """The vectors of one generation, always as new as the database, whoever keeps them."""
+    """Vectors of one generation, kept as new as the database. The engine may be FAISS or Milvus."""
 
     exact_up_to: int
-    """Rows from which on not every vector is compared any more."""
+    """Largest number of rows at which a search compares every vector."""
     refused: str | None
-    """Why a snapshot that is there could not be used; None where it was, or where there is none."""
+    """Why the snapshot on disk could not be used; None if it was used or if there is none."""
 
     @property
     def generation(self) -> Generation:
-        """Whose vectors these are."""
+        """Generation of the vectors."""
 
     def current(self) -> AbstractContextManager[tuple[Searchable, sa.Connection]]:
-        """What can be searched, and a snapshot of the database, of the same state, for as long as the block lasts."""
+        """Yield the searchable vectors and a connection with a database snapshot of the same state.
+
+        Both are valid until the block ends.
+        """
 
     def check(self) -> None:
-        """Raises what a question would raise now."""
+        """Prepare a search without running it. Raises the errors that a search would raise now."""
 
     def save(self) -> None:
-        """Have the next start find what is here."""
+        """Make the present state available to the next start."""
 
     def differences(self) -> list[str]:
-        """In what it differs from the rows that it stands for, number by number: in nothing, that is."""
+        """Return the differences between index and database; empty if they agree."""
 
     def close(self, *, save: bool = True) -> None:
-        """Let go of everything; nothing can be searched afterwards."""
+        """Save if `save` is true, then release all resources. No search is possible afterwards."""
 
 
 def follow(
     settings: Settings, database: Database, generation: Generation, kind: Kind, timing: Timing | None = None
 ) -> VectorIndex:
-    """The index of a generation's videos, or with `kind` "frame" of its frames."""
+    """Open the index of a generation's videos, or of its frames if `kind` is "frame"."""
     if settings.vector_store.startswith(PREFIX):
         uri = settings.vector_store.removeprefix(PREFIX)
         return MilvusIndex(database, uri, generation, kind, timing=timing)
@@ -56,7 +62,10 @@ def follow(
 
 
 def rebuilt(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
-    """The same, made anew from the database, for the processes of now or for the next start."""
+    """Rebuild the index from the database and return it.
+
+    With Milvus, running processes switch to the new collection. With FAISS, the next start loads the new snapshot.
+    """
     if settings.vector_store.startswith(PREFIX):
         collection = MilvusIndex(database, settings.vector_store.removeprefix(PREFIX), generation, kind)
         collection.rebuild()
@@ -67,7 +76,7 @@ def rebuilt(settings: Settings, database: Database, generation: Generation, kind
 
 
 def kinds(settings: Settings, database: Database, generation: Generation) -> list[Kind]:
-    """The index of videos, and that of frames where it was ever asked for."""
+    """Return the kinds that have an index: always that of videos; that of frames if one was ever built."""
     if settings.vector_store.startswith(PREFIX):
         row = sa.select(db.collections.c.kind).where(
             db.collections.c.generation == generation.id, db.collections.c.kind == "frame"

@@ -1,7 +1,7 @@
-"""Files of an index: rows of fixed size that are only ever appended, and small ones written whole.
+"""Files of an index: append-only files of fixed-size rows, and small files written at once.
 
-A snapshot names the first bytes of a file, with their SHA-256. A process appends only to files that it made itself,
-so what a snapshot names never changes, whoever reads it and however many processes keep an index in one folder.
+A snapshot names the first bytes of a file, with their SHA-256. A process appends only to files that it created.
+The named bytes therefore never change, however many processes read them or keep an index in the same folder.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from service.index.rows import Rows, SavedFile
 
 
 class RowFile:
-    """Rows of `row_bytes` bytes. Raises OSError where the disk refuses.
+    """Append-only file of rows of `row_bytes` bytes. Raises OSError if the disk refuses.
 
-    With `in_memory` the rows lie in memory and no snapshot can name them: for as long as the disk is full.
+    With `in_memory` the rows are in memory, and no snapshot can name them. This serves while the disk is full.
     """
 
     def __init__(self, path: Path, row_bytes: int, saved: SavedFile | None = None, *, in_memory: bool = False) -> None:
-        """A new file where `saved` is None, what a snapshot names otherwise. Raises ValueError, OSError."""
+        """Create a new file if `saved` is None. Otherwise open, read-only, the file that a snapshot names.
+
+        Raises ValueError if the file is shorter than the snapshot says, and OSError.
+        """
         self.in_memory = in_memory
         self.path = path
         self.own = saved is None
@@ -46,19 +49,25 @@ class RowFile:
             raise ValueError(f"{path.name} is shorter than it was")
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """Write rows behind the last; they count once they are handed to `commit`."""
+        """Write rows behind the last counted row. They count once they are passed to `commit`.
+
+        Until then the next `write` overwrites them, so a failed `write` does no harm.
+        """
         data = memoryview(rows.tobytes())
         offset, done = self.count * self._row_bytes, 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done:], offset + done)
 
     def commit(self, rows: npt.NDArray[Any]) -> None:
-        """Count what was written."""
+        """Count the rows that `write` wrote, and add them to the checksum."""
         self._hash.update(rows.tobytes())
         self.count += len(rows)
 
     def read(self, rows: Rows, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """(N, width) these rows, read from the file and not through a map, so that they do not stay in memory."""
+        """Return these rows as (N, width) of `dtype`.
+
+        Read from the file, not through a memory map, so that the rows do not stay in memory.
+        """
         size = self._row_bytes
         found = np.empty((len(rows), size), dtype=np.uint8)
         runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
@@ -69,8 +78,11 @@ class RowFile:
         return found.view(dtype)
 
     def map(self, capacity: int) -> npt.NDArray[np.uint8]:
-        """(capacity, row_bytes) the file in memory; what is appended appears in it. What a snapshot names is brought
-        in at once where the system can: one page at a time it would slow down the first thousand searches."""
+        """Map the file into memory as (capacity, row_bytes) uint8. Rows appended later appear in the array.
+
+        The file of a snapshot never grows: it is mapped with the number of rows it has. It is loaded at once if the
+        system can, because loading page by page would slow down the first thousand searches.
+        """
         flags = mmap.MAP_SHARED
         if self.own:
             os.ftruncate(self._descriptor, capacity * self._row_bytes)
@@ -81,14 +93,17 @@ class RowFile:
         return np.frombuffer(mapped, dtype=np.uint8).reshape(capacity, self._row_bytes)
 
     def freeze(self) -> SavedFile:
-        """What a snapshot of now would name."""
+        """Return the part of the file that a snapshot taken now would name."""
         if not self.own:
             assert self._saved is not None
             return self._saved
         return SavedFile(self.path.name, self.count * self._row_bytes, self._hash.hexdigest())
 
     def sync(self, frozen: SavedFile) -> SavedFile:
-        """Bring it to disk, and keep the file from now on, for a snapshot names it."""
+        """Flush the file to disk for a snapshot that names it. From now on `close` keeps the file.
+
+        Raises OSError if the rows are in memory only.
+        """
         if self.in_memory:
             raise OSError(errno.ENOSPC, "some rows are in memory only, for the disk was full", self.path.name)
         if self.own:
@@ -97,14 +112,17 @@ class RowFile:
         return frozen
 
     def close(self) -> None:
-        """Close it; what no snapshot names is removed."""
+        """Close the file. Remove it if no snapshot names it."""
         os.close(self._descriptor)
         if self._saved is None and not self.in_memory:
             self.path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
-    """Write a file at once, and sync it; where that fails, what was written of it is removed."""
+    """Write and sync a file, and return its size and SHA-256.
+
+    If an OSError is raised, the partial file is removed.
+    """
     try:
         with path.open("wb") as file:
             write(file)
@@ -118,7 +136,7 @@ def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
 
 
 def write_all(folder: Path, parts: dict[str, Callable[[Any], None]]) -> list[SavedFile]:
-    """Write files by their names as `write_whole` does: all of them, or none is left behind."""
+    """Write files, by name, as `write_whole` does. If one fails, none is left behind."""
     done: list[SavedFile] = []
     try:
         for name, write in parts.items():
@@ -132,7 +150,7 @@ def write_all(folder: Path, parts: dict[str, Callable[[Any], None]]) -> list[Sav
 
 
 def digest(path: Path, size_bytes: int) -> str:
-    """The SHA-256 of a file's first bytes. Raises ValueError where it is shorter."""
+    """Return the SHA-256 of the first `size_bytes` bytes. Raises ValueError if the file is shorter."""
     found, left = hashlib.sha256(), size_bytes
     with path.open("rb") as file:
         while left and (data := file.read(min(left, 1 << 22))):

@@ -1,4 +1,4 @@
-"""The exact index: FAISS, every vector as it is, compared with every query."""
+"""Exact index: FAISS compares each query with every vector, uncompressed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.models import Flags, Vectors
 
 
 class FlatIndex(Index):
-    """Exact inner products; filters are exact too. In memory: 4 bytes a number."""
+    """Exact inner products, with and without filters. All in memory: 4 bytes per number."""
 
     kind = "flat"
     exact = True
@@ -59,7 +59,7 @@ class FlatIndex(Index):
         return loaded
 
     def close(self) -> None:
-        """See the base class."""
+        """Do nothing: no file is open."""
 
     def _append(self, rows: Vectors) -> int:
         faiss.omp_set_num_threads(1)
@@ -67,7 +67,7 @@ class FlatIndex(Index):
         return len(rows)
 
     def _search(self, query: Vectors, count: int, allowed: Flags | None, _available: int) -> tuple[Rows, Vectors]:
-        faiss.omp_set_num_threads(1)  # of this thread: several would wait for each other over one query
+        faiss.omp_set_num_threads(1)  # per thread; for one query, more threads would only wait for each other
         parameters = None
         if allowed is not None:
             selector: Any = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[arg-type, call-arg]

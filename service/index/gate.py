@@ -1,4 +1,4 @@
-"""Many readers or one writer."""
+"""Readers-writer lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Many readers or one writer. A writer that waits goes before readers that come later."""
+    """Readers-writer lock: many readers at once, or one writer alone.
+
+    A waiting writer goes before readers that arrive later. Not reentrant: a thread must not take the gate twice.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -18,7 +21,7 @@ class Gate:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Shared."""
+        """Hold the gate together with other readers. Wait while a writer holds the gate or waits."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writers)
             self._readers += 1
@@ -31,7 +34,7 @@ class Gate:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone."""
+        """Hold the gate alone. Wait until all readers and other writers have left."""
         with self._changed:
             self._writers += 1
             self._changed.wait_for(lambda: not self._readers and not self._writing)

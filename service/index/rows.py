@@ -1,8 +1,8 @@
-"""What every engine keeps beside its vectors: whose a row is, whether it is alive, its category, and moments.
+"""Base class of all FAISS indexes: row numbers and owners, rows that are alive, categories, running statistics.
 
-Rows are numbered as they come and never move: a video that changes or goes leaves a dead row behind, and what comes
-is appended. So a snapshot's files never change, and a search needs no lock against anything but an append. When too
-much is dead, a new index is built beside the old one (`sync.py`).
+Rows are numbered in the order in which they are added and never move. If a video changes or is deleted, its row stays
+behind as a dead row; new rows are appended. The files of a snapshot therefore never change, and a search needs no
+lock against anything but an append. If too many rows are dead, a new index is built beside the old one (`sync.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.models import EVERY_CATEGORY, Categories, Entries, Flags, Keys, Vec
 from service.vectors import Moments
 
 Rows = npt.NDArray[np.int64]
-"""(N,) int64: numbers of rows in one index."""
+"""(N,) int64: row numbers of one index."""
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -31,7 +31,10 @@ _DEAD_ANYWAY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a row holds: [v ; t ; flag] with captions, v without. `dimension` is that of v and of t."""
+    """Content of a row: [v ; t ; flag] if `captions`, otherwise v.
+
+    v is the visual vector and t the text vector, each of `dimension` numbers. The flag is 1 if the caption is missing.
+    """
 
     dimension: int
     captions: bool
@@ -42,14 +45,17 @@ class Layout:
         return 2 * self.dimension + 1 if self.captions else self.dimension
 
     def join(self, pictures: Vectors, captions: Vectors | None, captioned: Flags) -> Vectors:
-        """(N, width) rows."""
+        """Return rows, (N, width) float32, of visual vectors, text vectors and whether each caption exists."""
         if not self.captions:
             return np.ascontiguousarray(pictures, dtype=np.float32)
         assert captions is not None
         return np.concatenate([pictures, captions, ~captioned[:, None]], axis=1, dtype=np.float32)
 
     def split(self, rows: Vectors) -> tuple[Vectors, Vectors, Flags]:
-        """Pictures (N, D), captions (N, D) and which of them exist (N,)."""
+        """Split rows into visual vectors (N, D), text vectors (N, D) and whether each caption exists (N,).
+
+        In a layout without captions, the text vectors are zero and no caption exists.
+        """
         if not self.captions:
             return rows, np.zeros_like(rows), np.zeros(len(rows), dtype=np.bool_)
         return rows[:, : self.dimension], rows[:, self.dimension : -1], rows[:, -1] == 0
@@ -57,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """A file of a snapshot: its first `size_bytes` bytes and their SHA-256. What follows them is not part of it."""
+    """File of a snapshot: its first `size_bytes` bytes and their SHA-256. Later bytes are not part of it."""
 
     name: str
     size_bytes: int
@@ -65,48 +71,61 @@ class SavedFile:
 
 
 Writer = Callable[[Path], tuple[dict[str, Any], list[SavedFile]]]
+"""Write a frozen index into a folder. Return the state for `Index.load`, as JSON can hold it, and the files."""
 
 
 class Searchable(Protocol):
-    """What a search asks of vectors, whoever keeps them. A row is one of them; its number means nothing elsewhere."""
+    """Operations that a search needs, whichever engine holds the vectors.
+
+    A row is one vector of the index. Its number has no meaning outside of this index.
+    """
 
     layout: Layout
     kind: str
     exact: bool
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
 
     def search(self, query: Vectors, count: int, where: Categories = EVERY_CATEGORY) -> tuple[Rows, Vectors]:
-        """Rows and inner products with `query` (width,) of the best `count`, best first; fewer where there are
-        fewer."""
+        """Return the numbers of the best `count` rows and their inner products with `query`, best first.
+
+        `query` is (width,) float32. Only rows whose category is in `where` count; if there are fewer, fewer are
+        returned.
+        """
 
     def keys(self, rows: Rows) -> Keys:
-        """Whose these rows are."""
+        """Return the video primary key of each row."""
 
     def get(self, rows: Rows) -> Vectors:
-        """(N, width) the rows as they were put in, bit by bit."""
+        """Return the rows as (N, width) float32, bit by bit as they were added."""
 
     def rows_of(self, keys: Keys) -> Rows:
-        """The rows of these videos."""
+        """Return the numbers of the rows of these videos."""
 
     def similarity(
         self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating], *, deviations: bool = True
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Mean and standard deviation, over all rows, of <picture, v> and of <caption, t>."""
+        """Return (mean, standard deviation) over all rows of <picture, v>, and the same of <caption, t>.
+
+        Rows without a caption do not count for the second. Without `deviations`, the standard deviations are 0.
+        """
 
     @property
     def mean_caption(self) -> npt.NDArray[np.float64]:
-        """(D,) the mean of all captions."""
+        """Mean of all text vectors, (D,) float64."""
 
 
 class Index(ABC):
-    """Rows of vectors, searched by inner product. Not safe to search while `replace` runs."""
+    """Rows of vectors, searched by inner product.
+
+    Not thread-safe: no search may run while `replace` runs. `SyncedIndex` ensures this.
+    """
 
     kind: str
     exact: bool
     serving = False
-    """Whether searches ask it now: then what is new must be taken in, whatever the disk says."""
+    """Whether searches use this index now. Then new rows must be accepted even if the disk is full."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -120,22 +139,24 @@ class Index(ABC):
         self._masks: dict[Categories, tuple[Flags, int]] = {}
 
     def __len__(self) -> int:
-        """Number of rows that are alive."""
+        """Return the number of rows that are alive."""
         return self.rows - self._dead
 
     @property
     def rows(self) -> int:
-        """Number of rows, dead ones included."""
+        """Number of rows, dead rows included."""
         return len(self._keys.values)
 
     @property
     def stale(self) -> bool:
-        """Whether a new index of the same rows would be better."""
+        """Whether a new index of the same rows would be better, because too many rows are dead."""
         return self._dead > max(_DEAD_ANYWAY, _DEAD_SHARE * self.rows)
 
     def replace(self, gone: Keys, entries: Entries) -> None:
-        """Take the rows of `gone` out (what is not in is ignored), then put `entries` in. The caller keeps searches
-        out meanwhile."""
+        """Remove the rows of the videos in `gone`, then add `entries`. The caller must keep searches out meanwhile.
+
+        Primary keys in `gone` that the index does not hold are ignored.
+        """
         self._masks.clear()
         self._remove(gone)
         if not len(entries.keys):
@@ -144,7 +165,7 @@ class Index(ABC):
         categories = [self._names.setdefault(name, len(self._names)) for name in entries.categories]
         start = 0
         while start < len(rows):
-            # What a full disk stops half-way is whole up to here: the next try replaces it again.
+            # If a full disk stops the loop, the rows up to here are consistent. The next attempt replaces them again.
             stop = start + self._append(rows[start:])
             self._keys.extend(entries.keys[start:stop])
             self._categories.extend(categories[start:stop])
@@ -154,27 +175,30 @@ class Index(ABC):
             start = stop
 
     def search(self, query: Vectors, count: int, where: Categories = EVERY_CATEGORY) -> tuple[Rows, Vectors]:
-        """Rows and inner products with `query` (width,) of the best `count`, best first; fewer where there are
-        fewer."""
+        """Return the numbers of the best `count` rows and their inner products with `query`, best first.
+
+        `query` is (width,) float32. Only rows whose category is in `where` count; if there are fewer, fewer are
+        returned.
+        """
         allowed, available = self._allowed(where)
         if min(count, available) == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         return self._search(query, min(count, available), allowed, available)
 
     def keys(self, rows: Rows) -> Keys:
-        """Whose these rows are."""
+        """Return the video primary key of each row."""
         return self._keys.values[rows]
 
     def rows_of(self, keys: Keys) -> Rows:
-        """The rows that are alive of these videos."""
+        """Return the numbers of the rows of these videos that are alive."""
         return np.flatnonzero(np.isin(self._keys.values, keys) & self._alive.values)
 
     def entries(self, start: int, stop: int) -> Entries:
-        """What is alive among these rows, as it was put in."""
+        """Return the rows from `start` to before `stop` that are alive, as they were added."""
         return self.entries_at(start + np.flatnonzero(self._alive.values[start:stop]))
 
     def entries_at(self, rows: Rows) -> Entries:
-        """These rows, as they were put in."""
+        """Return these rows as they were added."""
         pictures, captions, captioned = self.layout.split(self.get(rows))
         names = list(self._names)
         return Entries(
@@ -186,56 +210,71 @@ class Index(ABC):
         )
 
     def alive(self) -> Rows:
-        """The rows that are alive, by their keys; those of one video in order."""
+        """Return the rows that are alive, sorted by video primary key; rows of one video stay in order."""
         rows = np.flatnonzero(self._alive.values)
         return rows[np.argsort(self._keys.values[rows], kind="stable")]
 
     def some(self, count: int, seed: int = 0) -> Rows:
-        """At most `count` random rows that are alive, ascending."""
+        """Return at most `count` random rows that are alive, in ascending order."""
         alive = np.flatnonzero(self._alive.values)
         return np.sort(np.random.default_rng(seed).choice(alive, min(count, len(alive)), replace=False))
 
     def similarity(
         self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating], *, deviations: bool = True
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Mean and standard deviation, over all that is alive, of <picture, v> and of <caption, t>; without
-        `deviations` they are 0."""
+        """Return (mean, standard deviation) over all rows that are alive of <picture, v>, and the same of <caption, t>.
+
+        Rows without a caption do not count for the second. Without `deviations`, the standard deviations are 0. The
+        values follow from running statistics; no row is read.
+        """
         seen, read = self._moments
         return seen.similarity(picture, deviation=deviations), read.similarity(caption, deviation=deviations)
 
     @property
     def mean_caption(self) -> npt.NDArray[np.float64]:
-        """(D,) the mean of all captions, what a missing one counts as; zero where there is none."""
+        """Mean of all text vectors, (D,) float64; zero if there is none.
+
+        A missing caption counts as this vector.
+        """
         return self._moments[1].mean
 
     @abstractmethod
     def get(self, rows: Rows) -> Vectors:
-        """(N, width) the rows as they were put in, bit by bit."""
+        """Return the rows as (N, width) float32, bit by bit as they were added."""
 
     @abstractmethod
     def freeze(self) -> Writer:
-        """What writes the index as it is now into files of a folder and syncs them, later, while the index may go
-        on changing. It returns what `load` wants, as JSON can hold it, and the files."""
+        """Capture the index as it is now, and return a function that writes this state to a folder.
+
+        The function may run later, while the index changes. It syncs the files, and returns the state for `load`, as
+        JSON can hold it, and the files.
+        """
 
     @classmethod
     @abstractmethod
     def load(cls, layout: Layout, folder: Path, state: dict[str, Any]) -> Index:
-        """Read what a `Writer` wrote. Raises ValueError, KeyError or OSError where it is something else."""
+        """Read what a `Writer` wrote. Raises ValueError, KeyError or OSError for anything else."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of its files; the index is of no use afterwards."""
+        """Close the files of the index. The index cannot be used afterwards."""
 
     @abstractmethod
     def _append(self, rows: Vectors) -> int:
-        """Put (N, width) rows behind the last, and say how many were taken: at least one, all or nothing of them."""
+        """Append rows, (N, width) float32, behind the last, and return how many were accepted, at least one.
+
+        The accepted rows are appended together or, if an error is raised, not at all.
+        """
 
     @abstractmethod
     def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int, /) -> tuple[Rows, Vectors]:
-        """As `search`, among the `available` rows that `allowed` (rows,) names, at least one of which there is."""
+        """Search as `search` does, among the rows that `allowed`, (rows,) bool, marks. None allows every row.
+
+        `available` is the number of these rows, at least 1.
+        """
 
     def _allowed(self, where: Categories) -> tuple[Flags | None, int]:
-        """(rows,) which may be answered, None for all of them; and how many those are."""
+        """Return a mask of the rows in `where` that are alive, (rows,) bool or None for every row, and their number."""
         if where == EVERY_CATEGORY and not self._dead:
             return None, self.rows
         known = self._masks.get(where)
@@ -245,11 +284,11 @@ class Index(ABC):
             known = mask, int(np.count_nonzero(mask))
             if len(self._masks) >= _MASKS:
                 self._masks.clear()
-            self._masks[where] = known  # until the next change: at a million rows it takes a millisecond to make
+            self._masks[where] = known  # until the next change: for a million rows, a mask takes a millisecond
         return known
 
     def _remove(self, gone: Keys) -> None:
-        known = gone[gone <= self._largest_key]  # keys ascend: what is new cannot be in
+        known = gone[gone <= self._largest_key]  # primary keys ascend: a new video has no row yet
         if not len(known):
             return
         keys = self._keys.values
@@ -291,7 +330,7 @@ class Index(ABC):
 
 
 class _Column(Generic[_Number]):
-    """An array that grows at its end."""
+    """Array that grows at its end."""
 
     def __init__(self, kind: type[_Number]) -> None:
         self._data = np.zeros(1024, dtype=kind)
@@ -299,11 +338,11 @@ class _Column(Generic[_Number]):
 
     @property
     def values(self) -> npt.NDArray[_Number]:
-        """(N,) a view; what is written to it stays."""
+        """View of the values, (N,). Writing to the view changes the column."""
         return self._data[: self._count]
 
     def extend(self, more: npt.ArrayLike) -> None:
-        """Append."""
+        """Append values."""
         new = np.asarray(more, dtype=self._data.dtype)
         needed = self._count + len(new)
         if needed > len(self._data):

@@ -1,4 +1,4 @@
-"""Work on parts of an array, on every core."""
+"""Parallel work on the parts of an array, on all cores."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _Result = TypeVar("_Result")
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    # One query is spread over the cores by its segments; FAISS must not start threads of its own in each.
+    # The segments of one query already occupy all cores, so FAISS must not start more threads in each.
     return ThreadPoolExecutor(os.cpu_count(), "scan", initializer=lambda: faiss.omp_set_num_threads(1))
 
 
 def spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    """What `do` makes of each part, a share of them in each thread: handing over parts one by one costs more."""
+    """Return `do(part)` for each part, in order, computed on all cores.
+
+    Each thread receives a fixed share of the parts, because handing over parts one by one costs more.
+    """
     threads = min(os.cpu_count() or 1, len(parts))
     if threads < 2:
         faiss.omp_set_num_threads(1)

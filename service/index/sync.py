@@ -1,14 +1,16 @@
-"""Keeps a vector index equal to the catalogue. Knows how to catch up, not how to search.
+"""Keep a FAISS index equal to the database.
 
-The index holds the number of the last change that it has seen. Every search begins with a snapshot of the database
-and brings the index to that very snapshot (one small query where nothing changed), so a video can be found the
-moment its transaction is committed, whichever process committed it, and no answer mixes two states.
+The database numbers its changes, and the index stores the number of the last change that it has applied. Every search
+begins with a database snapshot and first brings the index to exactly that state. If nothing changed, this is one small
+query. A video can be found as soon as its transaction is committed, whichever process committed it, and no search
+mixes two states.
 
-The index is exact up to a size, compressed above it. When it has grown or shrunk past that, or too much of it is
-dead, another one is built beside it from its own rows; searches and changes go on, and the switch is one assignment.
+The index is exact up to `exact_up_to` rows and compressed above. If it grows past that size, shrinks to half of it, or
+has too many dead rows, another index is built beside it from its own rows. Searches and changes continue meanwhile, and
+the switch is one assignment.
 
-A snapshot on disk saves the reading at the next start; one that is missing, broken, of another database, model or
-aggregation is made anew.
+A snapshot on disk saves the next start from reading all vectors from the database. A snapshot that is missing, damaged,
+or of another database, model or aggregation is not used; then the index is built from the database.
 """
 
 from __future__ import annotations
@@ -43,18 +45,18 @@ from service.timing import Timing
 
 log = structlog.get_logger(__name__)
 EXACT_UP_TO = 50_000
-"""Rows; above it the index is compressed. A flat scan of so many takes some 15 ms."""
+"""Most rows of an exact index; a larger index is compressed. An exact scan of so many takes about 15 ms."""
 _BATCH = 4096
-_SAVE_EVERY = 20_000  # changes
-_STRAY_SECONDS = 7 * 24 * 3600
+_SAVE_EVERY = 20_000  # changes between two snapshots on disk
+_STRAY_SECONDS = 7 * 24 * 3600  # age from which on no process uses a file that no snapshot names
 _KINDS: dict[str, type[Index]] = {"flat": FlatIndex, "compressed": CompressedIndex}
 
 
 class SyncedIndex:
-    """The index of one generation, always as new as the database: of videos, or with `kind` "frame" of frames.
+    """FAISS index of one generation, always as new as the database: of videos, or of frames if `kind` is "frame".
 
-    Use `current` for every search: FAISS must not be searched while it is changed, so searches share the index and
-    changes have it alone.
+    Use `current` for every search. FAISS must not be searched while its index is changed. Searches therefore pass the
+    gate as readers, which share the index, and changes pass it as writers, each alone.
     """
 
     def __init__(
@@ -68,10 +70,10 @@ class SyncedIndex:
         fresh: bool = False,
         timing: Timing | None = None,
     ) -> None:
-        """With `fresh` the snapshot that is there is not looked at. Of `timing`, `renewal_pause_seconds` counts."""
+        """Load the snapshot on disk unless `fresh`, then catch up. Only `timing.renewal_pause_seconds` is used."""
         self.exact_up_to = exact_up_to
         self.refused: str | None = None
-        """Why the snapshot that is there could not be used; None where it was, or where there is none."""
+        """Why the snapshot on disk could not be used; None if it was used or if there is none."""
         self._db = db
         self._folder = folder
         self._generation = generation
@@ -87,7 +89,7 @@ class SyncedIndex:
         self._timing = timing or Timing()
         self._retry_at: float | None = None  # monotonic seconds; None unless the last renewal failed
         self._closed = False
-        # Nearly always it is there: an index of frames is first built for a search, which is not to wait for a writer.
+        # Try without a write transaction first: a search that opens the index of frames must not wait for a writer.
         with db.read() as connection:
             self._library = connection.execute(sa.select(library.c.id)).scalar() or ""
         if not self._library:
@@ -102,25 +104,29 @@ class SyncedIndex:
 
     @property
     def generation(self) -> Generation:
-        """Whose vectors these are."""
+        """Generation of the vectors."""
         return self._generation
 
     @property
     def saved(self) -> int | None:
-        """The number of the last change in the snapshot on disk; None where there is none of this index."""
+        """Number of the last change in the snapshot on disk; None if this index has no snapshot."""
         return None if self._saved < 0 else self._saved
 
     def settle(self) -> None:
-        """Wait until nothing is renewed or saved beside."""
+        """Wait until no rebuild and no save runs in the background."""
         if (building := self._building) is not None:
             building.join()
 
     @contextmanager
     def current(self) -> Iterator[tuple[Index, sa.Connection]]:
-        """The index and a snapshot of the database, of the same state, for as long as the block lasts."""
-        # A transaction's snapshot is taken by its first statement, which is why that stands inside the gate: no
-        # change can be in the index that is not in the snapshot. The connection comes first, for those who hold the
-        # gate must not wait for one that a thread at the gate holds.
+        """Yield the index and a connection with a database snapshot of the same state, until the block ends.
+
+        A search compares the change numbers as a reader of the gate. If the index lacks changes, the search applies
+        them as a writer and tries again with a new snapshot.
+        """
+        # The first statement of a transaction takes its snapshot. It runs inside the gate, so that the index holds no
+        # change that the snapshot lacks. The connection is opened outside the gate: a thread in the gate must not wait
+        # for a connection that is held by a thread that waits for the gate.
         for _ in range(8):
             with self._db.read() as connection:
                 with self._gate.reading():
@@ -130,33 +136,37 @@ class SyncedIndex:
                         return
                 with self._gate.writing(), _named():
                     self._catch_up(connection)
-        # Others changed it each time in between: keep them out.
+        # Each time, another change came in between: now hold the gate alone until the block ends.
         with self._db.read() as connection, self._gate.writing():
             with _named():
                 self._catch_up(connection)
             yield self._index, connection
 
     def check(self) -> None:
-        """Raises what a question would raise now."""
+        """Prepare a search without running it. Raises the errors that a search would raise now."""
         with self.current():
             pass
 
     def save(self) -> None:
-        """Write a snapshot, unless nothing changed since the last one or another process looks after it. Searches
-        and changes go on meanwhile. A snapshot that cannot be written costs the next start time, nothing else."""
+        """Write a snapshot to disk, unless nothing changed since the last one or another process owns the snapshot.
+
+        Searches and changes continue meanwhile. A failure is only logged, because it only makes the next start slower.
+        """
         try:
             self._save()
         except OSError as error:
             log.warning("the index snapshot could not be saved", reason=str(error))
 
     def replace_snapshot(self) -> None:
-        """Put a snapshot of this index in place of the one that is there, whoever looks after that. Its files stay for
-        those who may use them, and are swept some day. Raises StorageFull."""
+        """Replace the snapshot on disk by one of this index, even if another process owns the snapshot.
+
+        Files of the old snapshot stay for processes that may use them, until `_sweep`. Raises StorageFull.
+        """
         with _named():
             self._save(anyway=True)
 
     def differences(self) -> list[str]:
-        """In what the index differs from the rows that it stands for, number by number: in nothing, that is."""
+        """Return the differences between index and database; empty if they agree."""
         found = []
         with self.current() as (index, connection):
             alive = index.alive()
@@ -174,7 +184,7 @@ class SyncedIndex:
         return found
 
     def close(self, *, save: bool = True) -> None:
-        """Save, and let go of every file; nothing can be searched afterwards."""
+        """Save if `save` is true, then close all files. No search is possible afterwards."""
         self._closed = True
         self.settle()
         if save:
@@ -188,7 +198,7 @@ class SyncedIndex:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._saving:
             try:
-                self._owner.acquire(blocking=False)  # and keep it: one process at a time writes and removes
+                self._owner.acquire(blocking=False)  # until `close`: only one process writes and removes
             except Timeout:
                 if not anyway:
                     return
@@ -206,7 +216,7 @@ class SyncedIndex:
                 "files": [astuple(file) for file in files],
             }
             before = {file.name for file in _files(_json(self._manifest))}
-            # Renamed last, when all that it names is synced: the snapshot is whole or not there.
+            # The manifest is renamed last, once all files that it names are synced: a snapshot is complete or absent.
             aside = self._manifest.with_suffix(f".{os.getpid()}.tmp")
             write_whole(aside, lambda file: file.write(json.dumps(manifest).encode()))
             aside.replace(self._manifest)
@@ -251,7 +261,7 @@ class SyncedIndex:
             raise ValueError(f"the checksum of {broken[0]} is wrong")
 
     def _sweep(self) -> None:
-        """Remove what a process that was killed left behind, once nobody can be using it any more."""
+        """Remove files that a killed process left behind, once no process can use them any more."""
         named = {file.name for path in self._folder.glob("*.json") for file in _files(_json(path))}
         for path in self._folder.iterdir():
             if path.suffix not in (".json", ".lock") and path.name not in named:
@@ -259,10 +269,13 @@ class SyncedIndex:
                     if time.time() - path.stat().st_mtime > _STRAY_SECONDS:
                         path.unlink()
 
-    # --- following
+    # --- catching up with the database
 
     def _catch_up(self, connection: sa.Connection, *, now: bool = False) -> None:
-        """Apply what came since; the gate is held. With `now` a better index is made on the way, not beside."""
+        """Apply the changes since the last applied one. The caller holds the gate as a writer.
+
+        Then start a rebuild or a save in the background if one is due. With `now`, rebuild here instead.
+        """
         last = change_log.last_change(connection, self._generation.id)
         changed = change_log.changed_since(connection, self._seen, self._generation.id)
         for start in range(0, len(changed), _BATCH):
@@ -282,10 +295,10 @@ class SyncedIndex:
         entries = vector_rows.searchable(connection, changed, self._generation, self._kind)
         index.replace(np.array(changed, dtype=np.int64), entries)
 
-    # --- another index beside
+    # --- building another index beside this one
 
     def _wanted_kind(self) -> str:
-        # Back to exact only well below, so that a library at the border does not go to and fro.
+        # Return to an exact index only at half the size, so that a library near the limit does not alternate.
         border = self.exact_up_to if self._index.kind == "flat" else self.exact_up_to // 2
         return "flat" if len(self._index) <= border else "compressed"
 
@@ -309,7 +322,10 @@ class SyncedIndex:
         self._building.start()
 
     def _rebuild(self) -> None:
-        """Build another index from the rows of this one while it serves, and put it in its place."""
+        """Build another index from the rows of this one, which serves meanwhile, then switch to it.
+
+        Later changes are applied to the new index in batches; only the last batch and the switch stop searches.
+        """
         started = time.perf_counter()
         with self._gate.reading():
             old, seen, rows = self._index, self._seen, self._index.rows
@@ -333,15 +349,17 @@ class SyncedIndex:
                 old.close()
         except BaseException:
             if self._index is not new:
-                new.close()  # its files are of no use, and may be what filled the disk
+                new.close()  # its files are useless, and perhaps filled the disk
             raise
         seconds = round(time.perf_counter() - started, 1)
         log.info("the index was renewed", kind=new.kind, rows=new.rows, seconds=seconds)
         self.save()
 
     def _copied(self, old: Index, rows: int | None = None, gate: Gate | None = None) -> Index:
-        """An index of the kind that is wanted, with what is alive of the first `rows` rows. Between batches others
-        may pass `gate`; what they change is applied by the caller."""
+        """Build an index of the right kind from the rows of `old` that are alive, among its first `rows` rows.
+
+        `gate` is held only while rows are read. The caller applies the changes that come in between.
+        """
         gate = gate or Gate()
         with gate.reading():
             kind, count = self._wanted_kind(), len(old)

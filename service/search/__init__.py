@@ -1,1 +1,1 @@
-"""Queries and their answers: scores, pages, moments, diversity, near-duplicates."""
+"""Searches and their results: scores, pages, moments, diversity, near-duplicates."""

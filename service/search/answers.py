@@ -1,4 +1,4 @@
-"""What a question is answered with."""
+"""Search results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from service.models import Fusion, Video, Weights
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one modality added to a score. `similarity` is None where the question has no such vector."""
+    """Contribution of one modality, visual or text, to a score.
+
+    Attributes:
+        similarity: Similarity of query and video; None if the query has no vector of this modality.
+        weight: Weight of the modality in the query.
+        contribution: Summand of the score.
+        imputed: Whether the video has no caption, so that its similarity is the average of the library.
+    """
 
     similarity: float | None
     weight: float
@@ -19,8 +26,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The frame of a hit that answers best. Seconds from the clip's start; `start` and `end` of the neighbouring
-    frames that answer nearly as well are known with group_by=moment only."""
+    """Best matching frame of a hit, and the time span around it. Times are seconds from the start of the clip.
+
+    `start` and `end` enclose the neighbouring frames that match nearly as well. They are set with group_by=moment only.
+    """
 
     time: float
     frame: int
@@ -31,7 +40,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A video with its score, to which the contributions of the two parts add up."""
+    """Video with its score, which is the sum of the contributions of the two parts."""
 
     video: Video
     score: float
@@ -41,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Hit(Candidate):
-    """A candidate that is shown: its place, and the frame that answers best."""
+    """Candidate in the search results, with its rank, from 1, and its best matching frame."""
 
     rank: int
     moment: Moment
@@ -49,7 +58,16 @@ class Hit(Candidate):
 
 @dataclass(frozen=True, slots=True)
 class SearchResults:
-    """Hits, best first, and how they were found. `weights` are those that were used."""
+    """Hits, best first, and how they were found.
+
+    Attributes:
+        hits: Hits of this page.
+        weights: Weights that were used: the text weight is 0 if the query has no text vector.
+        fusion: How the similarities became a score.
+        generation: Id of the generation that was searched.
+        exact: Whether the index compared every vector.
+        next_cursor: Cursor of the next page; None if this page is the last.
+    """
 
     hits: tuple[Hit, ...]
     weights: Weights

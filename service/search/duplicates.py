@@ -1,12 +1,14 @@
-"""Near-duplicates: the same recording once more, re-encoded, resized, with black bars, cut or played backwards. Knows
-no HTTP and no index: who might be a copy it is told, who is one it decides.
+"""Near-duplicates: the same recording again, re-encoded, resized, with black bars, cut or played backwards.
 
-Embeddings cannot decide it, for two clips of one person in one place have nearly the same; pixels can. A clip's
-fingerprint is its frames at 16 x 16 grey without borders and blank frames; it is made when first asked for, in a
-decoder's process, and kept beside the clip. A is a copy of B where B explains A: every frame of A lies close to
-one of B, or to the way from one to the next, whatever their order. Close is measured against how much A itself
-moves, so that a background which both share proves nothing. A clip without any picture that shows something has an
-empty fingerprint, and no copies.
+The caller proposes candidates; this module decides which of them are near-duplicates. Embeddings cannot decide,
+because two clips of one person in one place have nearly the same. Pixels can. A clip's fingerprint is its frames as
+16 x 16 grey images, without borders and without blank frames. A decoder process makes the fingerprint when it is first
+needed, and the store keeps it beside the clip.
+
+A is a near-duplicate of B if B explains A: every frame of A lies close to a frame of B, or to the straight line between
+two successive frames of B. The order of the frames does not count. Closeness is measured relative to how much A itself
+moves, so that a background that both share proves nothing. A clip that has only blank frames has an empty
+fingerprint and no near-duplicates.
 """
 
 from __future__ import annotations
@@ -31,31 +33,37 @@ from service.storage import Store
 log = structlog.get_logger(__name__)
 
 Frames = npt.NDArray[np.float32]
-"""(N, 256) float32: pictures as rows, each of mean 0 and standard deviation 1."""
+"""(N, 256) float32: one frame per row, each with mean 0 and standard deviation 1."""
 
 THRESHOLD = 0.88
-"""The least similarity of a copy. Measured on 114 clips and 252 copies of 21 of them: the worst copy scores 0.93 (the
-same clip at a hundredth of its bytes), the best that is none 0.80 (one man in one stance, who signs "no" and then
-"yes"), the next 0.76 (two test patterns) and 0.53 (two other signs). Of 114 harsher copies of 19 other clips, 4 fell
-below: some 80 pixels wide that were ground down as well, and a cut of a black night with bars on all sides."""
+"""Least similarity of a near-duplicate.
 
-# How much of its contrast a clip's liveliest spot moves at least, as far as the comparison is concerned. A clip that
-# moves less is measured against this, or the noise of its encoding would make it differ from its own copy.
+Measured on 114 clips and 252 near-duplicates of 21 of them. The worst near-duplicate scores 0.93 (the same clip at a
+hundredth of its bytes). The best other pair scores 0.80 (one man in one stance, who signs "no" and then "yes"), the
+next 0.76 (two test patterns) and 0.53 (two other signs). Of 114 harsher near-duplicates of 19 other clips, 4 fell below
+the threshold: some were 80 pixels wide and heavily compressed as well; another was a cut of a black night with bars on
+all sides.
+"""
+
+# Least motion that a difference is compared with, as energy relative to the clip's contrast. Without this limit, the
+# encoding noise of a clip that hardly moves would make it differ from its own near-duplicate.
 _LEAST_MOTION = 0.1
-# What a difference counts that is the same in every frame. A crop that is off by a fraction of a pixel makes one of up
-# to 0.04 of the contrast, another scene one above 1.
+# Weight of a difference that is the same in every frame. A crop that is off by a fraction of a pixel causes up to 0.04
+# of the contrast, another scene more than 1.
 _CONSTANT_WEIGHT = 0.5
 _BLOCKS = FINGERPRINT_SIDE // 2  # a block is 2 x 2 pixels
 
-_FORMAT = b"reelsrs fingerprint 1\n"  # another number whenever `video.fingerprint` gives other pictures
-_CACHED = 512  # fingerprints in memory: 256 kB each at most
+_FORMAT = b"reelsrs fingerprint 1\n"  # new number if `media.fingerprint` yields other images
+_CACHED = 512  # fingerprints in memory, at most 256 kB each, twice that with borders
 _PAGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A video that is a copy of another, or of a part of it, or the other way round. `similarity` is from THRESHOLD
-    to 1."""
+    """Near-duplicate of another video.
+
+    One of the two may be a near-duplicate of only a part of the other. `similarity` is from THRESHOLD to 1.
+    """
 
     video: Video
     similarity: float
@@ -63,23 +71,28 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Videos that are one recording: the one to keep, and its copies, best first."""
+    """Near-duplicates of one recording: the best video, which is worth keeping, and the others, most similar first."""
 
     best: Video
     copies: tuple[Duplicate, ...]
 
 
 def similarity(a: Fingerprint, b: Fingerprint) -> float:
-    """How much of one clip the other explains, from 0 to 1, whichever way round is more; 0 where one is empty."""
+    """Return how much of one clip the other explains, from 0 to 1, in the better of both directions.
+
+    The result is 0 if a fingerprint is empty.
+    """
     if not a.pictures.size or not b.pictures.size:
         return 0.0
-    # What seems to be the border of a dark scene may be none in the clip that it was cut from, so that clips with and
-    # without are compared in both ways. Two with borders are not: their borders alone would make them similar.
+    # The apparent border of a dark scene may not be detected in the clip that the scene was cut from. A clip with a
+    # border and a clip without are therefore compared with and without the border. Two clips with borders are compared
+    # without them only, because the borders alone would make them similar.
     ways = 1 if len(a.pictures) == len(b.pictures) else 2
     return max(_similarity(one, other) for one in a.pictures[:ways] for other in b.pictures[:ways])
 
 
 def _similarity(a: Pixels, b: Pixels) -> float:
+    """Return the similarity of two fingerprints' frames, (N, 16, 16) uint8, in the better direction."""
     first, second = _normalised(a), _normalised(b)
     distances = (first**2).sum(axis=1)[:, None] - 2 * first @ second.T + (second**2).sum(axis=1)
     unexplained = min(
@@ -90,8 +103,10 @@ def _similarity(a: Pixels, b: Pixels) -> float:
 
 
 class Duplicates:
-    """Finds copies in one library. `candidates` proposes the ready videos that might be copies of one; what it does
-    not propose is not found."""
+    """Finds near-duplicates in one library.
+
+    `candidates` returns the ready videos that might be near-duplicates of a video. Others are not found.
+    """
 
     def __init__(
         self, db: Database, files: Store, decoder: Decoder, candidates: Callable[[Video], Sequence[Video]]
@@ -103,8 +118,10 @@ class Duplicates:
         self._cached = lru_cache(_CACHED)(self._load)
 
     def of(self, video_id: str) -> tuple[Duplicate, ...]:
-        """The copies of a video, best first. The first question about a clip decodes it and its candidates, about
-        half a second each. Raises NotFound, NotReady."""
+        """Return the near-duplicates of a video, best first. Raises NotFound, NotReady.
+
+        The first search for a clip decodes the clip and its candidates, which takes about half a second each.
+        """
         with self._db.read() as connection:
             video = catalog.video(connection, video_id)
         if video.status != "ready":
@@ -112,14 +129,14 @@ class Duplicates:
         return self._copies(video, self._candidates(video))
 
     def groups(self, progress: Callable[[], None] | None = None) -> tuple[Group, ...]:
-        """All copies in the library. `progress` is called once for each ready video.
+        """Return all near-duplicates in the library, in groups. `progress` is called once for each ready video.
 
-        The best video is the one with most pixels, then the longest, then the oldest. Groups are in that order of
-        their best.
+        The best video of a group has the most pixels; ties are decided by length, then by age, the oldest first. Groups
+        are sorted in the same way, by their best video.
         """
-        # Not connected components: in a compilation, clips that have nothing in common would become copies of each
-        # other. Here the best of all takes its own copies, the best of what is left takes its own, and so on. So
-        # whoever keeps the best of each group keeps a copy of everything, and no two copies.
+        # Connected components would be wrong: a compilation would join clips that have nothing in common. Instead, the
+        # best video takes its own near-duplicates, then the best of the remaining videos takes its own, and so on. To
+        # keep the best of each group is to keep every recording, and none twice.
         videos = self._ready()
         neighbours = self._neighbours(videos)
         found: list[Group] = []
@@ -148,12 +165,15 @@ class Duplicates:
                 return videos
 
     def _neighbours(self, videos: Iterable[Video]) -> dict[int, set[int]]:
-        """Keys of who might be a copy of whom. One that proposes another is also proposed by it: of many copies, not
-        all find room among each other's candidates."""
+        """Return, by video primary key, the primary keys of possible near-duplicates, in both directions.
+
+        If a video proposes another, the reverse counts as proposed: of many near-duplicates, not all fit into each
+        other's candidates.
+        """
         neighbours: dict[int, set[int]] = {video.key: set() for video in videos}
         for video in videos:
             for candidate in self._candidates(video):
-                if candidate.key in neighbours:  # and not made ready, or deleted, since the list was read
+                if candidate.key in neighbours:  # otherwise it became ready after the list was read
                     neighbours[video.key].add(candidate.key)
                     neighbours[candidate.key].add(video.key)
         return neighbours
@@ -164,15 +184,18 @@ class Duplicates:
             return ()
         found: list[Duplicate] = []
         with ThreadPoolExecutor(self._decoder.processes, thread_name_prefix="fingerprint") as pool:
-            # Compared here and not in the pool: a product of matrices has threads of its own.
+            # Compare here, not in the pool, because a matrix product already uses several threads.
             for other, theirs in zip(others, pool.map(self._fingerprint, others), strict=True):
                 if theirs is not None and (score := similarity(own, theirs)) >= THRESHOLD:
                     found.append(Duplicate(other, score))
-        # Rounded, or the order of a sum would decide between equal copies.
+        # Rounded; otherwise the order of a sum would decide between equal near-duplicates.
         return tuple(sorted(found, key=lambda copy: (-round(copy.similarity, 6), copy.video.id)))
 
     def _fingerprint(self, video: Video) -> Fingerprint | None:
-        """None where the clip cannot be decoded any more, or was deleted meanwhile: a loss of this one only."""
+        """Return the fingerprint; None if the clip cannot be decoded any more or was deleted meanwhile.
+
+        Only this clip is then missing from the comparison.
+        """
         try:
             return self._cached(video.sha256)
         except (Undecodable, InvalidInput, NotFound) as error:
@@ -185,16 +208,19 @@ class Duplicates:
             return kept
         made = self._decoder.fingerprint(self._files.video(sha256))
         try:
-            with self._db.write() as connection:  # the lock under which files come and go
+            with self._db.write() as connection:  # files are added and removed under this lock
                 if catalog.video_by_sha256(connection, sha256) is not None:
                     self._files.put_fingerprint(sha256, _pack(made))
-        except ReelsError as error:  # a full disk is no reason not to answer
+        except ReelsError as error:  # a full disk must not fail the search
             log.warning("a fingerprint was not kept", sha256=sha256, reason=str(error))
         return made
 
 
 def _normalised(pictures: Pixels) -> Frames:
-    """Brightness and contrast taken out of each picture: they change with an encoder, and in a fade."""
+    """Return frames as rows without brightness and contrast, (N, 256) float32.
+
+    Both change with an encoder and in a fade.
+    """
     rows: Frames = pictures.reshape(len(pictures), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     rows /= np.maximum(rows.std(axis=1, keepdims=True), 1)
@@ -202,15 +228,17 @@ def _normalised(pictures: Pixels) -> Frames:
 
 
 def _unexplained(a: Frames, b: Frames, nearest: npt.NDArray[np.intp]) -> float:
-    """What is left of A once B was subtracted, as a share of A's own motion; from 0, and above 1 for strangers.
+    """Return what remains of A after B is subtracted, as a share of A's own motion.
 
-    `nearest` (N,) is the frame of B that is closest to each of A's.
+    The result is 0 if B explains A, and above 1 for unrelated clips. `nearest`, (N,), is the frame of B that is closest
+    to each frame of A. The remainder has two parts. The part that changes over time is divided by the motion of A; the
+    part that is the same in every frame is weighted with `_CONSTANT_WEIGHT`.
     """
     left = np.full_like(a, np.inf)
     least = np.full(len(a), np.inf, dtype=np.float32)
     difference = a - b[nearest]
     for step in (-1, 1):
-        # Copies of another frame rate or with another beginning show moments between two of B's frames.
+        # A near-duplicate with another frame rate or start shows instants between two frames of B.
         way = b[np.clip(nearest + step, 0, len(b) - 1)] - b[nearest]
         part = (difference * way).sum(axis=1) / np.maximum((way**2).sum(axis=1), 1e-6)
         rest = difference - np.clip(part, 0, 1)[:, None] * way
@@ -223,10 +251,10 @@ def _unexplained(a: Frames, b: Frames, nearest: npt.NDArray[np.intp]) -> float:
 
 
 def _liveliest(rows: Frames) -> float:
-    """The energy of each picture's liveliest block, on average over the pictures.
+    """Return the energy of each frame's most energetic block of 2 x 2 pixels, averaged over the frames.
 
-    Another gesture is a strong difference in one spot, compression a weak one everywhere. Over whole pictures the two
-    can weigh the same.
+    Another gesture is a strong difference in one spot; compression is a weak difference everywhere. Over whole frames,
+    both can have the same energy.
     """
     squares = (rows**2).reshape(len(rows), _BLOCKS, 2, _BLOCKS, 2)
     blocks = squares[:, :, 0, :, 0] + squares[:, :, 0, :, 1] + squares[:, :, 1, :, 0] + squares[:, :, 1, :, 1]
@@ -238,7 +266,10 @@ def _pack(fingerprint: Fingerprint) -> bytes:
 
 
 def _unpack(data: bytes | None) -> Fingerprint | None:
-    """None where there is none, or one of another version, or one that a power cut left broken (zlib has a sum)."""
+    """Return the stored fingerprint; None if there is none, or if it has another version or is damaged.
+
+    A power cut can damage a file. zlib's checksum detects this.
+    """
     if data is None or not data.startswith(_FORMAT):
         return None
     ways, packed = data[len(_FORMAT) :][:1], data[len(_FORMAT) + 1 :]
@@ -250,5 +281,5 @@ def _unpack(data: bytes | None) -> Fingerprint | None:
 
 
 def _rank(video: Video) -> tuple[int, float, int]:
-    """From the best to the worst: most pixels, then the longest, then the oldest."""
+    """Return the sort key of a video, from best to worst: most pixels, then the longest, then the oldest."""
     return -video.width * video.height, -(video.duration_seconds or 0.0), video.key

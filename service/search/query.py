@@ -1,7 +1,8 @@
-"""What can be asked: examples to be like and unlike, weights, filters, and where a page begins. Knows no vector index.
+"""Search queries: positive and negative examples, weights, filters, and the cursor that continues a page.
 
-A cursor holds what a page needs to go on exactly where the last one ended, whatever came and went meanwhile: the
-question (hashed), the statistics that its scores were made with, and the last hit. The service keeps nothing.
+A cursor holds all that a page needs to continue exactly after the previous page, whatever videos were added or removed
+meanwhile: a hash of the query, the statistics that its scores were computed with, and the last hit. The service keeps
+no state between pages.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ MAX_CURSOR_CHARACTERS = 64_000
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which videos may be answered. `same` and `other` are relative to the categories of the videos to be like."""
+    """Filter by category: which videos may be in the search results.
+
+    The modes `same` and `other` refer to the categories of the query's references with a positive weight.
+    """
 
     category: tuple[str, ...] = ()
     exclude_category: tuple[str, ...] = ()
@@ -38,7 +42,7 @@ EVERYWHERE = Scope()
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A video of the catalogue to be like; unlike, where the weight is negative."""
+    """Library video given as an example. With a negative weight, results should be unlike the video."""
 
     video_id: str
     weight: float = 1.0
@@ -49,7 +53,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryVector:
-    """Anything else to be like, by its vectors (D,): words, a picture, a clip. `caption` None: nothing is written."""
+    """Example from outside the library, given by its vectors, (D,) float32: a text, an image or a clip.
+
+    `caption` is None if the example has no text vector. With a negative weight, results should be unlike the example.
+    """
 
     picture: Vectors
     caption: Vectors | None
@@ -61,10 +68,20 @@ class QueryVector:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SearchQuery:
-    """One question. Raises InvalidInput where a value cannot be used.
+    """One search query. Raises InvalidInput if a value is not valid.
 
-    diversity: 0 the best hits, up to 1: hits unlike those before them. min_score: hits below it are left out.
-    exclude: ids of videos that are no answer; one that does not exist is ignored. cursor: where a page begins.
+    Attributes:
+        weights: Weights of the two modalities.
+        fusion: How the two similarities become a score.
+        likes: Library videos given as examples, positive or negative by weight.
+        examples: Examples from outside the library.
+        exclude: Ids of videos that must not be in the results. Ids that do not exist are ignored.
+        k: Number of hits on a page.
+        scope: Filter by category.
+        diversity: From 0, the best hits, to 1, hits that differ from those before them.
+        min_score: Hits with a lower score are left out.
+        group_by: Whether a hit is a video or a moment.
+        cursor: Where the page begins; None for the first page.
     """
 
     weights: Weights
@@ -99,7 +116,10 @@ class SearchQuery:
                 )
 
     def digest(self) -> str:
-        """The same for the same question, whatever the page."""
+        """Return a hash that is equal for all pages of one query.
+
+        The vectors of the examples are not included; the cursor's `state` covers them.
+        """
         parts = (
             [(like.video_id, like.weight) for like in self.likes],
             [example.weight for example in self.examples],
@@ -113,11 +133,15 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a page begins.
+    """Start of a page.
 
-    question: its digest. state: the digest of what was compared with, model and vectors. statistics: (mean, standard
-    deviation) per modality, as on the first page. offset: hits before. after: order of the last hit, (-score, id,
-    frame). shown: keys of all hits before, where their order is not that of their scores.
+    Attributes:
+        question: Digest of the query.
+        state: Digest of what videos are compared with: generation, aggregation and query vectors.
+        statistics: (mean, standard deviation) per modality, as on the first page.
+        offset: Number of hits on the pages before.
+        after: Sort key of the last hit: (-score, video id, frame number). None with diversity.
+        shown: Primary keys of all videos on the pages before, if hits are not in the order of their scores.
     """
 
     question: str
@@ -128,13 +152,13 @@ class Cursor:
     shown: tuple[int, ...] = ()
 
     def write(self) -> str:
-        """Opaque text that fits into an address."""
+        """Serialise the cursor as opaque text that is safe in a URL."""
         parts = [self.question, self.state, self.statistics, self.offset, self.after, self.shown]
         return base64.urlsafe_b64encode(zlib.compress(json.dumps(parts).encode())).decode().rstrip("=")
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """What `write` wrote. Raises InvalidInput for anything else."""
+        """Read text that `write` returned. Raises InvalidInput for anything else."""
         try:
             if len(text) > MAX_CURSOR_CHARACTERS:
                 raise ValueError("too long")
@@ -163,8 +187,12 @@ class Cursor:
         return cls(question, state, statistics, offset, None if after is None else tuple(after), tuple(shown))
 
     def check(self, question: str, state: str) -> None:
-        """Raises InvalidInput where it belongs to another question, Gone where what it was compared with is not
-        there any more."""
+        """Check that the cursor fits this query and what the query is compared with now.
+
+        Raises:
+            InvalidInput: The cursor belongs to another query.
+            Gone: The model or the vectors of the examples have changed since the first page.
+        """
         if self.question != question:
             raise InvalidInput("cursor", "belongs to another question: send the parameters of the first page with it")
         if self.state != state:
@@ -172,5 +200,5 @@ class Cursor:
 
 
 def _check_weight(weight: float) -> None:
-    if not 0 < abs(weight) <= MAX_WEIGHT:  # also refuses NaN
+    if not 0 < abs(weight) <= MAX_WEIGHT:  # also rejects NaN
         raise InvalidInput("weight", f"must be a number greater than 0, at most {MAX_WEIGHT:.0f}, not {weight}")

@@ -1,6 +1,6 @@
-"""Words, pictures and clips from outside the library, as examples to search with. Knows no index.
+"""Embed texts, images and clips from outside the library as examples to search with.
 
-The vectors of the last few are kept in memory, for the same example comes again with other weights or for the next
+The vectors of the last few examples are cached. The same example often comes again, with other weights or for the next
 page, and to decode and embed a clip takes far longer than to search with it.
 """
 
@@ -26,17 +26,17 @@ _KEPT = 64
 
 
 class Loaded(Protocol):
-    """Gives the model, with its picture tower where it is needed."""
+    """Function that returns the model, with its image encoder if `pictures`."""
 
     def __call__(self, *, pictures: bool = False) -> Encoder:
-        """Raises ConfigurationError, ModelUnavailable."""
+        """Return the model. Raises ConfigurationError, ModelUnavailable."""
         ...
 
 
 class QueryEncoder:
-    """Embeds what somebody searches with, by the model of one generation.
+    """Embeds examples with the model of one generation.
 
-    Every method raises Unavailable where that model cannot be had any more.
+    Every method raises Unavailable if that model is no longer available.
     """
 
     def __init__(self, decoder: Decoder, embedder: Loaded, aggregation: Aggregation) -> None:
@@ -47,7 +47,7 @@ class QueryEncoder:
         self._kept: LRUCache[Hashable, QueryVector] = LRUCache(_KEPT)
 
     def text(self, query: str, weight: float = 1.0) -> QueryVector:
-        """Words, compared with what is seen and with what is written. Raises InvalidInput where there are none."""
+        """Embed a text, which is compared with the visual and the text vectors. Raises InvalidInput if it is empty."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
         embedder = self._embedder()
@@ -59,7 +59,7 @@ class QueryEncoder:
         return self._again(("text", query), made, weight)
 
     def picture(self, path: Path, weight: float = 1.0) -> QueryVector:
-        """A picture, compared with what is seen and with what is written. Raises Undecodable, InvalidInput."""
+        """Embed an image, which is compared with the visual and the text vectors. Raises Undecodable, InvalidInput."""
         embedder = self._embedder(pictures=True)
 
         def made() -> QueryVector:
@@ -69,7 +69,7 @@ class QueryEncoder:
         return self._again(("picture", _digest(path)), made, weight)
 
     def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> QueryVector:
-        """A clip and what is written of it, as a video of the library would be. Raises Undecodable, InvalidInput."""
+        """Embed a clip and its caption as a video of the library is embedded. Raises Undecodable, InvalidInput."""
         embedder = self._embedder(pictures=True)
         caption = clean_caption(caption)
 
@@ -82,6 +82,7 @@ class QueryEncoder:
         return self._again(("clip", _digest(path), caption, sampling), made, weight)
 
     def _again(self, key: Hashable, made: Callable[[], QueryVector], weight: float) -> QueryVector:
+        """Return the cached example, or create and cache it, with this weight."""
         with self._lock:
             example = self._kept.get(key)
         if example is None:

@@ -1,5 +1,6 @@
-"""The arithmetic of answers: scores from similarities, diverse selections, frames merged into moments. Knows NumPy
-and nothing else.
+"""Arithmetic of search results: scores from similarities, diverse selections, moments from frames.
+
+All functions are pure and depend on NumPy only.
 """
 
 from __future__ import annotations
@@ -15,30 +16,46 @@ from service.models import Fusion, Weights
 Numbers = npt.NDArray[np.float64]
 
 _SMALLEST_STD = 1e-6
-_MOMENT_REACH = 0.5
+_MOMENT_REACH = 0.5  # standard deviations
 _DIGITS = 9
-"""Scores that agree in so many digits are a tie, and ordered by id: sums of the same numbers may differ in the
-last digits of a double."""
+"""Decimal places in which scores are compared.
+
+Scores that agree in them are a tie, which the id decides: sums of the same numbers can differ in the last digits of a
+double.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The contribution of one modality: a (similarity - b). `mean` is what a missing caption's similarity counts as."""
+    """Contribution of one modality to the score: a linear function of the similarity s, namely a (s - b).
+
+    `mean` is the mean similarity over the library. It stands in for the similarity of a missing caption.
+    """
 
     a: float
     b: float
     mean: float
 
     def __call__(self, similarity: Numbers) -> Numbers:
+        """Return the contribution of each similarity."""
         return self.a * (similarity - self.b)
 
 
 Statistics = tuple[tuple[float, float], tuple[float, float]]
-"""(mean, standard deviation) of the question's similarity over the whole library: of pictures, of captions."""
+"""(mean, standard deviation) of the query's similarity over the whole library: visual first, then text.
+
+Videos without a caption do not count for the text.
+"""
 
 
 def lines(statistics: Statistics, weights: Weights, fusion: Fusion) -> tuple[Line, Line]:
-    """How the two similarities become a score, as the README says."""
+    """Return the contributions of the visual and of the text modality to the score.
+
+    With weight w_m, and mean_m and std_m from `statistics`, the contribution of modality m is a_m (s_m - b_m):
+
+        cosine:  a_m = w_m / (w_v + w_t)            b_m = 0
+        zscore:  a_m = w_m / (w_v + w_t) / std_m    b_m = mean_m    (a_m = 0 if std_m < 1e-6)
+    """
     total = weights.video + weights.text
     made = []
     for (mean, std), weight in zip(statistics, (weights.video, weights.text), strict=True):
@@ -50,12 +67,12 @@ def lines(statistics: Statistics, weights: Weights, fusion: Fusion) -> tuple[Lin
 
 
 def order(score: float, name: str, frame: int = 0) -> tuple[float, str, int]:
-    """What hits are sorted by, ascending: the better score first, ties by id and frame."""
+    """Return the ascending sort key of a hit: the greater score first, ties by video id and frame number."""
     return -round(score, _DIGITS), name, frame
 
 
 def rounded(scores: Numbers) -> Numbers:
-    """As `order` compares them."""
+    """Round scores as `order` compares them."""
     return np.round(scores, _DIGITS)
 
 
@@ -68,12 +85,23 @@ def diverse(
     count: int,
     shown: tuple[Numbers, Numbers],
 ) -> list[int]:
-    """The first `count` of candidates by maximal marginal relevance (Carbonell and Goldstein 1998).
+    """Select candidates by maximal marginal relevance (Carbonell and Goldstein 1998). Return their positions.
 
-    Each next one is the candidate with the greatest (1 - diversity) relevance - diversity x similarity, where
-    similarity is that to the most similar among those already taken, measured on the question's own two lines, so that
-    both terms have one scale. relevance (N,), best first; pictures and captions (N, D), a missing caption given as
-    the mean of all; shown: pictures and captions of what was taken on pages before.
+    Each step takes the candidate with the greatest
+
+        (1 - diversity) * relevance - diversity * (similarity to the most similar candidate taken so far)
+
+    This similarity is computed with the lines of the query, as a score is, so that both terms have the same scale. As
+    long as nothing is taken, relevance alone decides.
+
+    Args:
+        relevance: Scores, (N,), best first.
+        pictures: Visual vectors of the candidates, (N, D).
+        captions: Text vectors of the candidates, (N, D); the mean of all text vectors if the caption is missing.
+        both: Visual and text line of the query.
+        diversity: From 0, relevance only, to 1, diversity only.
+        count: Number of candidates to take.
+        shown: Visual and text vectors of the hits on the pages before; these count as taken.
     """
     near = np.full(len(relevance), -np.inf)
 
@@ -96,7 +124,7 @@ def diverse(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A moment of a clip: frames `first` to `last`, of which `best` answers best."""
+    """Moment of a clip: the frames `first` to `last`, inclusive. `best` is the best matching frame."""
 
     first: int
     last: int
@@ -104,11 +132,15 @@ class Span:
 
 
 def spans(similarities: Numbers, std: float) -> list[Span]:
-    """A clip's frames, (N,) similarities in order of time, as moments: every frame belongs to one.
+    """Divide the frames of a clip into moments. Every frame belongs to exactly one moment.
 
-    The best frame reaches, in both directions, over neighbours that answer nearly as well: within half a standard
-    deviation, over all frames of the library, of the question's similarity. Then the best that is left, and so on.
-    What a moment is depends on the clip and the question, not on how many hits were asked for.
+    The best frame and the adjacent frames on both sides form a moment, as far as they match nearly as well: at most
+    half a standard deviation (`std`) worse. Then the best of the remaining frames forms the next moment, and so on. The
+    division depends on the clip and the query only, not on the number of requested hits.
+
+    Args:
+        similarities: Similarity of each frame with the query, (N,), in order of time.
+        std: Standard deviation of the query's similarity over all frames of the library.
     """
     free = np.ones(len(similarities), dtype=np.bool_)
     found = []
@@ -127,7 +159,11 @@ def spans(similarities: Numbers, std: float) -> list[Span]:
 
 
 def interval(times: Sequence[float], span: Span, end: float | None) -> tuple[float, float]:
-    """Seconds from which to which a moment lasts: half-way to the frames before and after it, or the clip's ends."""
+    """Return start and end of a moment in seconds.
+
+    Each lies half-way between the moment and the adjacent frame, or at the start or end of the clip. `times` are the
+    times of the frames; `end` is the duration of the clip, if known. All are in seconds.
+    """
     start = (times[span.first - 1] + times[span.first]) / 2 if span.first else 0.0
     if span.last + 1 < len(times):
         return start, (times[span.last] + times[span.last + 1]) / 2

@@ -1,18 +1,32 @@
-"""Every search and recommendation: one question, one query vector, one search. Knows no HTTP.
+"""Searches and recommendations: each query becomes one query vector and one search in the index.
 
-The score of a video for a question, per modality m with similarity s_m:
+A video has the visual vector v and the text vector t, the query has q_v and q_t. With the similarities s_v = <q_v, v>
+and s_t = <q_t, t>, and the weights w_v and w_t, the score is
 
-    score = sum over m of a_m (s_m - b_m)
-        cosine:  a_m = w_m / (w_v + w_t),            b_m = 0
-        zscore:  a_m = w_m / (w_v + w_t) / std_m,    b_m = mean_m     (a_m = 0 where std_m < 1e-6)
+    score = a_v (s_v - b_v) + a_t (s_t - b_t)
 
-A video without a caption counts as one of average text similarity, s_t = mean_t, which is neither reward nor
-punishment, and under zscore contributes 0. Several examples are one: the mean of their vectors, each with its weight,
-those to be unlike subtracted; its similarity is the same mean of the single similarities. All of it is linear in
-the stored vectors, so the index answers it in one search; the best candidates are then computed again in double
-precision for the breakdown.
+    cosine:  a_m = w_m / (w_v + w_t)            b_m = 0
+    zscore:  a_m = w_m / (w_v + w_t) / std_m    b_m = mean_m    (a_m = 0 if std_m < 1e-6)
 
-Moments are the same over the index of all frames. A caption says nothing of a moment: only what is seen counts.
+for the modalities m = v, t. mean_m and std_m are the mean and the standard deviation of s_m over the library; for the
+text, over the videos with a caption. Stored vectors have unit length, so s_m is a cosine similarity for one example.
+
+Missing caption: the video counts as one of average text similarity, s_t = mean_t. This is neither a reward nor a
+penalty; with zscore, the contribution of the text is 0.
+
+Several examples: q_v is the weighted mean of their visual vectors, sum(w_i q_i) / sum(|w_i|), and q_t that of their
+text vectors. Negative examples have a negative weight. The similarity is then the same mean of the single similarities.
+
+The score is linear in v and t. The index therefore finds the best videos in one search by inner product:
+
+    index row     x = [v ; t ; 0]        without a caption: [v ; 0 ; 1]
+    query vector  q = [a_v q_v ; a_t q_t ; a_t mean_t]
+    score         = <q, x> - (a_v b_v + a_t b_t)
+
+The scores of the best candidates, with both contributions, are then computed again in double precision.
+
+Moments are found in the same way in the index of all frames, with x = v. A caption says nothing about a single moment,
+so only the visual similarity counts.
 """
 
 from __future__ import annotations
@@ -31,12 +45,16 @@ from service.search.query import MAX_DEPTH, Cursor, SearchQuery
 from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
 from service.search.scoring import EXTRA, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
 
-_FRAMES_PER_MOMENT = 4
+_FRAMES_PER_MOMENT = 4  # frames that are searched for each moment, at first
+# For near-duplicates, at most: frames searched per video, nearest frames of each, videos proposed.
 _LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
 
 
 class Recommender:
-    """Answers questions about one library. `frames` gives the index of all frames when a moment is first asked for."""
+    """Searches one library.
+
+    `frames` is called when a search for moments first needs the index of all frames.
+    """
 
     def __init__(self, videos: VectorIndex, frames: Callable[[], VectorIndex], aggregation: Aggregation) -> None:
         self._videos = videos
@@ -49,10 +67,15 @@ class Recommender:
         return self._videos.generation
 
     def answer(self, question: SearchQuery) -> SearchResults:
-        """The best hits of a page. A video that is an example is never a hit.
+        """Run a query and return the best hits of the requested page.
 
-        Without a caption among the examples the text weight is 0. Raises NotFound, NotReady, InvalidInput, and Gone
-        for a cursor whose question has another answer now.
+        Library videos that are examples are never hits. If no example has a text vector, the text weight is 0.
+
+        Raises:
+            NotFound: A reference video does not exist.
+            NotReady: A reference video has no vectors yet.
+            InvalidInput: The query or its cursor is not valid.
+            Gone: The cursor is outdated, because the model or a reference's vectors changed.
         """
         if question.group_by == "moment":
             return self._moments(question)
@@ -94,9 +117,10 @@ class Recommender:
         return SearchResults(hits, target.weights, question.fusion, self.generation.id, index.exact, following)
 
     def lookalikes(self, video: Video) -> list[Video]:
-        """The videos with the frames that are most like this one's: who might be a copy of it, the likeliest first.
+        """Return the candidates for near-duplicates of a video, the most likely first, at most 100.
 
-        Frames, not whole videos: a part of a clip, or one with other parts beside it, has another mean.
+        The videos with the most similar frames are returned. Frames are compared, not whole videos: the mean vector of
+        a part of a clip, or of a clip with other parts added, differs from that of the clip.
         """
         nearest: dict[int, float] = {}
         with self._frames().current() as (index, connection):
@@ -113,6 +137,10 @@ class Recommender:
         return [videos[key] for key in likeliest if key in videos]
 
     def _moments(self, question: SearchQuery) -> SearchResults:
+        """Search for moments.
+
+        The search is repeated with four times as many frames until all moments of the page are certain.
+        """
         with self._frames().current() as (index, connection):
             target = Target.of(connection, question, self.generation, self._aggregation)
             target = replace(target, caption=None, weights=replace(target.weights, text=0.0))
@@ -126,8 +154,8 @@ class Recommender:
             while True:
                 rows, products = index.search(query, count, where)
                 whole = len(rows) < count
-                # A moment is complete if its best frame is clearly better than the last that was found: then every
-                # frame as good as that, of whatever video, was found too.
+                # `floor` bounds the score of every frame that was not found. A moment whose best frame scores higher is
+                # certain: every frame that is as good, of any video, was found too.
                 floor = -np.inf if whole else float(products[-1]) - seen.a * seen.b + margin_of(query)
                 hits = sorted(
                     self._spans(connection, index.keys(rows), target, seen, statistics[0][1]),
@@ -146,7 +174,7 @@ class Recommender:
         return SearchResults(page, target.weights, question.fusion, self.generation.id, index.exact, following)
 
     def _spans(self, connection: sa.Connection, keys: Keys, target: Target, seen: Line, std: float) -> Iterator[Hit]:
-        """Every moment of these videos."""
+        """Yield every moment of these videos as a hit without a rank."""
         known = [key for key in dict.fromkeys(keys.tolist()) if key not in target.without]
         videos = catalog.videos_by_key(connection, known)
         frames = vector_rows.vectors_of(connection, known, self.generation, "frame")
@@ -168,6 +196,7 @@ class Recommender:
 
 
 def _cursor(question: SearchQuery, target: Target) -> Cursor | None:
+    """Read and check the query's cursor; None if there is none. Raises InvalidInput, Gone."""
     if question.cursor is None:
         return None
     cursor = Cursor.read(question.cursor)
@@ -176,6 +205,7 @@ def _cursor(question: SearchQuery, target: Target) -> Cursor | None:
 
 
 def _best_moments(found: list[Candidate], frames: dict[int, Vectors], picture: Numbers) -> Iterator[Moment]:
+    """Yield the best matching frame of each candidate, in order."""
     if not found:
         return
     counts = [len(frames[one.video.key]) for one in found]

@@ -1,4 +1,8 @@
-"""Candidates of one question, scored exactly, in order."""
+"""Score the candidates of one query exactly, and sort them.
+
+The index returns rows by their score in single precision. `Search` computes the scores again in double precision. It
+requests more rows from the index until no other row can belong to the page. See `recommender.py` for the formulas.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,23 @@ from service.search.answers import Candidate, Hit, Part
 from service.search.query import Cursor, Scope, SearchQuery
 from service.search.ranking import Line, Numbers, diverse, order, rounded
 
-EXTRA = 32
-_POOL = 10
+EXTRA = 32  # rows requested from the index beyond those needed
+_POOL = 10  # candidates per hit with diversity, within the limits below
 _POOL_LEAST, _POOL_MORE = 100, 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """The examples of a question as one: vectors (D,), weights that can be used, and which videos they were."""
+    """All examples of a query combined.
+
+    Attributes:
+        picture: Visual query vector q_v, (D,) float64.
+        caption: Text query vector q_t, (D,) float64; None if no example has text.
+        weights: Weights to use; the text weight is 0 if `caption` is None.
+        without: Primary keys of videos that must not be hits: the references and the excluded videos.
+        categories: Categories of the references with a positive weight; None for a video without a category.
+        state: Digest of generation, aggregation and query vectors, for the cursor.
+    """
 
     picture: Numbers
     caption: Numbers | None
@@ -34,12 +47,20 @@ class Target:
 
     @property
     def words(self) -> Numbers:
+        """Text query vector, (D,) float64; zero if there is none."""
         return np.zeros_like(self.picture) if self.caption is None else self.caption
 
     @classmethod
     def of(
         cls, connection: sa.Connection, question: SearchQuery, generation: Generation, aggregation: Aggregation
     ) -> Target:
+        """Combine the examples of a query. The vectors of references are read from the database.
+
+        Raises:
+            NotFound: A reference video does not exist.
+            NotReady: A reference video has no vectors of this generation yet.
+            InvalidInput: The visual weight is 0, and no example has a text vector.
+        """
         pictures = [(example.picture, example.weight) for example in question.examples]
         captions = [(one.caption, one.weight) for one in question.examples if one.caption is not None]
         without: set[int] = set()
@@ -72,7 +93,7 @@ class Target:
 
 
 class Search:
-    """One search over videos, in one state of index and database."""
+    """One search for videos, in one state of index and database."""
 
     def __init__(
         self,
@@ -88,19 +109,22 @@ class Search:
         self._seen, self._read = both
         self._question = question
         self._where = where_of(question.scope, target)
-        self._rows: dict[int, int] = {}  # of what was scored, by key
+        self._rows: dict[int, int] = {}  # row of each video that was scored, by primary key
         neutral = np.array([self._read.a * self._read.mean])
         parts = (self._seen.a * target.picture, self._read.a * target.words, neutral)
         self._query: Vectors = np.concatenate(parts).astype(np.float32)
 
     def best(self, cursor: Cursor | None) -> tuple[list[Candidate], bool]:
-        """The best k behind the cursor, and whether there are more."""
+        """Return the best k candidates after the cursor, and whether there are more."""
         k = self._question.k
         found = self._ranked(k + 1, cursor, self._target.without)
         return found[:k], len(found) > k
 
     def diverse(self, cursor: Cursor | None) -> tuple[list[Candidate], bool]:
-        """The next k by maximal marginal relevance, among the best of several times as many."""
+        """Return the next k candidates by maximal marginal relevance, and whether there are more.
+
+        They are chosen among the best 10 k candidates that were not shown yet, but at least 100 and at most k + 1,000.
+        """
         k, shown = self._question.k, cursor.shown if cursor else ()
         pool = max(_POOL_LEAST, min(_POOL * k, k + _POOL_MORE))
         found = self._ranked(pool, None, self._target.without | frozenset(shown))
@@ -116,8 +140,18 @@ class Search:
         return [found[place] for place in taken], len(found) > k
 
     def _ranked(self, wanted: int, cursor: Cursor | None, without: frozenset[int]) -> list[Candidate]:
-        """The best `wanted` behind the cursor and whatever ties with the last of them, in order, and no more than
-        `wanted` of those."""
+        """Return the best `wanted` candidates after the cursor, in order.
+
+        The index is searched for more and more rows until the result is certain: until the last candidate scores higher
+        than any row that was not found can score, or until all other rows are below `min_score`. Ties with the last
+        candidate are therefore found, too, and decided by video id. Rows that an approximate index misses are not
+        found.
+
+        Args:
+            wanted: Number of candidates; fewer are returned if there are fewer.
+            cursor: Start of the page; None for the first page.
+            without: Primary keys of videos to leave out.
+        """
         count = wanted + (cursor.offset if cursor else 0) + len(without) + EXTRA
         constant = self._seen.a * self._seen.b + self._read.a * self._read.b
         while True:
@@ -135,8 +169,11 @@ class Search:
             count *= 4
 
     def _scored(self, rows: Rows, keys: Keys, wanted: int, cursor: Cursor | None) -> list[Candidate]:
-        """Those that can be among the best `wanted` behind the cursor, with their videos: reading rows costs more than
-        all arithmetic."""
+        """Score rows exactly. Return those that can be among the best `wanted` after the cursor, with their videos.
+
+        The others are dropped before their videos are read, because reading database rows costs more than all
+        arithmetic.
+        """
         pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
         seen = similarities_of(pictures, self._target.picture)
         read = np.where(captioned, similarities_of(captions, self._target.words), self._read.mean)
@@ -145,7 +182,7 @@ class Search:
         likely = np.ones(len(scores), dtype=np.bool_)
         if cursor is not None and cursor.after is not None:
             likely = -scores >= cursor.after[0]
-            wanted += int(np.count_nonzero(-scores == cursor.after[0]))  # of a tie with the last hit, ids decide
+            wanted += int(np.count_nonzero(-scores == cursor.after[0]))  # ties with the last hit: the id decides
         if np.count_nonzero(likely) > wanted:
             likely &= scores >= -np.partition(-scores[likely], wanted - 1)[wanted - 1]
         self._rows |= zip(keys[likely].tolist(), rows[likely].tolist(), strict=True)
@@ -165,14 +202,14 @@ class Search:
         ]
 
     def _vectors(self, rows: Rows) -> tuple[Numbers, Numbers]:
-        """Pictures and captions (N, D) in double precision, the mean caption where one is missing."""
+        """Return visual and text vectors of these rows, (N, D) float64; the mean if a caption is missing."""
         pictures, captions, captioned = self._index.layout.split(self._index.get(rows))
         whole = np.where(captioned[:, None], captions, self._index.mean_caption)
         return pictures.astype(np.float64), whole.astype(np.float64)
 
 
 def is_wanted(question: SearchQuery, cursor: Cursor | None, one: Candidate) -> bool:
-    """Whether a hit is good enough, and stands behind the cursor."""
+    """Return whether a candidate reaches `min_score` and comes after the cursor."""
     if question.min_score is not None and one.score < question.min_score:
         return False
     if cursor is None or cursor.after is None:
@@ -181,11 +218,15 @@ def is_wanted(question: SearchQuery, cursor: Cursor | None, one: Candidate) -> b
 
 
 def below(question: SearchQuery, floor: float) -> bool:
-    """Whether all that was not found yet is not wanted."""
+    """Return whether every row that was not found yet is below `min_score`. `floor` bounds their scores."""
     return question.min_score is not None and floor < question.min_score
 
 
 def where_of(scope: Scope, target: Target) -> Categories:
+    """Return the category filter of a query.
+
+    Raises InvalidInput if the modes `same` or `other` are used without a positive reference.
+    """
     include: frozenset[str | None] | None = frozenset(scope.category) or None
     exclude: frozenset[str | None] = frozenset(scope.exclude_category)
     if scope.category_mode != "any" and not target.categories:
@@ -198,7 +239,7 @@ def where_of(scope: Scope, target: Target) -> Categories:
 
 
 def _mean(weighted: list[tuple[Vectors, float]]) -> Numbers:
-    """(D,) the mean of vectors, each with its weight, whose sign counts."""
+    """Return the weighted mean of vectors (D,): sum(w_i v_i) / sum(|w_i|), (D,) float64."""
     total = sum(abs(weight) for _, weight in weighted)
     parts = [vector.astype(np.float64) * (weight / total) for vector, weight in weighted]
     mean: Numbers = np.sum(parts, axis=0, dtype=np.float64)
@@ -206,11 +247,15 @@ def _mean(weighted: list[tuple[Vectors, float]]) -> Numbers:
 
 
 def similarities_of(vectors: Vectors, query: Numbers) -> Numbers:
-    # Row by row in double precision: equal vectors get equal scores, wherever in a matrix they stand.
+    """Return the inner product of each vector, (N, D), with `query`, (D,), as (N,) float64."""
+    # Row by row in double precision: equal vectors get equal scores, wherever they are in the matrix.
     products: Numbers = (vectors.astype(np.float64) * query).sum(axis=1)
     return products
 
 
 def margin_of(query: Vectors) -> float:
-    """What single precision and the order of a sum can do to a product, generously."""
+    """Return a generous bound of the error of an inner product with `query` in the index.
+
+    The error comes from single precision and from the order of a sum.
+    """
     return 1e-5 * max(1.0, float(np.linalg.norm(query)))

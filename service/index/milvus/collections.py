@@ -1,4 +1,4 @@
-"""Collections of vectors in Milvus."""
+"""Milvus collections of vectors: create, fill, search and read them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
 from service.index.milvus.batch import BATCH, Batch
 from service.index.milvus.connection import SECONDS, connect, reached
 
-MOST = 16_384  # rows of an answer, Milvus's own limit
-_BREADTH = 512  # how many candidates HNSW keeps in sight, at least
+MOST = 16_384  # rows in a response, Milvus's own limit
+_BREADTH = 512  # candidates in HNSW's search list (`ef`), at least
 _GRAPH = {"M": 32, "efConstruction": 200}
 
 
 class Collections:
-    """What is asked of Milvus: collections are made, filled, searched and read. Raises what pymilvus raises, but `find`
-    raises Unavailable.
+    """Operations on Milvus collections. Raises the errors of pymilvus, except that `find` raises Unavailable.
 
     `uri` is that of a server, http://[USER:PASSWORD@]HOST:PORT[/DATABASE], or a file PATH.db of Milvus Lite.
     """
 
     def __init__(self, uri: str, kind: Kind, layout: Layout, client: MilvusClient | None = None) -> None:
-        """Connects when first asked, where no `client` is given."""
+        """Use `client` if it is given; otherwise connect at first use."""
         self._uri = uri
         self._kind = kind
         self._layout = layout
@@ -42,18 +41,18 @@ class Collections:
 
     @property
     def client(self) -> MilvusClient:
-        """The connection, made when first asked for."""
+        """Client of Milvus, connected at first use."""
         with self._connecting:
             if self._connection is None:
                 self._connection = connect(self._uri)
             return self._connection
 
     def is_there(self, name: str) -> bool:
-        """Whether there is a collection of that name."""
+        """Return whether the collection exists."""
         return bool(self.client.has_collection(name, timeout=SECONDS))
 
     def create(self, name: str, index: str) -> None:
-        """Make an empty one; `index` FLAT or HNSW."""
+        """Create an empty collection whose index is FLAT (exact) or HNSW (approximate)."""
         from pymilvus import DataType, MilvusClient
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -66,7 +65,7 @@ class Collections:
         self.client.create_collection(name, schema=schema, index_params=indexes, timeout=60)
 
     def send(self, name: str, batch: Batch) -> None:
-        """Delete and upsert what a batch says."""
+        """Delete and upsert the rows of a batch."""
         for ids in chunks(batch.gone.tolist(), BATCH):
             self.client.delete(name, ids=ids, timeout=SECONDS)
         for places in chunks(range(len(batch.ids)), BATCH):
@@ -82,12 +81,18 @@ class Collections:
             self.client.upsert(name, rows, timeout=4 * SECONDS)
 
     def await_visible(self, name: str) -> None:
-        """Wait until all that was sent can be found: searches need not wait, then, each by itself."""
+        """Wait until every row that was sent can be found.
+
+        Then no search needs to wait for that by itself.
+        """
         nobody, fields = "id in [-1]", ["id"]
         self.client.query(name, filter=nobody, output_fields=fields, consistency_level="Strong", timeout=SECONDS)
 
     def held(self, name: str, keys: Iterable[int], ids: list[int] | None = None) -> Entries:
-        """What the collection holds of these videos, by key and frame; their row numbers are put into `ids`."""
+        """Return the rows of these videos in the collection, sorted by video primary key and frame.
+
+        If `ids` is given, the ids of the rows are appended to that list.
+        """
         found: list[dict[str, Any]] = []
         for some in chunks(list(keys), MOST // MAX_FRAMES if self._kind == "frame" else BATCH):
             found += self.client.query(
@@ -111,7 +116,7 @@ class Collections:
         )
 
     def ids(self, name: str) -> Iterator[int]:
-        """Every row number."""
+        """Yield the id of every row."""
         rows = self.client.query_iterator(
             name, batch_size=BATCH, filter="id >= 0", output_fields=["id"], timeout=SECONDS
         )
@@ -122,7 +127,10 @@ class Collections:
             rows.close()
 
     def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
-        """Row numbers and inner products of the best `count`, best first."""
+        """Return the ids of the best `count` rows and their inner products with `query`, best first.
+
+        Raises Unavailable if Milvus fails.
+        """
         index: dict[str, Any] = {"ef": min(2 * MOST, max(_BREADTH, count))} if row.index_type == "HNSW" else {}
         with reached():
             hits = self.client.search(
@@ -132,7 +140,7 @@ class Collections:
                 limit=count,
                 output_fields=["id"],
                 search_params={"metric_type": "IP", "params": index},
-                # Nothing has to be waited for: `await_visible` did, and what serves never goes back.
+                # No need to wait: `await_visible` did, and a collection that serves never returns to an older state.
                 consistency_level="Bounded",
                 timeout=SECONDS,
             )[0]
@@ -140,16 +148,19 @@ class Collections:
         return ids, np.array([hit["distance"] for hit in hits], dtype=np.float32)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
 
 def _expression(where: Categories) -> str:
-    """Of categories, in Milvus's language. A video without one has the empty name, which no category can have."""
+    """Convert a category filter to Milvus's filter language.
+
+    A video without a category is stored with the empty name, which no category can have.
+    """
 
     def names(some: frozenset[str | None]) -> str:
-        # Literals are those of JSON, but as they are: escapes of letters are not understood.
+        # Milvus reads string literals of JSON, but not JSON's escapes of letters.
         return json.dumps(sorted(name or "" for name in some), ensure_ascii=False)
 
     parts = []

@@ -1,4 +1,4 @@
-"""The way to Milvus: pymilvus itself, and what its errors mean."""
+"""Connection to Milvus: set up pymilvus, connect, convert errors."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 PREFIX = "milvus+"
-SECONDS = 10.0  # for an answer of Milvus
+SECONDS = 10.0  # time limit of a request to Milvus
 
 
 def require() -> None:
-    """Raises ConfigurationError where pymilvus is not installed."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C part prints how connections come and go
+    """Check that pymilvus is installed, and silence its logs. Raises ConfigurationError if it is missing."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library prints when connections open and close
     try:
         import pymilvus  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
             f"REELSRS_VECTOR_STORE: Milvus needs a package more: pip install 'reelsrs[milvus]' ({error})"
         ) from error
-    # It prints what it raises, with a traceback; whoever catches it says it once.
-    for name in ("pymilvus", "grpc._server"):  # the second is that of Lite, in this process
+    # pymilvus logs every exception that it raises, with a traceback. The code that catches it logs it once.
+    for name in ("pymilvus", "grpc._server"):  # the second is of Milvus Lite, which runs in this process
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def connect(uri: str) -> MilvusClient:
-    """A client of a server, or of a file of Milvus Lite."""
+    """Connect to a server, or open a file of Milvus Lite."""
     from pymilvus import MilvusClient
 
     if "://" not in uri:
@@ -51,7 +51,7 @@ def connect(uri: str) -> MilvusClient:
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Turns what pymilvus raises into Unavailable."""
+    """Convert exceptions of pymilvus and gRPC to Unavailable."""
     import grpc
     from pymilvus import MilvusException
 

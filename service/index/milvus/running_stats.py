@@ -1,4 +1,7 @@
-"""Statistics of what a collection holds, kept up with what comes and goes, for it is not asked for all of it."""
+"""Running statistics of a collection.
+
+The statistics are updated with each batch, because reading the whole collection would take too long.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from service.vectors import Moments
 
 
 class RunningStats:
-    """What is to be known of all rows at once."""
+    """Row count, largest video primary key, and the statistics of all visual and all text vectors.
+
+    The statistics are exact under adding and removing rows. See `Moments`.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.count = 0
@@ -23,7 +29,7 @@ class RunningStats:
         self.moments = (Moments(layout.dimension), Moments(layout.dimension))
 
     def add(self, entries: Entries, sign: int) -> None:
-        """Count rows in, or with `sign` -1 out."""
+        """Add rows to the statistics; remove them if `sign` is -1."""
         self.count += sign * len(entries.keys)
         self.largest = max(self.largest, int(entries.keys.max(initial=-1)))
         self.moments[0].add(entries.pictures, sign)
@@ -31,7 +37,7 @@ class RunningStats:
             self.moments[1].add(entries.captions[entries.captioned], sign)
 
     def pack(self) -> bytes:
-        """The moments, for the database."""
+        """Serialise the statistics of the vectors for the database, in NumPy's npz format."""
         file = io.BytesIO()
         parts = [moments.state() for moments in self.moments]
         arrays: dict[str, Any] = {
@@ -42,7 +48,7 @@ class RunningStats:
 
     @classmethod
     def of(cls, layout: Layout, row: sa.Row[Any]) -> RunningStats:
-        """What was written down."""
+        """Read the statistics from a row of the `collections` table."""
         made = cls(layout)
         made.count, made.largest = row.size, row.largest
         with np.load(io.BytesIO(row.moments), allow_pickle=False) as arrays:
@@ -55,7 +61,7 @@ class RunningStats:
 
 
 def _half(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Of a symmetric matrix, which second moments are, one half will do."""
+    """Return the upper triangle of a symmetric matrix, such as second moments; other arrays unchanged."""
     return value[np.triu_indices(len(value))] if value.ndim == 2 else value
 
 

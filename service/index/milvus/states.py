@@ -1,4 +1,4 @@
-"""What the database knows of a collection: one row for each generation and kind."""
+"""State of each Milvus collection, as the database records it: one row per generation and kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from service.models import Generation, Kind
 
 
 class States:
-    """The row of one collection: its name, the change that it has applied, a batch on its way, its statistics."""
+    """Database row of one collection.
+
+    The row holds the collection's name, its last applied change, a batch in transit, and its running statistics.
+    """
 
     def __init__(self, database: Database, generation: Generation, kind: Kind) -> None:
         self._db = database
@@ -21,7 +24,7 @@ class States:
         self._kind = kind
 
     def row(self, connection: sa.Connection, *, whole: bool = False) -> sa.Row[Any] | None:
-        """The row, but for its large columns unless `whole`; None where there is none yet."""
+        """Return the row, without its large columns unless `whole`; None if there is none yet."""
         columns = [one for one in db.collections.c if whole or one.name not in ("moments", "batch")]
         return connection.execute(
             sa.select(*columns).where(
@@ -30,12 +33,15 @@ class States:
         ).first()
 
     def fetch(self) -> sa.Row[Any] | None:
-        """All of it, in a transaction of its own."""
+        """Return the row with all columns, in a transaction of its own; None if there is none yet."""
         with self._db.read() as connection:
             return self.row(connection, whole=True)
 
     def put(self, before: sa.Row[Any] | None, **values: Any) -> sa.Row[Any]:
-        """Change the row that was `before`, or write the first. Raises Unavailable where another process was faster."""
+        """Update the row if it still equals `before`, or insert the first row if `before` is None. Return the new row.
+
+        Raises Unavailable if another process updated the row first.
+        """
         mine = {"generation": self._generation, "kind": self._kind}
         table = db.collections
         with self._db.write() as connection:
@@ -47,7 +53,7 @@ class States:
                 same = sa.and_(table.c.generation == self._generation, table.c.kind == self._kind)
                 unchanged = sa.and_(table.c.name == before.name, table.c.number == before.number)
                 done = connection.execute(sa.update(table).where(same, unchanged).values(**values))
-                if done.rowcount != 1:  # the lock was lost with its connection, and another went on
+                if done.rowcount != 1:  # the lock was lost with its connection, and another process continued
                     raise Unavailable("the vectors are being brought up to date; try again")
             row = self.row(connection, whole=True)
         assert row is not None, "it was just written"

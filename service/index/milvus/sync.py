@@ -1,17 +1,16 @@
-"""Vectors in Milvus, kept equal to the catalogue: what `index/sync.py` does with FAISS, on a server that many
-processes share.
+"""Keep Milvus collections equal to the database, as `index/sync.py` does with FAISS, shared by many processes.
 
-A generation has a collection of videos, the vector [v ; t ; flag] and the category beside it, and one of frames once
-somebody asks for moments. Milvus names candidates by inner product; their numbers come from the database, in the same
-snapshot as all else of an answer, so scores are the same to the last digit whichever engine found them.
+A generation has a collection of videos, with the vector [v ; t ; flag] and the category of each. After the first
+search for moments, the generation also has a collection of frames. Milvus finds candidates by inner product. Their
+vectors come from the database, in the snapshot of the search, so both engines give the same scores to the last digit.
 
-What a collection holds is written down in the database, in the row of `collections`: up to which change, how many rows,
-and the moments that z-scores and missing captions need. One process at a time brings it up to date, and any may: that
-which is first asked a question after a change. A batch is written down before it is sent and struck out after it has
-arrived, so whoever comes after a crash sends it once more, which changes nothing, and the moments are never in doubt.
+The database row in `collections` records the collection's last applied change, its row count, and the running
+statistics that z-scores and missing captions need. One process at a time updates a collection: the process that
+receives the first search after a change. A batch is stored in the database before it is sent, and removed after it has
+arrived. After a crash, the next process sends the batch again, which changes nothing, and the statistics stay correct.
 
-A collection is made beside the one that serves and put in its place in one step: where it is lost, where
-`reelsrs index rebuild` asks for it, and where the library has grown out of comparing every vector, or back.
+A new collection is built beside the one that serves and replaces it in one step. This happens if the collection is
+lost, if `reelsrs index rebuild` requests it, and if the library crosses the size limit of an exact index.
 """
 
 from __future__ import annotations
@@ -49,19 +48,19 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 log = structlog.get_logger(__name__)
-_PATIENCE_SECONDS = 15.0  # for another process that brings the collection up to date
-_LINGER_SECONDS = 5.0  # what served until a moment ago may still be asked
+_PATIENCE_SECONDS = 15.0  # wait for another process that updates the collection
+_LINGER_SECONDS = 5.0  # a search may still use the collection that was replaced
 _TRIES = 4
 
 
 class MilvusIndex:
-    """The collection of one generation, always as new as the database: of videos, or with `kind` "frame" of frames.
+    """Milvus collection of one generation, always as new as the database: of videos, or of frames if `kind` is "frame".
 
-    `uri` is that of a server, http://[USER:PASSWORD@]HOST:PORT[/DATABASE], or a file PATH.db of Milvus Lite, which one
-    process at a time may use.
+    `uri` is that of a server, http://[USER:PASSWORD@]HOST:PORT[/DATABASE], or a file PATH.db of Milvus Lite, which only
+    one process at a time may use.
     """
 
-    refused: str | None = None  # there is no snapshot that could be
+    refused: str | None = None  # there is no snapshot on disk
 
     def __init__(
         self,
@@ -74,8 +73,10 @@ class MilvusIndex:
         client: MilvusClient | None = None,
         timing: Timing | None = None,
     ) -> None:
-        """Connects when first asked, where no `client` is given. Raises ConfigurationError where pymilvus is not
-        installed."""
+        """Use `client` if it is given; otherwise connect at first use.
+
+        Raises ConfigurationError if pymilvus is not installed.
+        """
         self.exact_up_to = exact_up_to
         self._db = database
         self._generation = generation
@@ -85,8 +86,8 @@ class MilvusIndex:
         require()
         self._states = States(database, generation, kind)
         self.collections = Collections(uri, kind, self.layout, client)
-        self._seen = ""  # the collection that was there when this process last looked
-        self._tally: tuple[tuple[str, int], RunningStats] | None = None  # of a collection's version
+        self._seen = ""  # the collection that this process last found to exist
+        self._tally: tuple[tuple[str, int], RunningStats] | None = None  # by collection and version
         self._renewing: threading.Thread | None = None
         self._timing = timing or Timing()
         self._not_before = 0.0
@@ -94,21 +95,21 @@ class MilvusIndex:
 
     @property
     def generation(self) -> Generation:
-        """Whose vectors these are."""
+        """Generation of the vectors."""
         return self._generation
 
     @property
     def collection(self) -> str:
-        """The name of the collection that serves; empty while there is none."""
+        """Name of the collection that serves; empty if there is none."""
         row = self._states.fetch()
         return "" if row is None else str(row.name)
 
     @contextmanager
     def current(self) -> Iterator[tuple[View, sa.Connection]]:
-        """What can be searched, and a snapshot of the database, for as long as the block lasts: of the same state,
-        where nothing changes at that moment, and never older than the call.
+        """Yield the view to search and a connection with a database snapshot, until the block ends.
 
-        What is changed meanwhile may be missing among the candidates, or be one already; numbers come from the
+        The snapshot is never older than the call. Collection and snapshot have the same state unless a change is being
+        applied. Then a changed video may be missing among the candidates, or be there early; its vectors come from the
         snapshot. Raises Unavailable.
         """
         needed: int | None = None
@@ -126,14 +127,17 @@ class MilvusIndex:
         raise Unavailable("the vectors are being brought up to date; try again")
 
     def check(self) -> None:
-        """Raises what a question would raise now: Unavailable."""
+        """Prepare a search, and check that the collection exists.
+
+        Raises Unavailable, as a search would now.
+        """
         with self.current() as (view, _), reached():
             if not self.collections.is_there(view.name):
                 self._seen = ""
                 raise Unavailable("the collection of vectors is not there; it is being made anew")
 
     def save(self) -> None:
-        """Have the alias point here if this is the generation that answers. There is nothing else to save."""
+        """Point the library's alias to this collection if its generation is active. Nothing else needs saving."""
         if self.kind == "frame":
             return
         with self._db.read() as connection:
@@ -146,18 +150,18 @@ class MilvusIndex:
             if alias not in there:
                 try:
                     self.client.alter_alias(row.name, alias, timeout=SECONDS)
-                except Exception:  # Lite and the server raise different ones where there is none yet
+                except Exception:  # if there is no alias yet; Lite and server raise different errors
                     self.client.create_alias(row.name, alias, timeout=SECONDS)
 
     def rebuild(self) -> None:
-        """Make the collection anew from the database, and put it in the place of the one that serves meanwhile."""
+        """Build the collection again from the database. The old collection serves until it is replaced."""
         with self._alone():
             old = self._states.fetch()
             name = self._announce(old)
         self._build(name, old)
 
     def differences(self) -> list[str]:
-        """In what the collection differs from the rows that it stands for, number by number: in nothing, that is."""
+        """Return the differences between collection and database; empty if they agree."""
         found = []
         with self.current() as (view, connection), reached():
             expected = catalog.ready_keys(connection)
@@ -174,7 +178,7 @@ class MilvusIndex:
         return found
 
     def close(self, *, save: bool = True) -> None:  # noqa: ARG002  (there is nothing to save)
-        """Let go of the connection."""
+        """Close the connection, after a rebuild in the background has stopped."""
         self._closing.set()
         if (renewing := self._renewing) is not None:
             renewing.join()
@@ -183,7 +187,7 @@ class MilvusIndex:
     # --- one process at a time
 
     def _catch_up(self) -> None:
-        """Have the collection hold what the database holds, whoever does it."""
+        """Bring the collection to the state of the database, unless another process already did."""
         with self._alone():
             row = self._states.fetch()
             if row is None or not row.name or (row.name != self._seen and not self.collections.is_there(row.name)):
@@ -200,7 +204,7 @@ class MilvusIndex:
                     tally = RunningStats.of(self.layout, row)
                     batch = self._plan(connection, row.name, tally, changed[start : start + BATCH])
                     number = last if start + BATCH >= len(changed) else row.number
-                    if batch.empty:  # what was only queued
+                    if batch.empty:  # the changed videos have no vectors, for example because they are queued
                         row = self._states.put(row, number=number)
                         continue
                     row = self._states.put(
@@ -216,7 +220,7 @@ class MilvusIndex:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Until the block ends nobody else changes the collection, on whatever machine."""
+        """Hold the lock of the collection across all processes and machines. Raises Unavailable after 15 s."""
         busy = Unavailable("the vectors are being brought up to date; try again")
         deadline = time.monotonic() + _PATIENCE_SECONDS
         if not self._turn.acquire(timeout=_PATIENCE_SECONDS):
@@ -235,12 +239,13 @@ class MilvusIndex:
             self._turn.release()
 
     def _arrive(self, row: sa.Row[Any], batch: Batch) -> sa.Row[Any]:
+        """Send the recorded batch, wait until it is visible, and record it as applied."""
         self.collections.send(row.name, batch)
         self.collections.await_visible(row.name)
         return self._states.put(row, number=row.coming, batch=None)
 
     def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> RunningStats:
-        """Of a state that is only read; the last one is kept, for it is megabytes."""
+        """Return the running statistics of this state. The last are cached, because they take megabytes."""
         known, state = self._tally, (row.name, row.version)
         if known is None or known[0] != state:
             whole = self._states.row(connection, whole=True)
@@ -251,7 +256,7 @@ class MilvusIndex:
     # --- collections
 
     def _announce(self, row: sa.Row[Any] | None) -> str:
-        """The name of a collection to come, written down so that one that never came to be is known, and removed."""
+        """Record the name of a new collection, so that a build that is aborted is removed later; return it."""
         if row is not None and row.next and self.collections.is_there(row.next):
             self.client.drop_collection(row.next, timeout=SECONDS)
         with self._db.write() as connection:
@@ -261,8 +266,10 @@ class MilvusIndex:
         return name
 
     def _build(self, name: str, old: sa.Row[Any] | None, *, alone: bool = False) -> sa.Row[Any]:
-        """Make and fill a collection and put it in the place of the `old` one; `alone` where this process holds the
-        lock already."""
+        """Build and fill a collection, and replace the `old` one by it.
+
+        `alone` says that this process already holds the lock.
+        """
         started = time.perf_counter()
         with self._db.read() as connection:
             index = self._wanted_index(self._expected(connection), old.index_type if old is not None else "")
@@ -282,7 +289,7 @@ class MilvusIndex:
             row = self._install(name, index, tally, number)
         else:
             with self._alone():
-                # What came meanwhile; nothing else writes to it before it serves.
+                # Apply changes made meanwhile. No other process writes to the collection before it serves.
                 with self._db.read() as connection:
                     last = change_log.last_change(connection, self._generation.id)
                     changed = change_log.changed_since(connection, number, self._generation.id)
@@ -319,7 +326,7 @@ class MilvusIndex:
         return row
 
     def _renew(self) -> None:
-        """Begin to make a collection anew beside the questions, unless one is, or just went wrong."""
+        """Start a rebuild in the background, unless a rebuild runs or failed a short time ago."""
         if self._renewing is not None or self._closing.is_set() or time.monotonic() < self._not_before:
             return
 
@@ -327,7 +334,7 @@ class MilvusIndex:
             again = self._timing.renewal_pause_seconds
             try:
                 with self._db.alone(f"renewal-{self._generation.id}-{self.kind}") as taken:
-                    if taken:  # else another process is at it
+                    if taken:  # otherwise another process rebuilds it
                         self.rebuild()
                         again = 0
             except ReelsError as error:
@@ -342,7 +349,7 @@ class MilvusIndex:
         self._renewing.start()
 
     def _wanted_index(self, rows: int, now: str) -> str:
-        # Back to exact only well below, so that a library at the border does not go to and fro.
+        # Return to an exact index only at half the size, so that a library near the limit does not alternate.
         return "FLAT" if rows <= (self.exact_up_to // 2 if now == "HNSW" else self.exact_up_to) else "HNSW"
 
     def _expected(self, connection: sa.Connection) -> int:
@@ -356,10 +363,12 @@ class MilvusIndex:
     def _plan(
         self, connection: sa.Connection, name: str, tally: RunningStats, keys: Sequence[int], *, empty: bool = False
     ) -> Batch:
-        """What has to be sent so that the collection holds of these videos what the database does; the tally is
-        brought to what it is then. With `empty` nothing of them is there yet."""
+        """Return the batch that gives the collection the database's state of these videos. Update `tally` accordingly.
+
+        With `empty`, the collection holds no rows of these videos yet.
+        """
         entries = vector_rows.searchable(connection, keys, self._generation, self.kind)
-        # Keys ascend: of what is new nothing can be there, and asking for it takes a fifth of a second.
+        # Primary keys ascend, so a new video has no row there. A query for its rows takes a fifth of a second.
         known = [] if empty else [key for key in keys if key <= tally.largest]
         gone: list[int] = []
         if known:
@@ -372,18 +381,18 @@ class MilvusIndex:
 
     @property
     def client(self) -> MilvusClient:
-        """The connection, made when first asked for."""
+        """Client of Milvus, connected at first use."""
         return self.collections.client
 
     def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
-        """Row numbers and inner products of the best `count`, best first. Raises Unavailable."""
+        """Return the ids of the best `count` rows and their inner products, best first. Raises Unavailable."""
         try:
             return self.collections.find(row, query, count, where)
         except Unavailable:
-            self._seen = ""  # look whether it is there
+            self._seen = ""  # the next search checks whether the collection exists
             raise
 
 
 def _name(*parts: str) -> str:
-    """Milvus takes letters, digits and underscores."""
+    """Join the parts into a name that Milvus accepts: letters, digits and underscores."""
     return re.sub(r"\W", "_", "_".join(("reelsrs", *parts)), flags=re.ASCII)

@@ -1,4 +1,4 @@
-"""A collection as a search sees it."""
+"""View of a Milvus collection for one search."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from service.models import Vectors as Matrix
 
 
 class Source(Protocol):
-    """What a view needs of the follower that gave it."""
+    """Operations of `MilvusIndex` that a view needs."""
 
     kind: Kind
 
     @property
     def generation(self) -> Generation:
-        """Whose vectors these are."""
+        """Generation of the vectors."""
 
     def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
-        """Row numbers and inner products of the best `count`, best first."""
+        """Return the ids of the best `count` rows and their inner products, best first."""
 
     def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> RunningStats:
-        """Statistics of that state of the collection."""
+        """Return the running statistics of this state of the collection."""
 
 
 class View:
-    """A collection in one state of the database, as a search wants it (`index/rows.py`: Searchable)."""
+    """Collection in one state of the database. Implements `Searchable` (`index/rows.py`).
+
+    Milvus finds the rows; their vectors and statistics come from the database, in the snapshot of `connection`.
+    """
 
     def __init__(self, follower: Source, row: sa.Row[Any], connection: sa.Connection) -> None:
         self.name: str = row.name
@@ -47,12 +50,15 @@ class View:
         self._vectors: dict[int, Matrix] = {}
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return int(self._row.size)
 
     def search(self, query: Matrix, count: int, where: Categories = EVERY_CATEGORY) -> tuple[Rows, Matrix]:
-        """Rows and inner products with `query` (width,) of the best `count`, best first; fewer where there are fewer,
-        and never more than Milvus gives, 16,384."""
+        """Return the ids of the best `count` rows and their inner products with `query`, best first.
+
+        `query` is (width,) float32. Fewer rows are returned if there are fewer in `where`, and never more than 16,384,
+        Milvus's limit.
+        """
         if where.include == frozenset():
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         asked = count
@@ -64,33 +70,38 @@ class View:
             known = np.array([row in self._vectors for row in rows.tolist()], dtype=np.bool_)
             if len(rows) < asked or known.sum() >= count:
                 return rows[known][:count], products[known][:count]
-            asked += count  # some of them came after the snapshot of this answer
+            asked += count  # some rows are newer than the snapshot of this search
 
     def keys(self, rows: Rows) -> Keys:
-        """Whose these rows are."""
+        """Return the video primary key of each row."""
         return rows if self.layout.captions else rows // FRAMES
 
     def get(self, rows: Rows) -> Matrix:
-        """(N, width) the rows, as the database has them."""
+        """Return the rows as (N, width) float32, as they are in the database."""
         found = [self._vectors[row] for row in rows.tolist()]
         return np.stack(found) if found else np.zeros((0, self.layout.width), dtype=np.float32)
 
     def rows_of(self, keys: Keys) -> Rows:
-        """The rows of these videos that are there."""
+        """Return the ids of the rows of these videos, if they have one in the database."""
         self._read(keys)
         return np.array([key for key in keys.tolist() if key in self._vectors], dtype=np.int64)
 
     def similarity(
         self, picture: npt.NDArray[np.floating], caption: npt.NDArray[np.floating], *, deviations: bool = True
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Mean and standard deviation, over all that is there, of <picture, v> and of <caption, t>; without
-        `deviations` they are 0."""
+        """Return (mean, standard deviation) over all rows of <picture, v>, and the same of <caption, t>.
+
+        Rows without a caption do not count for the second. Without `deviations`, the standard deviations are 0.
+        """
         seen, read = self._follower.tally(self._connection, self._row).moments
         return seen.similarity(picture, deviation=deviations), read.similarity(caption, deviation=deviations)
 
     @property
     def mean_caption(self) -> npt.NDArray[np.float64]:
-        """(D,) the mean of all captions, what a missing one counts as; zero where there is none."""
+        """Mean of all text vectors, (D,) float64; zero if there is none.
+
+        A missing caption counts as this vector.
+        """
         return self._follower.tally(self._connection, self._row).moments[1].mean
 
     def _read(self, rows: Rows) -> None:
