@@ -1,9 +1,9 @@
-"""Probe clips, sample their frames and take their fingerprints (PyAV). Knows no row and no model.
+"""Probe clips, sample their frames and compute their fingerprints (PyAV).
 
-Clips come from strangers: `Decoder` does all of it in child processes (`process`), which `jail` keeps from everything
-but the file that they are handed. Inside them `container` opens it and says what it is, `timeline` finds frames by
-their time stamps and decodes no more than it must, `pixels` makes pictures of them, and `sampling` and `fingerprint`
-put the three together.
+Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `jail`
+restricts to the one file that they receive. Inside a child, `container` opens and describes the clip. `timeline` finds
+frames by their time stamps and decodes as few as possible. `pixels` converts frames to images. `sampling` and
+`fingerprint` combine these parts.
 """
 
 from service.media.container import Limits, probe
@@ -35,7 +35,7 @@ SUFFIXES = frozenset(
         ".wmv",
     ]
 )
-"""File name endings that an import takes for videos. What a file really is, its bytes say."""
+"""File name extensions that an import treats as videos. The actual format is detected from the bytes."""
 
 __all__ = [
     "FINGERPRINT_SIDE",

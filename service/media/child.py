@@ -1,4 +1,4 @@
-"""What the decoder's process does: it answers, one after another, what it is asked through a pipe."""
+"""Run a decoder's child process, which answers requests from a pipe one at a time."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from service.media.jail import confine
 from service.media.sampling import sample, still
 from service.models import Picture, Sampling
 
-_COURTESY = 9  # less than what a worker stands behind the service, whose own decoders somebody waits for
-RANGE_BYTES = 1 << 20  # fetched at a time where a clip lies elsewhere
-# What code raises that is wrong. Anything else that a decoder raises is taken for the file's doing: libraries meet
-# bytes that nobody thought of with errors of arithmetic, lookup or value.
+_COURTESY = 9  # nice value; a worker's is 10: clients wait for the decoders of the service itself
+RANGE_BYTES = 1 << 20  # fetched at a time if the clip is not on this machine
+# Errors that show a bug in our code. Any other error is blamed on the file: libraries react to unexpected bytes with
+# errors of arithmetic, lookup or value.
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
 
 
 def serve(pipe: Connection) -> None:
     """Answer requests until the parent closes the pipe or dies."""
-    # Ctrl-C on a terminal reaches the whole group; the parent decides when its children end.
+    # Ctrl-C on a terminal reaches the whole process group, but the parent decides when its children end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
-        # The model's threads wait for each other: one that has to share its core with a decoder holds up all of them.
+        # The model's threads wait for each other. If one shares its core with a decoder, all of them are delayed.
         os.nice(_COURTESY)
     try:
         _load_all()
         gc.collect()
-        gc.freeze()  # what stays need not be looked through after every clip
+        gc.freeze()  # these objects stay, so later collections can skip them
         unconfined = confine()
     except Exception as error:
         pipe.send_bytes(json.dumps(_told(error)).encode())
@@ -73,7 +73,10 @@ def serve(pipe: Connection) -> None:
 
 
 def _load_all() -> None:
-    """Libraries load parts of themselves when they are needed, which in the jail they cannot: do everything once."""
+    """Run every operation once, so that libraries load all of their parts.
+
+    They load parts on first use, which is impossible in the jail.
+    """
     import importlib
     import io
     import pkgutil
@@ -103,6 +106,7 @@ def _load_all() -> None:
 def _answer(
     request: dict[str, Any], file: BinaryIO, limits: Limits, threads: int
 ) -> tuple[dict[str, Any], list[bytes]]:
+    """Run one request; return the header and the blobs of its response."""
     if request["do"] == "probe":
         return {"probe": asdict(probe(file, limits))}, []
     if request["do"] == "fingerprint":
@@ -117,6 +121,7 @@ def _answer(
 
 
 def hand_over(pipe: Connection, file: BinaryIO, pid: int) -> None:
+    """Send an open file through the pipe to the process `pid`."""
     handle = file.fileno()
     if sys.platform == "win32":
         import msvcrt
@@ -139,7 +144,7 @@ def _elsewhere(pipe: Connection, size_bytes: int) -> BinaryIO:
 
 
 class _Elsewhere(io.RawIOBase):
-    """Bytes that the parent fetches, range by range."""
+    """Read-only file whose bytes the parent process fetches, range by range."""
 
     def __init__(self, pipe: Connection, size_bytes: int) -> None:
         self._pipe = pipe
@@ -170,25 +175,31 @@ class _Elsewhere(io.RawIOBase):
 
 
 def _give_back_memory() -> None:
-    """What a clip took, to the system. A container and its streams refer to each other, so their frames stay until the
-    collector happens by, some megabytes a clip; and the allocator keeps what was freed."""
+    """Return the memory that a clip used to the system.
+
+    A container and its streams refer to each other. Their frames, some megabytes a clip, would stay until the next
+    garbage collection. The allocator also keeps memory that was freed.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:  # glibc alone has it, and needs it
+    if trim is not None:  # only glibc has malloc_trim, and needs it
         trim(0)
 
 
 def _told(error: Exception) -> dict[str, Any]:
+    """Return the response header for an unexpected error, with its traceback."""
     return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
 def _to_wire(error: ReelsError) -> dict[str, Any]:
+    """Return the response header for an error of the service, which `from_wire` reverses."""
     if isinstance(error, InvalidInput):
         return {"error": error.message, "field": error.field}
     return {"error": str(error)}
 
 
 def from_wire(header: dict[str, Any]) -> ReelsError:
+    """Return the error that a response header from the child describes."""
     if "field" in header:
         return InvalidInput(header["field"], header["error"])
     if "mistake" in header:

@@ -1,4 +1,7 @@
-"""Open a clip, say what it is, and read it in order. Knows which files are let in, and makes no picture."""
+"""Open a clip, describe its header, and read its packets and frames in order.
+
+Only the containers and codecs listed here are accepted. `pixels` converts the frames to images.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +21,43 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# FFmpeg reads hundreds of formats, most of them seldom tested. What people upload is among these.
+# FFmpeg reads hundreds of formats, most of them rarely tested. Uploaded clips use these.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
 _VIDEO_CODECS = (
     "av1,cinepak,dnxhd,dvvideo,ffv1,ffvhuff,flv,gif,h263,h264,hevc,huffyuv,jpeg2000,libdav1d,libvpx,libvpx-vp9,mjpeg,"
     "mpeg1video,mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,svq1,svq3,theora,utvideo,vc1,"
     "vp6,vp6f,vp8,vp9,vvc,wmv1,wmv2,wmv3"
 )
-# Not listened to, but FFmpeg knows a container only when it has decoded a little of each of its streams.
+# Audio is not used, but FFmpeg identifies a container only after it decodes a little of every stream.
 _AUDIO_CODECS = (
     "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,alac,amrnb,amrwb,eac3,flac,libopus,mp1,mp1float,mp2,"
     "mp2float,mp3,mp3float,nellymoser,opus,pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,"
     "pcm_s32le,pcm_u8,speex,vorbis,wmapro,wmav1,wmav2"
 )
-_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of a song is not a video
+_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover art of a song is not a video
 _PROBE_PACKETS = 250
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a clip may cost. `max_pixels` are of one frame, `max_decoded_pixels` of all that must be decoded to sample a
-    clip; `timeout_seconds` is for one whole request to the decoder."""
+    """Limits on what one clip may cost.
+
+    `max_pixels` limits the pixels of one frame. `max_decoded_pixels` limits the pixels of all frames that must be
+    decoded to sample a clip. `timeout_seconds` limits one whole request to the decoder.
+    """
 
     max_duration_seconds: float
     max_pixels: int
-    max_decoded_pixels: int = 1 << 35  # nine minutes at 1080p without a keyframe, ten seconds of work
+    max_decoded_pixels: int = 1 << 35  # nine minutes of 1080p without a keyframe, ten seconds of work
     timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a container says before a frame is decoded. `pixel_aspect` is a pixel's width by its height."""
+    """Properties that a container declares before any frame is decoded.
+
+    `pixel_aspect` is the width of a pixel divided by its height.
+    """
 
     media_type: str
     codec: str
@@ -58,7 +67,10 @@ class Header:
 
     @classmethod
     def read(cls, container: InputContainer, stream: VideoStream) -> Header:
-        """Of an open container."""
+        """Read the header of an open container.
+
+        `duration_seconds` is the stream's duration if it declares one, otherwise the container's.
+        """
         aspect, rate = stream.sample_aspect_ratio, stream.average_rate
         seconds = container.duration / 1_000_000 if container.duration else None
         if stream.duration and stream.time_base:
@@ -72,9 +84,12 @@ class Header:
         )
 
     def describe(self, frame: VideoFrame) -> Probe:
-        """All of it, now that a frame shows its size and how it is turned."""
+        """Return the complete probe: the header, with the displayed size that `frame` shows.
+
+        The displayed width and height include the pixel aspect and the rotation.
+        """
         width, height = frame.width, frame.height
-        # Stretch the narrow side, as players do, so that no pixel is lost.
+        # Enlarge one side instead of shrinking the other, as players do, so that no pixel is lost.
         if self.pixel_aspect >= 1:
             width = max(1, round(width * self.pixel_aspect))
         else:
@@ -92,10 +107,14 @@ class Header:
 
 
 class Clip:
-    """An open file, and the stream of it that is looked at. A context manager.
+    """Open clip file, and the one video stream that is read from it.
 
-    Raises Undecodable where the file is none, InvalidInput where the clip is beyond `limits`. An open file as `source`
-    is closed with the clip. `threads` are the decoder's, 0: as many as there are cores.
+    Use as a context manager. A file object passed as `source` is closed with the clip. `threads` is the number of
+    decoder threads; 0 means one per core.
+
+    Raises:
+        Undecodable: If the file is not a video.
+        InvalidInput: If the clip exceeds `limits`.
     """
 
     def __init__(self, source: Path | BinaryIO, limits: Limits, threads: int = 0) -> None:
@@ -120,12 +139,12 @@ class Clip:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the container and the file."""
         self.container.close()
         self._file.close()
 
     def reopen(self) -> None:
-        """Back to the start: not every container can seek."""
+        """Reopen the container at its start. Unlike a seek, this works with every container."""
         self.container.close()
         self._open()
 
@@ -141,7 +160,10 @@ class Clip:
         self.stream.codec_context.thread_count = self._threads
 
     def seek(self, stamp: int) -> bool:
-        """To the last keyframe not after this time stamp, as far as the container knows; whether it can seek."""
+        """Seek to the last keyframe at or before a time stamp; return whether the container can seek.
+
+        `stamp` is in units of the stream's time base. The position is only as exact as the container's index.
+        """
         import av
 
         self.stream.codec_context.flush_buffers()
@@ -152,8 +174,10 @@ class Clip:
         return True
 
     def packets(self) -> Iterator[Packet[VideoStream] | None]:
-        """Every packet from here on in the order of decoding, and None at the end. A container that cannot be read
-        any further has ended, as far as a sampler is concerned."""
+        """Yield every packet from the current position in decoding order, then None.
+
+        A read error ends the clip like the end of the file does, because the frames before it can still be sampled.
+        """
         import av
 
         following = self.container.demux(self.stream)
@@ -162,12 +186,15 @@ class Clip:
                 packet = next(following)
             except (StopIteration, av.error.FFmpegError):
                 break
-            if packet.size:  # the empty one at the end is our None
+            if packet.size:  # the empty packet at the end becomes the None below
                 yield packet
         yield None
 
     def decode(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
-        """The frames that this packet makes known; of None all that are left. Of a damaged one there are none."""
+        """Decode one packet; return the frames that become available.
+
+        None flushes the decoder and returns all remaining frames. A damaged packet returns no frames.
+        """
         import av
 
         try:
@@ -176,7 +203,10 @@ class Clip:
             return []
 
     def read(self, max_packets: int | None = None) -> Iterator[VideoFrame]:
-        """Every frame from here on in the order of display."""
+        """Yield every frame from the current position in display order.
+
+        Stop without flushing the decoder once `max_packets` packets were read.
+        """
         for number, packet in enumerate(self.packets()):
             if max_packets is not None and number >= max_packets:
                 return
@@ -184,9 +214,11 @@ class Clip:
 
 
 def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
-    """What the container says of itself, once its first frame was decoded.
+    """Return the properties of a clip, after decoding its first frame.
 
-    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    Raises:
+        Undecodable: If the file is not a video, or no frame in its first 250 packets can be decoded.
+        InvalidInput: If the clip exceeds `limits`.
     """
     with Clip(source, limits) as clip:
         frame = next(clip.read(_PROBE_PACKETS), None)
@@ -196,7 +228,7 @@ def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
 
 
 def no_frame() -> Undecodable:
-    """The error of a clip that shows nothing."""
+    """Return the error for a clip without a decodable frame."""
     return Undecodable("the file has a video stream, but no frame of it could be decoded")
 
 
@@ -207,7 +239,7 @@ def _opened(file: BinaryIO) -> InputContainer:
         raise Undecodable("the file is empty")
     file.seek(0)
     codecs = f"{_VIDEO_CODECS},{_AUDIO_CODECS}"
-    # Old tools write metadata in any encoding. PyAV 19 keeps such bytes as surrogates; before, it had to be told.
+    # Old tools write metadata in any encoding. PyAV 19 keeps such bytes as surrogates; older versions need the option.
     old = int(av.__version__.split(".")[0]) < 19
     encoding: dict[str, Any] = {"metadata_errors": "surrogateescape"} if old else {}
     try:
@@ -215,8 +247,8 @@ def _opened(file: BinaryIO) -> InputContainer:
             file,
             "r",
             **encoding,
-            # What a clip is, its bytes say, and never its name. With no protocol at all, whatever else it names stays
-            # closed: FFmpeg reads through our open file, and nothing beside it.
+            # Detect the format from the bytes, never from the file name. FFmpeg reads through our file object. The
+            # empty protocol list keeps it from opening anything else that a clip refers to.
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "", "codec_whitelist": codecs},
         )
     except (av.error.FFmpegError, ValueError) as error:
@@ -236,8 +268,8 @@ def _video_stream(container: InputContainer) -> VideoStream:
 
 
 def check_frame(frame: VideoFrame, limits: Limits) -> None:
-    """Raises InvalidInput where a frame is beyond `limits`."""
-    if frame.width * frame.height > limits.max_pixels:  # a stream may change its size on the way
+    """Raise InvalidInput if a frame exceeds `limits`."""
+    if frame.width * frame.height > limits.max_pixels:  # a stream may change its frame size midway
         raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
 
 

@@ -1,4 +1,7 @@
-"""What a clip looks like, small, to compare it with others. Knows nothing of how it is compared."""
+"""Compute the fingerprint of a clip: small grey images of its frames.
+
+`search/duplicates.py` compares fingerprints to find near-duplicates.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 FINGERPRINT_SIDE = 16
-_FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 kB
-_WORKING_SIDE = 256  # pixels: fine enough to find the edge of a black bar
-_BLACK = 16  # of 255: the mean of a row of a black bar stays below, compression noise and all
-_BLANK = 6.0  # of 255: a picture whose standard deviation is below shows nothing
+_FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 KiB
+_WORKING_SIDE = 256  # pixels; fine enough to find the edge of a black bar
+_BLACK = 16  # of 255; the mean of a row of a black bar is lower, even with compression noise
+_BLANK = 6.0  # of 255; an image with a lower standard deviation counts as blank
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What a clip looks like, small: its frames in order, without the blank ones.
+    """Small grey images of a clip's frames, in display order, without the blank ones.
 
-    pictures (V, N, 16, 16) uint8, grey, each stretched to a square. V is 1, or 2 where the clip has black borders:
-    first without them, then with them. N is 0 where every frame is blank.
+    `pictures` is (V, N, 16, 16) uint8; each frame is stretched to a square. V is 1, or 2 if the clip has black borders:
+    first without them, then with them. N is 0 if every frame is blank.
     """
 
     pictures: Pixels
@@ -41,9 +44,11 @@ class Fingerprint:
 
 
 def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) -> Fingerprint:
-    """What a clip looks like: all its frames, or as many as a fingerprint has, evenly spread.
+    """Compute the fingerprint of a clip, from all frames or from 1,024 evenly spread ones.
 
-    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    Raises:
+        Undecodable: If the clip cannot be decoded.
+        InvalidInput: If the clip exceeds `limits`.
     """
     pictures: list[Pixels] = []
     size, matrix = (0, 0), (1, 0, 0, 1)
@@ -51,7 +56,7 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
         timeline = Timeline.read(clip)
         for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
             check_frame(frame, limits)
-            if not pictures:  # a stream may change its size on the way: the first frame's holds for all
+            if not pictures:  # a stream may change its frame size midway; use the first frame's for all
                 scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
                 size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
                 matrix = display_matrix(frame)
@@ -63,8 +68,10 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
 
 
 def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:
-    """(H, W) uint8: the frame as `upright` shows it, but at `size` (width, height) before it is turned. It is scaled
-    down first of all, which is what makes a fingerprint cheap."""
+    """Return (H, W) uint8: the frame in grey, upright and in standard dynamic range.
+
+    `size` is the (width, height) before rotation. The frame is scaled down first, which makes a fingerprint cheap.
+    """
     from PIL import Image as PillowImage
 
     small: Any = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
@@ -73,11 +80,11 @@ def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int
 
 
 def _squares(pictures: Pixels) -> Pixels:
-    """(V, N, 16, 16) uint8 of (N, H, W) grey pictures: the mean of each cell of a grid, without the black borders,
-    and with them if there are any.
+    """Reduce (N, H, W) grey images to (V, N, 16, 16) uint8, the means of the cells of a grid.
 
-    A border is what is black in every frame, as wide on both sides: a dark corner of a scene is none. A dark scene
-    can still seem to have one, which is why the pictures with borders are kept too.
+    The first variant leaves out the black borders. If there are any, a second variant includes them. A border is black
+    in every frame and equally wide on both sides, so a dark corner of a scene is not a border. A dark scene can still
+    appear to have one, which is why the images with borders are kept too.
     """
     height, width = pictures.shape[1:]
     top, bottom = _edges(pictures.mean(axis=2).max(axis=0))
@@ -92,10 +99,11 @@ def _squares(pictures: Pixels) -> Pixels:
 
 
 def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """Where the picture begins and ends between black borders, given the greatest brightness of each row (N,).
+    """Return the row numbers between which the image lies, without black borders.
 
-    To a fraction of a row: one that is half black is half as bright as its neighbour. A quarter of a row off, and a
-    scene that hardly moves would differ more from its copy than from another gesture.
+    `brightness` (N,) is the maximum brightness of each row over all frames. The result is exact to a fraction of a row:
+    a row that is half black is half as bright as its neighbour. With an error of a quarter row, a scene that hardly
+    moves would differ more from its near-duplicate than from another gesture.
     """
     count = len(brightness)
     lit = np.flatnonzero(brightness > _BLACK)
@@ -113,9 +121,9 @@ def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 
 def _means(begin: float, end: float, count: int) -> npt.NDArray[np.float32]:
-    """(16, count): the matrix that averages the rows from `begin` to `end` in 16 equal shares.
+    """Return the (16, count) float32 matrix that averages rows `begin` to `end` in 16 equal shares.
 
-    The first and the last share take in the whole of a row that is partly border: black adds nothing to a sum.
+    The first and the last share include all of a row that is partly border, because black adds nothing to a sum.
     """
     share = (end - begin) / FINGERPRINT_SIDE
     bounds = begin + share * np.arange(FINGERPRINT_SIDE + 1)

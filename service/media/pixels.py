@@ -1,4 +1,4 @@
-"""Pictures of frames: the right way up, in standard range, at the size that a model wants. Knows no container."""
+"""Convert frames to RGB images: upright, in standard dynamic range, at the size that a model expects."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SMALL_PIXELS = 1 << 17
 
 
 class Scaler:
-    """Scales frames of one clip with libswscale, straight from the decoder's pixels to a small picture.
+    """Scaler of one clip's frames: libswscale converts the decoder's pixels straight to a small image.
 
-    The one filter is made once a size. A frame of hardly more pixels than a model takes is converted as it is and
-    resized by Pillow: that is cheap there, and next to a size of the same order the two differ by the order in which
-    they clip and average colours that no screen can show.
+    The filter is built once per size. A frame with hardly more pixels than the model's input is converted at its own
+    size and resized by Pillow. That is cheap for so few pixels. When the sizes are that similar, the two libraries
+    differ in the order in which they clip and average colours that no screen can show.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -35,16 +35,20 @@ class Scaler:
         self._for_model, self._for_people = VideoReformatter(), VideoReformatter()
 
     def model(self, frame: VideoFrame, display: tuple[int, int]) -> Pixels:
-        """(H, W, 3) uint8: the frame, shown as `display` (width, height), as the model wants it.
+        """Return (H, W, 3) uint8: the frame at the model's size.
 
-        Within a cosine of 0.999 of what open_clip's own transform leads to.
+        `display` is the displayed (width, height). The embedding has a cosine of at least 0.999 with the one that
+        open_clip's own transform leads to.
         """
         if frame.width * frame.height <= _SMALL_PIXELS:
             return fit(upright(frame), self._picture, display)
         return _centred(self._turned(self._for_model, frame, fitted(self._picture, display)), self._picture)
 
     def jpeg(self, frame: VideoFrame, display: tuple[int, int]) -> bytes:
-        """The whole frame to look at, at most 640 pixels long."""
+        """Return a thumbnail: the whole frame as a JPEG whose longer side has at most 640 pixels.
+
+        `display` is the displayed (width, height).
+        """
         from PIL import Image as PillowImage
 
         width, height = display
@@ -63,7 +67,7 @@ class Scaler:
 
 
 def upright(frame: VideoFrame) -> Image:
-    """The frame as RGB, turned as its display matrix says, brought down to standard dynamic range if it is HDR."""
+    """Return the frame as an RGB image, turned by its display matrix; HDR becomes standard dynamic range."""
     from av.video.reformatter import VideoReformatter
     from PIL import Image as PillowImage
 
@@ -74,7 +78,7 @@ def upright(frame: VideoFrame) -> Image:
 def _rgb(reformatter: Any, frame: VideoFrame, interpolation: str, width: int, height: int) -> Pixels:
     from av.video.reformatter import Interpolation
 
-    # Without these, colour is taken from the nearest sample and rounded down: off by several levels.
+    # Without these flags, colour is taken from the nearest sample and rounded down: off by several levels.
     exactly = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
     scaled = reformatter.reformat(
         frame,
@@ -82,19 +86,19 @@ def _rgb(reformatter: Any, frame: VideoFrame, interpolation: str, width: int, he
         height=height,
         format="rgb24",
         interpolation=Interpolation[interpolation.upper()] | exactly,
-        threads=1,  # a picture takes a millisecond; to start threads for it takes longer
+        threads=1,  # an image takes a millisecond; starting threads takes longer
     )
     pixels: Pixels = scaled.to_ndarray()
     return pixels
 
 
 def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
-    """(H, W, 3) uint8: `image`, shown as `display` (width, height), resized and cropped as open_clip would.
+    """Resize and crop an image as open_clip would; return (H, W, 3) uint8.
 
-    The same steps on the same Pillow filters as open_clip's `image_transform`, up to the normalisation, which is
-    left to the device. Stretching to the display's aspect and resizing are one step.
+    `display` is the displayed (width, height). The steps and Pillow filters are those of open_clip's `image_transform`,
+    up to the normalisation, which runs on the device. Stretching to the displayed aspect ratio and resizing are one
+    step.
     """
-
     from PIL import Image as PillowImage
 
     filters = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
@@ -104,12 +108,12 @@ def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
 
 
 def fitted(picture: Picture, display: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) to resize to, before the middle is cut out of it or it is padded."""
+    """Return the (width, height) to resize to, before the image is cropped to its centre or padded."""
     width, height = display
     if picture.resize_mode == "squash":
         return picture.width, picture.height
     if picture.resize_mode == "shortest" and picture.width == picture.height:
-        # torchvision's Resize with one number: the long side is cut off, not rounded.
+        # Like torchvision's Resize with one number: the long side is truncated, not rounded.
         side, short, long = picture.width, min(display), max(display)
         longer = int(side * long / short)
         return (side, longer) if width <= height else (longer, side)
@@ -119,7 +123,10 @@ def fitted(picture: Picture, display: tuple[int, int]) -> tuple[int, int]:
 
 
 def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d), each -1, 0 or 1: pixel (x, y) is shown at (a x + c y, b x + d y). Odd angles count as none."""
+    """Return (a, b, c, d), each -1, 0 or 1: pixel (x, y) is shown at (a x + c y, b x + d y).
+
+    Rotations by anything but a multiple of 90 degrees are ignored.
+    """
     from av.sidedata.sidedata import Type
 
     data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
@@ -131,9 +138,9 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
 
 
 def turned(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
-    """The picture as a display matrix shows it."""
+    """Return the pixels as a display matrix shows them: a view, flipped or turned by quarters."""
     a, b, c, d = matrix
-    if b:  # x and y change places: a quarter turn
+    if b:  # x and y are swapped: a quarter turn
         pixels, right, down = pixels.transpose(1, 0, 2), c, b
     else:
         right, down = a, d
@@ -148,8 +155,12 @@ _BT2020_TO_BT709 = np.array(
 
 
 def standard_range(pixels: Pixels, transfer: int) -> Pixels:
-    """HDR pictures look grey and flat to a model that has only seen SDR ones: undo the transfer curve (BT.2100),
-    convert the primaries, and roll off what is brighter than paper white."""
+    """Convert HDR pixels to standard dynamic range (SDR); return others unchanged.
+
+    HDR images look grey and flat to a model that was trained on SDR images. Undo the transfer curve (ITU-R BT.2100),
+    convert the primaries from BT.2020 to BT.709, and compress values brighter than reference white. `transfer` is
+    FFmpeg's code of the transfer curve.
+    """
     if transfer not in (_PQ, _HLG):
         return pixels
     code = np.arange(256, dtype=np.float32) / 255
@@ -172,7 +183,7 @@ def standard_range(pixels: Pixels, transfer: int) -> Pixels:
 
 
 def _centred(pixels: Pixels, picture: Picture) -> Pixels:
-    """Crop to the middle, or pad around it, as torchvision's CenterCrop does."""
+    """Crop to the centre, or pad around the image, as torchvision's CenterCrop does."""
     height, width = pixels.shape[:2]
     short_y, short_x = max(picture.height - height, 0), max(picture.width - width, 0)
     if short_y or short_x:

@@ -1,9 +1,9 @@
-"""Decoding in child processes.
+"""Decode clips in child processes.
 
-A decoder that crashes, hangs or eats memory must cost one video and nothing else, so `Decoder` talks to child processes
-over a pipe, with a time limit, and replaces one that dies. Only JSON, raw bytes and open files cross the pipe: the
-child is handed the one file it is to read, or asks for ranges of its bytes where they lie elsewhere, and `jail` keeps
-it from any other.
+A decoder that crashes, hangs or uses too much memory must cost one video and nothing else. `Decoder` therefore talks to
+child processes over a pipe with a time limit, and replaces a child that dies. Only JSON, raw bytes and open files cross
+the pipe. A child receives the one file to read, or requests byte ranges if the clip is not on this machine. `jail`
+denies the child access to any other file.
 """
 
 from __future__ import annotations
@@ -33,40 +33,47 @@ from service.models import Blob, Picture, Probe, Sampling
 
 log = structlog.get_logger(__name__)
 _START_SECONDS = 60
-_END_SECONDS = 5  # for a process whose pipe is closed to be gone, too
-_BUSY_SECONDS = 10  # after which whoever sent a clip may try again
-_PROBE_SECONDS = 8.0  # hundreds of times what it takes, and somebody waits for the answer to an upload
+_END_SECONDS = 5  # for a process to end after its pipe has closed
+_BUSY_SECONDS = 10  # after which the client may try again
+_PROBE_SECONDS = 8.0  # hundreds of times the usual duration; a client waits for the response to an upload
 
 
 class Decoder:
-    """Decodes in `processes` child processes; safe to call from that many threads at once. They share the cores out.
+    """Pool of `processes` child processes that decode clips; the processes share the cores.
 
-    `keyframes` takes the keyframes next to the frames that a sampling names: quicker in long clips, and not exact.
+    Safe to call from `processes` threads at once. `keyframes` selects the keyframes nearest to the sampled frames:
+    faster for long clips, but not exact.
 
-    Raises Undecodable where the clip is at fault, InvalidInput where it is longer or larger than the limits, Overloaded
-    where its time was up before a decoder had done much, because others kept the machine busy, Unavailable where no
-    child process can be started, InternalError where the decoder's own code failed.
+    Raises:
+        Undecodable: If the clip is at fault, for example if decoding crashes or takes too long.
+        InvalidInput: If the clip is longer or larger than the limits.
+        Overloaded: If time ran out before the decoder got much CPU time, because the machine was busy.
+        Unavailable: If no child process can be started, or the machine lacks memory or open files.
+        InternalError: If the decoder's own code failed.
     """
 
     def __init__(self, limits: Limits, processes: int = 1, *, keyframes: bool = False) -> None:
         self.processes = processes
         self.unconfined: str | None = None
-        """Why the last clip was decoded without a filter of system calls; None where there was one."""
+        """Why the last clip was decoded without a filter of system calls; None if there was a filter."""
         self._keyframes = keyframes
         self._threads = max(1, (os.cpu_count() or 1) // processes)
         self._limits = limits
-        # Last in, first out: what comes one after another keeps one process busy, and no other need be started.
+        # Last in, first out: requests in sequence use one process, and no other has to start.
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(_Child())
 
     def probe(self, path: Path) -> Probe:
-        """What the container says, once its first frame was decoded."""
+        """Return the properties of a clip, after decoding its first frame, in at most 8 seconds."""
         header, _ = self._ask(path, {"do": "probe"}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         return Probe(**header["probe"])
 
     def sample(self, clip: Path | Blob, sampling: Sampling, picture: Picture) -> Sample:
-        """The frames that `sampling` names, as `picture` asks; fewer where the clip has fewer."""
+        """Sample the frames that `sampling` selects, at the size that `picture` gives.
+
+        Return fewer frames if the clip has fewer.
+        """
         request = {
             "do": "sample",
             "sampling": asdict(sampling),
@@ -74,7 +81,7 @@ class Decoder:
             "keyframes": self._keyframes,
         }
         header, blobs = self._ask(clip, request, self._limits.timeout_seconds)
-        pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # writable, as torch wants it
+        pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)  # a bytearray, because torch needs writable memory
         return Sample(
             probe=Probe(**header["probe"]),
             times=np.array(header["times"], dtype=np.float64),
@@ -83,37 +90,41 @@ class Decoder:
         )
 
     def picture(self, path: Path, picture: Picture) -> Pixels:
-        """(H, W, 3) uint8: a still picture, as `picture` asks. Raises Undecodable, InvalidInput."""
+        """Read an image file; return (H, W, 3) uint8 RGB at the size that `picture` gives.
+
+        Decoding takes at most 8 seconds. Raises Undecodable, InvalidInput.
+        """
         request = {"do": "picture", "picture": asdict(picture)}
         _, blobs = self._ask(path, request, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)
         return pixels.reshape(picture.height, picture.width, 3)
 
     def fingerprint(self, clip: Path | Blob) -> Fingerprint:
-        """What the clip looks like, for a comparison with others."""
+        """Return the fingerprint of a clip, which is compared to find near-duplicates."""
         _, blobs = self._ask(clip, {"do": "fingerprint"}, self._limits.timeout_seconds)
         pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
         return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
     @property
     def child_pids(self) -> tuple[int, ...]:
-        """Of the child processes that are idle, the one that is asked next first."""
+        """Process ids of the idle child processes, in the order in which they are used next."""
         with self._idle.mutex:
             children = list(reversed(self._idle.queue))
         return tuple(child.pid for child in children if child.pid is not None)
 
     def close(self) -> None:
-        """End the child processes that are idle; those at work end with this process."""
+        """End the idle child processes. Busy ones end with this process."""
         while not self._idle.empty():
             self._idle.get_nowait().close()
 
     def _ask(
         self, clip: Path | Blob, request: dict[str, Any], timeout_seconds: float
     ) -> tuple[dict[str, Any], list[bytes]]:
+        """Run one request in a child process within `timeout_seconds`; return header and blobs."""
         whole = {**request, "limits": asdict(self._limits), "threads": self._threads}
         child = self._idle.get()
         try:
-            # Too many open files, or no room for a process, is not the clip's fault.
+            # Too many open files, or no memory for a process, is not the clip's fault.
             with system_errors.named("the clip cannot be decoded now"):
                 if isinstance(clip, Blob) and clip.path is None:
                     return child.ask(whole, clip, timeout_seconds)
@@ -127,9 +138,9 @@ class Decoder:
 
 
 class _Child:
-    """One decoding process, started when first asked and again after it died."""
+    """One decoding process, started on first use and again after it died."""
 
-    _complained = False  # once a process is enough
+    _complained = False  # log the warning once per service process
 
     def __init__(self) -> None:
         self.unconfined: str | None = None
@@ -138,12 +149,13 @@ class _Child:
 
     @property
     def pid(self) -> int | None:
-        """None while it is not started."""
+        """Process id; None before the process is started."""
         return None if self._process is None else self._process.pid
 
     def ask(
         self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float, *, again: bool = True
     ) -> tuple[dict[str, Any], list[bytes]]:
+        """Send a request, serve the byte ranges that the child requests, and return header and blobs."""
         pipe, pid = self._started()
         begun = False
         try:
@@ -156,7 +168,7 @@ class _Child:
                 if not pipe.poll(max(0.0, deadline - time.monotonic())):
                     worked = _cpu_seconds(pid) - worked
                     self.close()
-                    if worked < timeout_seconds / 4:  # it hardly had its turn: of the clip that says nothing
+                    if worked < timeout_seconds / 4:  # too little CPU time to blame the clip
                         raise Overloaded("the machine is too busy to decode a clip in time; try again", _BUSY_SECONDS)
                     raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
                 header, begun = json.loads(pipe.recv_bytes()), True
@@ -166,13 +178,13 @@ class _Child:
                 try:
                     pipe.send_bytes(source.read(header["read"], RANGE_BYTES))
                 except ReelsError:
-                    self.close()  # it waits for bytes that do not come
+                    self.close()  # the child would wait for the bytes forever
                     raise
                 deadline += time.monotonic() - began  # a slow store is not the clip's fault
             blobs = [pipe.recv_bytes() for _ in range(header.get("blobs", 0))]
         except (EOFError, OSError) as error:
             if again and not begun and isinstance(error, BrokenPipeError | ConnectionResetError):
-                self.close()  # it ended before it read the request: of the clip that says nothing
+                self.close()  # the process ended before it read the request, so the clip is not to blame
                 return self.ask(request, source, timeout_seconds, again=False)
             raise Undecodable(f"the decoder {self._end()} on this file") from error
         self.unconfined = header["unconfined"]
@@ -186,7 +198,7 @@ class _Child:
         return header, blobs
 
     def _end(self) -> str:
-        """How the process ended, as far as is known; it is gone then."""
+        """Close this child and describe how its process ended."""
         code = None
         if self._process is not None:
             self._process.join(_END_SECONDS)
@@ -212,6 +224,7 @@ class _Child:
         self._process = self._pipe = None
 
     def _started(self) -> tuple[Connection, int]:
+        """Return the pipe and the process id; start a process if none is alive."""
         if self._pipe is None or self._process is None or not self._process.is_alive():
             self.close()
             # Never fork: torch and FAISS hold threads and locks in the parent.
@@ -220,7 +233,7 @@ class _Child:
             self._process = context.Process(target=serve, args=(theirs,), name="reelsrs-decoder", daemon=True)
             self._process.start()
             theirs.close()
-            # To start takes its time, which is not to be taken from a clip's.
+            # Starting takes time, which must not count against the clip's time limit.
             if not self._pipe.poll(_START_SECONDS):
                 self.close()
                 raise Overloaded("the machine is too busy to start a decoder; try again", _BUSY_SECONDS)
@@ -237,7 +250,10 @@ class _Child:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process has computed so far; where the system does not tell, as if it did nothing else."""
+    """Return the CPU seconds that a process has used so far.
+
+    If the system does not report them, return the clock's seconds, as if the process computed without pause.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

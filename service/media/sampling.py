@@ -1,4 +1,4 @@
-"""Clips and still pictures to what a model takes: the sampled frames, at its size."""
+"""Read clips and image files as model input: sampled frames and images at the model's size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from service.media.pixels import Pixels, Scaler, fit
 from service.media.timeline import Timeline
 from service.models import Picture, Probe, Sampling
 
-_FRAME_PIXELS = 100_000  # what the smallest frame costs to decode, as so many pixels of a large one
+_FRAME_PIXELS = 100_000  # fixed cost of decoding any frame, in pixels of a large frame
 _PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The sampled frames of a clip, in order.
+    """Sampled frames of one clip, in display order.
 
-    times (N,) float64, seconds from the clip's first frame; pixels (N, H, W, 3) uint8 RGB at the model's size;
-    jpegs N pictures to look at, whole frames, at most 640 pixels long.
+    Attributes:
+        probe: Properties of the clip.
+        times: (N,) float64, seconds from the clip's first frame.
+        pixels: (N, H, W, 3) uint8 RGB at the model's size.
+        jpegs: N thumbnails, JPEGs of the whole frames; the longer side has at most 640 pixels.
     """
 
     probe: Probe
@@ -47,10 +50,19 @@ def sample(
     keyframes: bool = False,
     threads: int = 0,
 ) -> Sample:
-    """The frames of a clip that `sampling` names, at the size that `picture` asks for; with `keyframes` the keyframes
-    next to those. `threads` are the decoder's, 0: as many as there are cores.
+    """Decode the frames of a clip that `sampling` selects, at the model's size.
 
-    Raises Undecodable, and InvalidInput where the clip is beyond `limits`.
+    Args:
+        source: The clip; an open file is closed afterwards.
+        sampling: Which frames to select.
+        picture: Image size and preprocessing that the model expects.
+        limits: What the clip may cost.
+        keyframes: Take the keyframes nearest to the selected frames instead.
+        threads: Number of decoder threads; 0 means one per core.
+
+    Raises:
+        Undecodable: If the clip cannot be decoded.
+        InvalidInput: If the clip exceeds `limits`.
     """
     times: list[float] = []
     pixels: list[Pixels] = []
@@ -70,13 +82,16 @@ def sample(
             jpegs.append(scaler.jpeg(frame, display))
     if described is None:
         raise no_frame()
-    if timeline.duration_seconds:  # what the frames say, not what is claimed of them
+    if timeline.duration_seconds:  # measured from the frames, not declared by the container
         described = replace(described, duration_seconds=timeline.duration_seconds)
     return Sample(described, np.array(times), np.stack(pixels), tuple(jpegs))
 
 
 def _check_effort(frames: int, clip: Clip, limits: Limits) -> None:
-    """An hour of one still is a small file, and minutes of work for a core where only its first frame is a keyframe."""
+    """Raise InvalidInput if too many frames must be decoded to reach the sampled ones.
+
+    An hour of a still image is a small file. If only its first frame is a keyframe, decoding takes minutes on one core.
+    """
     width, height = clip.stream.codec_context.width, clip.stream.codec_context.height
     if frames * (width * height + _FRAME_PIXELS) > limits.max_decoded_pixels:
         raise InvalidInput(
@@ -87,14 +102,18 @@ def _check_effort(frames: int, clip: Clip, limits: Limits) -> None:
 
 
 def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
-    """(H, W, 3) uint8: a picture file, upright, at the size that `picture` asks for; of an animation the first frame.
+    """Read an image file; return (H, W, 3) uint8 RGB, upright, at the model's size.
 
-    Raises Undecodable, and InvalidInput where it has more pixels than `limits` allows, before any is unpacked.
+    An animation is read as its first frame.
+
+    Raises:
+        Undecodable: If the file is not a readable JPEG, PNG, WebP, GIF or BMP image.
+        InvalidInput: If it has more pixels than `limits` allows; checked before any pixel is decompressed.
     """
     from PIL import Image as PillowImage
     from PIL import ImageOps
 
-    PillowImage.MAX_IMAGE_PIXELS = None  # the limit is ours, and named in our error
+    PillowImage.MAX_IMAGE_PIXELS = None  # checked below instead, with an error that names the limit
     try:
         with PillowImage.open(source, formats=_PICTURES) as image:
             if image.width * image.height > limits.max_pixels:
@@ -103,6 +122,6 @@ def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
             shown = ImageOps.exif_transpose(image).convert("RGB")
     except InvalidInput:
         raise
-    except Exception as error:  # each format's reader raises its own
+    except Exception as error:  # each format's reader raises its own errors
         raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read") from error
     return fit(shown, picture, shown.size)

@@ -1,9 +1,10 @@
-"""Which frames of a clip, and how to get at them with as little decoding as can be. Knows packets, and no pixel.
+"""Select frames of a clip by time stamp, and reach them with as little decoding as possible.
 
-Frames are either spread evenly in time over the whole clip, each in the middle of its share (so that neither a black
-first frame nor the end is taken), or every Nth from the start. A frame is found exactly, by its time stamp: the packets
-are listed first, without decoding any. For each target the decoder then reads on or, where a keyframe lies between that
-saves more than it costs, seeks to it. Frames on the way that no other frame refers to are not decoded.
+Frames are spread evenly in time over the whole clip, each in the middle of its share. Neither a black first frame nor
+the end is selected that way. Alternatively, every Nth frame from the start is selected. A frame is found exactly, by
+its time stamp: all packets are listed first, without decoding. For each target, the decoder reads on or seeks to a
+keyframe, if one in between saves more than the seek costs. Skipped frames that no other frame refers to are not
+decoded.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ if TYPE_CHECKING:
 
 Stamped = Iterator[tuple[int, "VideoFrame"]]
 
-_WORTH_A_SEEK = 4  # frames: to skip fewer costs more than to decode them
+_WORTH_A_SEEK = 4  # frames; decoding fewer is cheaper than a seek
 
 
 def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> npt.NDArray[np.intp]:
-    """Indices of the sampled frames among frames shown at `times` (N,), ascending, of a clip that ends at `end`.
+    """Return the indices of the sampled frames, in ascending order.
 
-    Evenly spread: the frame on the screen in the middle of each of `num_frames` equal shares of the clip. Where
-    the frame rate varies and two shares show the same frame, the later one takes the next, so that there are
-    always as many different frames as were asked for, or as the clip has.
+    With `frame_interval`, take every Nth frame, at most `num_frames`. Otherwise take the frame on screen in the middle
+    of each of `num_frames` equal shares of the clip. If the frame rate varies and two shares show the same frame, the
+    later share takes the next frame. The result has as many different frames as requested, or as the clip has.
+
+    Args:
+        times: (N,) times at which the frames are shown, ascending.
+        end: Time at which the clip ends, in the same unit.
+        sampling: How many frames to select, and how.
     """
     if sampling.frame_interval is not None:
         return np.arange(0, len(times), sampling.frame_interval)[: sampling.num_frames]
@@ -42,25 +48,29 @@ def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> np
 
 
 def _evenly(times: npt.NDArray[np.float64], end: float, wanted: int) -> npt.NDArray[np.intp]:
+    """Return the indices of `wanted` frames, evenly spread in time; of all frames if there are fewer."""
     count = len(times)
     wanted = min(wanted, count)
     middles = times[0] + (np.arange(wanted) + 0.5) * (end - times[0]) / wanted
     chosen = np.clip(np.searchsorted(times, middles, side="right") - 1, 0, count - 1)
     steps = np.arange(wanted)
-    chosen = np.maximum.accumulate(chosen - steps) + steps  # strictly ascending, and
-    fitting: npt.NDArray[np.intp] = np.minimum(chosen, count - wanted + steps)  # leaving room for those that follow
+    chosen = np.maximum.accumulate(chosen - steps) + steps  # strictly ascending
+    fitting: npt.NDArray[np.intp] = np.minimum(chosen, count - wanted + steps)  # leave room for the frames that follow
     return fitting
 
 
 class Timeline:
-    """Every frame's time stamp, read from the packets without decoding any. Stamps that are not `trusted` are right as
-    a list, but which packet makes which frame is not known."""
+    """Time stamps of all frames of a clip, read from its packets without decoding.
+
+    Stamps are in units of the stream's time base. If they are not trusted, they are right as a list, but which packet
+    produces which frame is unknown.
+    """
 
     def __init__(self, stamps: array[int], keyframes: array[int], length: int, time_base: float, trusted: bool) -> None:
         every = np.unique(np.array(stamps, dtype=np.int64))
         self._keyframes = np.unique(np.array(keyframes, dtype=np.int64))
         self._origin = int(every[0]) if len(every) else 0
-        # A clip that was cut without care begins with frames that refer to ones cut off: they cannot be shown.
+        # A carelessly cut clip begins with frames that refer to missing frames. Those cannot be shown.
         self.stamps = every[every >= self._keyframes[0]] if len(self._keyframes) else every
         self._time_base = time_base
         self._trusted = trusted
@@ -70,8 +80,8 @@ class Timeline:
 
     @classmethod
     def read(cls, clip: Clip) -> Timeline:
-        """List the packets to the end of the container."""
-        stamps, keyframes = array("q"), array("q")  # numbers as C has them: an hour has a hundred thousand
+        """List the time stamps of all packets, to the end of the container."""
+        stamps, keyframes = array("q"), array("q")  # C integers, to save memory: an hour has a hundred thousand
         last, length, trusted = None, 0, True
         for packet in clip.packets():
             if packet is None:
@@ -84,24 +94,26 @@ class Timeline:
             if packet.is_keyframe:
                 keyframes.append(stamp)
             if packet.is_discard:
-                continue  # before the beginning of an edit: decoded for what refers to it, and not shown
+                continue  # before the start of an edit: decoded as a reference, but not shown
             stamps.append(stamp)
             if last is None or stamp > last:
                 last, length = stamp, packet.duration or 0
             elif clip.container.format.name == "avi":
-                trusted = False  # it stores none, so in a stream with B-frames they are guessed
+                trusted = False  # AVI stores no time stamps, so they are guessed in streams with B-frames
         return cls(stamps, keyframes, length, float(clip.stream.time_base or 0), trusted)
 
     @property
     def duration_seconds(self) -> float | None:
-        """From the first frame's start to the last one's end."""
+        """Seconds from the start of the first frame to the end of the last; None if unknown."""
         if not len(self.stamps):
             return None
         return float(self._end - self._origin) * self._time_base or None
 
     def sampled(self, sampling: Sampling, *, keyframes: bool = False) -> list[int]:
-        """The time stamps of the frames that `sampling` names; with `keyframes` of the keyframes nearest to those,
-        which are fewer where a clip has fewer."""
+        """Return the time stamps of the frames that `sampling` selects.
+
+        With `keyframes`, return those of the nearest keyframes instead. They are fewer if the clip has fewer keyframes.
+        """
         if not len(self.stamps):
             return []
         chosen = self.stamps[choose(self.stamps.astype(np.float64), float(self._end), sampling)]
@@ -111,14 +123,14 @@ class Timeline:
         return stamps
 
     def spread(self, count: int) -> list[int]:
-        """The time stamps of `count` frames, evenly spread; of all, where there are fewer."""
+        """Return the time stamps of `count` evenly spread frames, or of all frames if there are fewer."""
         if not len(self.stamps):
             return []
         stamps: list[int] = self.stamps[_evenly(self.stamps.astype(np.float64), float(self._end), count)].tolist()
         return stamps
 
     def effort(self, stamps: list[int]) -> int:
-        """How many frames must be decoded, at most, to show the ones with these time stamps, ascending."""
+        """Return how many frames must be decoded, at most, to show those at `stamps` (ascending)."""
         if not stamps:
             return 0
         place = self.stamps.searchsorted
@@ -127,13 +139,13 @@ class Timeline:
         return sum(int(place(targets[-1]) - place(start)) + 1 for start, targets in self._runs(stamps))
 
     def frames(self, clip: Clip, stamps: list[int]) -> Iterator[tuple[float, VideoFrame]]:
-        """The frames with these time stamps, ascending, each with its time in seconds from the first.
+        """Yield the frames at `stamps` (ascending), each with its time in seconds from the first frame.
 
-        A frame that is damaged is replaced by the next that is not; at the end of a damaged clip there may be fewer.
+        A damaged frame is replaced by the next intact one. At the end of a damaged clip, there may be fewer frames.
         """
         wanted = deque(stamps)
-        # The short way needs to know which packet makes which frame. Where it misses one, because the clip is damaged
-        # or what it calls a keyframe is none, the rest is read from the start, which is slow and right.
+        # Seeking requires that each packet's frame is known. A seek misses a frame if the clip is damaged or a packet
+        # is wrongly flagged as a keyframe. The rest is then read from the start, which is slow but right.
         short = self._trusted and len(self._keyframes)
         for way in (self._by_keyframes, self._from_the_start) if short else (self._from_the_start,):
             for stamp, frame in way(clip, wanted):
@@ -145,35 +157,37 @@ class Timeline:
                 return
 
     def _from_the_start(self, clip: Clip, wanted: deque[int]) -> Stamped:
+        """Yield every frame with its time stamp, from the start until `wanted` is empty."""
         clip.reopen()
         for number, frame in enumerate(clip.read()):
             if not wanted:
                 return
             if not self._trusted and number < len(self.stamps):
-                yield int(self.stamps[number]), frame  # frames come out in the order in which they are shown
+                yield int(self.stamps[number]), frame  # the decoder returns frames in display order
             elif frame.pts is not None:
                 yield frame.pts, frame
 
     def _by_keyframes(self, clip: Clip, wanted: deque[int]) -> Stamped:
+        """Yield the frames decoded from the keyframes before the targets; stop if a target is missed."""
         for keyframe, targets in self._runs(list(wanted)):
             missing = set(targets)
             for packet in self._from(clip, keyframe):
                 if packet is None:
                     break
-                # A keyframe opens some decoders, which look at this once.
+                # Some decoders open on a keyframe and read this setting only then.
                 here = packet.is_keyframe or packet.pts in missing
                 clip.stream.codec_context.skip_frame = "DEFAULT" if here else "NONREF"
                 yield from _stamped(clip.decode(packet))
                 missing.discard(packet.pts)
                 if not missing:
                     break
-            # All that the targets need is in the decoder: it need not read on to let go of them.
+            # The decoder already has every packet that the targets need: flush it instead of reading on.
             yield from _stamped(clip.decode(None))
             if wanted and wanted[0] <= targets[-1]:
-                return  # missed
+                return  # a target was missed
 
     def _runs(self, stamps: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """The targets in groups that are read in one go, each with the keyframe to begin at."""
+        """Group the targets into runs that are read without a seek; yield the start keyframe and targets of each."""
         starts = self._keyframes[np.maximum(np.searchsorted(self._keyframes, stamps, side="right") - 1, 0)]
         saved = np.searchsorted(self.stamps, starts[1:]) - np.searchsorted(self.stamps, stamps[:-1])
         first = 0
@@ -182,16 +196,16 @@ class Timeline:
             first = n
 
     def _from(self, clip: Clip, keyframe: int) -> Iterator[Packet[VideoStream] | None]:
-        """The packets from this keyframe on; none where there is no way to it."""
+        """Yield the packets from this keyframe on; none if it cannot be reached."""
         if not clip.seek(keyframe) and keyframe == self._keyframes[0]:
-            clip.reopen()  # anywhere else, the packets up to there are read and left alone
+            clip.reopen()  # for later keyframes, the packets before them are read but not decoded
         found = False
         for packet in clip.packets():
             found = found or (packet is not None and packet.pts == keyframe)
             if found:
                 yield packet
             elif packet is not None and packet.is_keyframe and packet.pts is not None and packet.pts > keyframe:
-                return  # the container's index led past it
+                return  # the container's index led past the keyframe
 
 
 def _stamped(frames: list[VideoFrame]) -> Stamped:

@@ -1,1 +1,1 @@
-"""Maps of the embedding space: how points are laid out, placed and kept."""
+"""Projections (maps) of the embedding space: fit them, place new points, store and encode them."""

@@ -1,4 +1,4 @@
-"""Columns as Arrow and as Parquet, the formats that data tools read without being told how. The home of pyarrow."""
+"""Encode points as Arrow and videos as Parquet, formats that data tools read without configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from service.database.maps import Points
 
 
 def points_stream(points: Points) -> bytes:
-    """The points of a map as an Arrow IPC stream, 22 bytes a point beside the ids (and a bit a column that may be
-    null): video_id utf8; frame int16 and time float32, seconds, both null where a point is a whole video; category
-    utf8 by dictionary; x, y and z float32."""
+    """Encode the points of a projection as an Arrow IPC stream.
+
+    The columns are video_id (utf8), frame (int16), time (float32, seconds), category (utf8, dictionary-encoded), and x,
+    y and z (float32). A projection in two dimensions has no z. Frame and time are null if a point is a whole video. A
+    point takes 22 bytes besides its id, and one bit for each column that may be null.
+    """
     import pyarrow as pa
 
     whole = points.frames < 0
@@ -35,11 +38,17 @@ def points_stream(points: Points) -> bytes:
 
 
 def write_parquet(path: Path, dimension: int, axes: Iterable[str], batches: Iterable[list[dict[str, Any]]]) -> None:
-    """Videos as one Parquet file, batch by batch, so that a library need not fit into memory.
+    """Write videos to one Parquet file batch by batch, so that a library need not fit into memory.
 
-    A row a video: id, title, category, caption, filename, path, sha256, duration in seconds, width, height,
-    created_at, frame_times, the vectors `aggregated` and `text` as lists of `dimension` float32 and `frames` as a list
-    of such, and for each of `axes` a float32 coordinate. Unknown is null. Raises OSError.
+    Each video is one row. Its columns are id, title, category, caption, filename, path, sha256, duration (seconds),
+    width, height, created_at and frame_times. Then follow the vectors `aggregated` and `text`, the list `frames` of
+    vectors, and the coordinates. Unknown values are null. Raises OSError.
+
+    Args:
+        path: The file to write.
+        dimension: Length of every vector; vectors are lists of float32.
+        axes: Names of the coordinate columns (float32).
+        batches: Rows, each a dictionary from column name to value.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,8 +1,8 @@
-"""Maps as a user sees them: asked for once, laid out, kept, and grown as videos arrive.
+"""Projections as users see them: requested, fitted, stored, and extended as videos arrive.
 
-Laying out moves every point and takes its time; placing gives a new video its place among points that stay where they
-are. A map stands on the vectors that it was laid out from: they lie in a file, with the neighbour graph that UMAP and
-t-SNE share, for every map of the same videos. The files are derived and can be made again.
+A fit moves every point and is slow. Placing gives a new video its position among points that stay. A projection depends
+on the vectors that it was fitted to. They lie in a file, with the neighbour graph that UMAP and t-SNE share, for every
+projection of the same videos. These files are derived and can be made again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ from service.projections.fits import Fit, Progress
 from service.projections.steps import Cancelled, Lost, Steps
 
 log = structlog.get_logger(__name__)
-_PLACED_AT_ONCE = 256  # videos; in between, others may use the processor
+_PLACED_AT_ONCE = 256  # videos; other work may use the processor between two batches
 _SHAPELESS = 100
-"""A map of fewer points has no shape to keep: it is laid out anew each time it has doubled."""
+"""A projection of fewer points has no shape to keep: it is fitted again each time it has doubled."""
 _QUALITY_NEIGHBOURS = 15
 _QUALITY_SAMPLE = 1000
 
 
 class Atlas:
-    """All maps of a library. `generation` is asked when a map is, for it may have changed."""
+    """All projections of a library.
+
+    `generation` returns the active generation. It is called for each request, because the generation may have changed.
+    """
 
     def __init__(
         self, db: Database, folder: Path, generation: Callable[[], Generation], aggregation: Aggregation
@@ -66,7 +69,11 @@ class Atlas:
         parameters: Mapping[str, object] | None = None,
         category: str | None = None,
     ) -> Spec:
-        """What to ask for. Raises InvalidInput, naming what is wrong."""
+        """Return the specification of a projection, with all parameters of the method.
+
+        Raises InvalidInput, which names the wrong argument. `parameters` replace defaults of the method. `category`
+        limits the projection to one category; None means all videos.
+        """
         if dimensions not in (2, 3):
             raise InvalidInput("dimensions", f"must be 2 or 3, not {dimensions}")
         kind: Kind = self._aggregation if embedding == "aggregated" else embedding
@@ -82,44 +89,50 @@ class Atlas:
         )
 
     def ask(self, spec: Spec) -> tuple[Map, bool]:
-        """The map of this spec, and whether this queued it: where it is new, or had failed."""
+        """Return the projection of this specification; queue a fit if it is new or had failed.
+
+        The second value is whether this call queued the fit.
+        """
         with self._db.write() as connection:
             return map_jobs.ask(connection, spec)
 
     def find(self, map_id: str) -> Map:
-        """Raises NotFound."""
+        """Return a projection and its current state. Raises NotFound."""
         with self._db.read() as connection:
             return maps.by_id(connection, map_id)
 
     def all(self) -> list[Map]:
-        """Those of the model in use, the newest first."""
+        """Return the projections of the active generation, newest first."""
         with self._db.read() as connection:
             return maps.all_of(connection, self._generation().id)
 
     def refit(self, map_id: str) -> Map:
-        """Have a map laid out anew; its points stay until then. Raises NotFound."""
+        """Queue a new fit of a projection; its points stay until the fit is done. Raises NotFound."""
         return self._change(map_id, map_jobs.queue)
 
     def cancel(self, map_id: str) -> Map:
-        """Give up the layout of a map, if it is queued or running. Raises NotFound."""
+        """Cancel the fit of a projection if it is queued or running. Raises NotFound."""
         return self._change(map_id, map_jobs.cancel)
 
     def delete(self, map_id: str) -> None:
-        """Remove a map. Raises NotFound."""
+        """Delete a projection and the files that only it needed. Raises NotFound."""
         with self._db.write() as connection:
             maps.delete(connection, maps.row_by_id(connection, map_id).key)
         self._tidy()
 
     def points(self, state: Map) -> Points:
-        """Every point of a map."""
+        """Return every point of a projection."""
         with self._db.read() as connection:
             return maps.points(connection, state)
 
-    # --- laying out
+    # --- fitting
 
     def ready(self, spec: Spec, *, refit: bool = False, progress: Progress = lambda _: None) -> Map:
-        """The map of this spec, brought up to what the catalogue holds now; laid out in this process where it is not
-        there, or with `refit`, unless another process is at it: then waited for. Raises ReelsError where it fails."""
+        """Return the projection of this specification, fitted and up to date with the library.
+
+        Fit it in this process if it is not fitted yet or `refit` is set. If another process is fitting it, wait for
+        that process. `progress` receives the share that is done, 0 to 1. Raises ReelsError if the fit fails.
+        """
         state, _ = self.ask(spec)
         if refit and state.status == "ready":
             state = self.refit(state.id)
@@ -139,7 +152,7 @@ class Atlas:
 
     @contextmanager
     def _held(self, key: int, owner: str) -> Iterator[None]:
-        """Renews the lease for as long as the block lasts: between two steps of a layout it might run out."""
+        """Renew the lease while the block runs; it might expire between two steps of a fit."""
         over = threading.Event()
 
         def renew() -> None:
@@ -156,8 +169,11 @@ class Atlas:
             thread.join()
 
     def lay_out(self, key: int, owner: str, progress: Progress = lambda _: None) -> None:
-        """Make the layout that `owner` has claimed, and tell how far it is, 0 to 1. What goes wrong is written into
-        the map. Raises Cancelled once the claim is not `owner`'s any more."""
+        """Run the fit that `owner` has claimed; `progress` receives the share that is done, 0 to 1.
+
+        Errors are recorded in the projection's row, not raised. Raises Cancelled once `owner` no longer holds the
+        claim.
+        """
 
         def report(done: float) -> None:
             with self._db.write() as connection:
@@ -223,7 +239,10 @@ class Atlas:
             )
 
     def _vectors(self, connection: sa.Connection, spec: Spec, keys: list[int]) -> tuple[Keys, Keys, Vectors]:
-        """Keys (M,) of those of these videos that have such embeddings, how many each has (M,), and they, (N, D)."""
+        """Return video primary keys (M,), the number of vectors of each (M,), and the vectors (N, D) float32.
+
+        Of the videos `keys`, only those with embeddings of this kind are included, in the order of their keys.
+        """
         generation = generation_rows.generation(connection, spec.generation)
         found = vector_rows.vectors_of(connection, keys, generation, spec.kind)
         order = sorted(found)
@@ -233,7 +252,7 @@ class Atlas:
         return np.array(order, dtype=np.int64), counts, matrix
 
     def _graph(self, basis: str, vectors: Vectors, count: int, progress: Progress) -> Neighbours:
-        """The neighbour graph, from its file if one with as many neighbours is there."""
+        """Return the neighbour graph, from a file if one with at least `count` neighbours exists."""
         for path in self._folder.glob(f"{basis}.*.npz"):
             if int(path.name.split(".")[1]) >= count:
                 with np.load(path, allow_pickle=False) as kept:
@@ -243,11 +262,10 @@ class Atlas:
         self._keep(f"{basis}.{count}.npz", lambda file: np.savez(file, **arrays))
         return found
 
-    # --- placing
+    # --- placing new points
 
     def place_new(self) -> bool:
-        """Bring every map up to what the catalogue holds now: place what is new, forget what went. Whether there was
-        anything to do."""
+        """Bring all projections up to date with new and removed videos; return whether any was out of date."""
         with self._db.read() as connection:
             generation = generation_rows.active_generation(connection)
             keys = [] if generation is None else maps.behind(connection, generation.id)
@@ -255,24 +273,24 @@ class Atlas:
             try:
                 self._place(key)
             except NotFound:
-                continue  # deleted meanwhile
+                continue  # the projection was deleted meanwhile
             except ReelsError:
                 raise
             except Exception as error:
-                # Said where it is seen, and not tried again and again: embedding must go on.
+                # Record the error where users see it, and do not retry forever: embedding must go on.
                 log.exception("videos could not be placed", map=key)
                 with self._db.write() as connection:
                     map_jobs.fail(connection, key, None, f"placing failed: {error or type(error).__name__}")
         return bool(keys)
 
     def bring_up(self, map_id: str) -> Map:
-        """A map that is laid out, brought up to what the catalogue holds now. Raises NotFound."""
+        """Return a projection; if it is fitted, bring it up to date with the library first. Raises NotFound."""
         while (state := self.find(map_id)).status == "ready" and self._place(state.key):
             pass
         return self.find(map_id)
 
     def _place(self, key: int) -> bool:
-        """One step of it; False once there is nothing left to do."""
+        """Run one step of an update: place a batch or queue a new fit. Return False if nothing is left to do."""
         with self._db.read() as connection:
             state = maps.by_key(connection, key)
             spec = state.spec
@@ -312,8 +330,8 @@ class Atlas:
         with self._db.write() as connection:
             now = maps.row_by_key(connection, key)
             if now.status != "ready" or now.fitted_at != state.fitted_at:
-                return True  # laid out anew meanwhile
-            # They will be placed by what they are now.
+                return True  # fitted again meanwhile
+            # Videos that have changed since are left out; the next step places them by their current vectors.
             since = set(change_log.changed_since(connection, last, spec.generation))
             maps.put(connection, key, [(video, rows) for video, rows in places if video not in since])
             whole = len(batch) == len(fresh) or not batch
@@ -323,7 +341,7 @@ class Atlas:
     def _standing(
         self, connection: sa.Connection, spec: Spec, basis: str, model: bytes
     ) -> tuple[Fit, Callable[[Vectors], Neighbours]]:
-        """The fit of a map, and who among those that it was fitted to is near a vector."""
+        """Return the fit, and a search for the nearest fitted vectors. Raises Lost if those no longer exist."""
         with np.load(io.BytesIO(model), allow_pickle=False) as kept:
             arrays = dict(kept)
         fit = Fit(arrays["coordinates"], unprefixed(arrays))
@@ -334,11 +352,11 @@ class Atlas:
         try:
             matrix = np.load(self._folder / f"{basis}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
-            # The file is gone or broken: from the database, as far as the videos are still there.
+            # The file is missing or broken. Read the vectors from the database, as far as the videos still exist.
             keys, _, matrix = self._vectors(connection, spec, arrays["keys"].tolist())
             owner = arrays["keys"].repeat(arrays["counts"])
             fit = Fit(fit.coordinates[np.isin(owner, keys)], fit.model)
-            if len(matrix) != len(fit.coordinates):  # sampled anew since
+            if len(matrix) != len(fit.coordinates):  # frames were sampled again since the fit
                 raise Lost from None
             if len(keys) == len(arrays["keys"]):
                 self._keep(f"{basis}.npy", lambda file: np.save(file, matrix, allow_pickle=False))
@@ -347,7 +365,7 @@ class Atlas:
     # --- files
 
     def _keep(self, name: str, write: Callable[[Any], None]) -> None:
-        """Write a file under this name, whole or not at all. One that cannot be written costs time later."""
+        """Write a file, whole or not at all, unless it exists. An error is logged, and only costs time later."""
         path = self._folder / name
         if path.exists():
             return
@@ -360,12 +378,12 @@ class Atlas:
             log.warning("a file of the atlas could not be written", reason=str(error))
 
     def _tidy(self) -> None:
-        """Remove the files that no map stands on any more."""
+        """Remove the files that no projection depends on any more."""
         if not self._folder.is_dir():
             return
         with self._db.read() as connection:
             if maps.being_laid_out(connection):
-                return  # its files stand under no map yet; whoever ends last tidies
+                return  # no row refers to its files yet; the fit that ends last removes stale files
             wanted = maps.bases(connection)
         for path in self._folder.glob("[!.]*"):
             if path.name.split(".")[0] not in wanted:
@@ -373,6 +391,7 @@ class Atlas:
                     path.unlink(missing_ok=True)
 
     def _change(self, map_id: str, how: Callable[[sa.Connection, int], None]) -> Map:
+        """Apply a change to a projection in a write transaction; return the projection. Raises NotFound."""
         with self._db.write() as connection:
             key = maps.row_by_id(connection, map_id).key
             how(connection, key)

@@ -1,4 +1,4 @@
-"""Maps by t-SNE (van der Maaten, Hinton, 2008)."""
+"""Fit and extend projections by t-SNE (van der Maaten, Hinton, 2008)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ from service.projections.fits import Fit, Progress, with_itself
 def fit_tsne(
     start: npt.NDArray[np.float64], neighbours: Neighbours, perplexity: float, seed: int, progress: Progress
 ) -> Vectors:
+    """Fit t-SNE to N points; return (N, dimensions) float32.
+
+    Two dimensions use openTSNE. Three use scikit-learn, which does not report progress.
+
+    Args:
+        start: (N, 2) or (N, 3) initial coordinates.
+        neighbours: At least 3 * `perplexity` neighbours of each point, without the point itself.
+        perplexity: Lowered to (N - 1) / 3 if there are few points.
+        seed: Seed of the random generator.
+        progress: Receives the share that is done, 0 to 1.
+    """
     count, dimensions = start.shape
     perplexity = min(perplexity, (count - 1) / 3)
-    # Over few points threads wait for each other, busily, longer than they compute.
+    # With few points, threads spend longer in busy waits for each other than in computation.
     threads = 1 if count < 5000 else os.cpu_count() or 1
     if dimensions == 3:
         from scipy.sparse import csr_matrix
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
 
-        itself = with_itself(neighbours)  # scikit-learn takes the nearest out as the point, whatever it is
+        itself = with_itself(neighbours)  # scikit-learn drops the nearest as the point itself, whatever it is
         order = np.argsort(itself.rows, axis=1)
         graph = csr_matrix(
             (
@@ -39,7 +50,8 @@ def fit_tsne(
             perplexity=perplexity,
             metric="precomputed",
             init=start.astype(np.float32),
-            learning_rate=min(max(count / 48, 50), count / 12),  # its own, at least 50, throws a few hundred apart
+            # The default of scikit-learn, at least 50, scatters a few hundred points.
+            learning_rate=min(max(count / 48, 50), count / 12),
             random_state=seed,
         )
         with threadpool_limits(threads):
@@ -63,11 +75,11 @@ def fit_tsne(
 
 
 def place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
-    """The minimum of t-SNE's cost of each point with the rest held still, from the median of its neighbours.
+    """Place M new points by minimising t-SNE's cost of each, with the fitted points held still.
 
-    Perplexity, exaggeration and start are openTSNE's for new points. It follows the gradient on a grid for many points
-    at once; here one point has two unknowns and an exact gradient, and a quasi-Newton method is there in some twenty
-    steps.
+    Return (M, 2) float32. The search starts at the median of a point's neighbours. Perplexity, exaggeration and start
+    are those of openTSNE for new points. openTSNE follows the gradient on a grid, for many points at once. Here a point
+    has two unknowns and an exact gradient, and a quasi-Newton method converges in some twenty steps.
     """
     from scipy.optimize import minimize
 
@@ -97,7 +109,10 @@ def place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
 
 
 def _affinities(squares: npt.NDArray[np.float64], perplexity: float) -> npt.NDArray[np.float64]:
-    """(M, k) that sum to 1 in each row, by bisection for the Gaussian whose entropy is that of `perplexity`."""
+    """Return weights (M, k) that sum to 1 in each row, from squared distances (M, k).
+
+    Bisection finds the Gaussian whose entropy is that of `perplexity`.
+    """
     squares = squares - squares[:, :1]
     low, high = np.full((len(squares), 1), -20.0), np.full((len(squares), 1), 20.0)
     for _ in range(64):

@@ -1,4 +1,4 @@
-"""Maps by UMAP (McInnes, Healy, Melville, 2018)."""
+"""Fit and extend projections by UMAP (McInnes, Healy, Melville, 2018)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from service.projections.fits import Fit, Parameters, Progress, with_itself
 
 
 class _Ticker:
-    """A file for tqdm, umap's only way to say how far it is: it is written percentages."""
+    """File object for tqdm, umap's only way to report progress; tqdm writes percentages to it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def write(self, text: str) -> None:
-        """A percentage after a carriage return, or white space that clears a line."""
+        """Report a percentage that follows a carriage return; ignore white space that clears a line."""
         if text.strip():
             self._progress(float(text) / 100)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no text is buffered."""
 
 
 def fit_umap(
@@ -34,6 +34,16 @@ def fit_umap(
     seed: int,
     progress: Progress,
 ) -> Fit:
+    """Fit UMAP to (N, D) vectors; return coordinates, and the parameters a and b of UMAP's curve.
+
+    Args:
+        vectors: (N, D) float32 unit vectors.
+        start: (N, 2) or (N, 3) initial coordinates.
+        neighbours: At least `n_neighbors` - 1 neighbours of each vector, without the vector itself.
+        given: The method's parameters, `n_neighbors` and `min_dist`.
+        seed: Seed of the random generator.
+        progress: Receives the share that is done, 0 to 1.
+    """
     import umap
     from umap.umap_ import find_ab_params
 
@@ -46,18 +56,23 @@ def fit_umap(
         min_dist=float(given["min_dist"]),
         init=start,
         precomputed_knn=(itself.rows, itself.distances, None),
-        force_approximation_algorithm=True,  # or it would compare few points again itself
+        force_approximation_algorithm=True,  # otherwise it computes the neighbours of few points again
         random_state=seed,
         n_jobs=1,
         tqdm_kwds={"disable": False, "file": _Ticker(progress), "bar_format": "{percentage}", "miniters": 1},
     )
     coordinates = np.asarray(model.fit_transform(vectors), np.float32)
-    a, b = find_ab_params(1.0, float(given["min_dist"]))  # as the model has just done
+    a, b = find_ab_params(1.0, float(given["min_dist"]))  # the same values that the model has just computed
     return Fit(coordinates, {"a": np.array(a), "b": np.array(b)})
 
 
 def place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
-    """As umap's transform: 100 epochs, a quarter of its learning rate, 5 negative samples an edge."""
+    """Place M new points as umap's transform does; return (M, dimensions) float32.
+
+    Start at the mean of the `size` nearest neighbours, weighted by membership. Then run 100 epochs of stochastic
+    gradient descent with a quarter of umap's learning rate and 5 negative samples per edge. The fitted points stay
+    still.
+    """
     epochs, negatives = 100, 5
     a, b = float(fit.model["a"]), float(fit.model["b"])
     distances = neighbours.distances[:, :size].astype(np.float64)
@@ -87,7 +102,7 @@ def place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vector
 
 
 def _bandwidths(distances: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.float64]:
-    """(M, 1) by bisection: the width with which the memberships of all but the nearest sum to `target`."""
+    """Return widths (M, 1) with which the memberships of all but the nearest sum to `target`, by bisection."""
     low, high = np.zeros((len(distances), 1)), np.full((len(distances), 1), 1e3)
     for _ in range(64):
         middle = (low + high) / 2

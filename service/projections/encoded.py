@@ -1,4 +1,4 @@
-"""Points of maps as they are sent: those asked for last are kept, for 100,000 take a second to read and to write."""
+"""Cache the encoded points of projections: reading and encoding 100,000 points takes a second."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ _KEPT = 4
 
 
 class EncodedPoints:
-    """The last few answers, for as long as neither the map nor the library changes."""
+    """Cache of the last four encoded projections.
+
+    An entry is valid as long as neither the projection nor the library changes.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._lock = threading.Lock()
-        # By map and format: the state that they are of, their SHA-256, and they.
+        # By projection and encoder: the state that was encoded, the SHA-256 of the data, and the gzip data.
         self._kept: LRUCache[tuple[int, str], tuple[tuple[int, int], str, bytes]] = LRUCache(_KEPT)
 
     def of(self, map_id: str, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
-        """The points of a map as `encode` writes them: the SHA-256 of that, and it compressed with gzip. Raises
-        NotFound, NotReady."""
+        """Return the points of a projection as `encode` writes them: the SHA-256 of the data, and the data as gzip.
+
+        The SHA-256 is that of the data before compression. Raises NotFound, and NotReady if the projection was never
+        fitted.
+        """
         with self._db.read() as connection:
             state = maps.row_by_id(connection, map_id)
             if state.fitted_at is None:

@@ -1,4 +1,4 @@
-"""A layout, as it is kept."""
+"""Define the result of fitting a projection."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A map of N vectors: coordinates (N, 2) or (N, 3) float32.
+    """Projection of N vectors: coordinates (N, 2) or (N, 3) float32.
 
-    `model` holds what placing needs besides the coordinates: the mean (D,) and the components (dimensions, D) of a
-    map by PCA, which a map of few points is whatever its method; a and b of UMAP's curve; nothing for t-SNE.
+    `model` holds what placing new points needs besides the coordinates. For PCA that is the mean (D,) and the
+    components (dimensions, D). PCA also makes a projection of few points, whatever its method. For UMAP it is a and b
+    of its curve; for t-SNE it is empty.
     """
 
     coordinates: Vectors
@@ -28,6 +29,6 @@ class Fit:
 
 
 def with_itself(neighbours: Neighbours) -> Neighbours:
-    """With each point as its own first neighbour, as umap and scikit-learn have it."""
+    """Add each point as its own first neighbour, at distance 0, as umap and scikit-learn expect."""
     itself = np.arange(len(neighbours.rows), dtype=np.int32)[:, None]
     return Neighbours(np.concatenate([itself, neighbours.rows], axis=1), np.pad(neighbours.distances, ((0, 0), (1, 0))))

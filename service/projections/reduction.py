@@ -1,10 +1,11 @@
-"""Many dimensions to two or three: UMAP, t-SNE, PCA; new points into a map that is there; how good a map is.
+"""Reduce vectors to two or three dimensions by UMAP, t-SNE or PCA; place new points; measure the quality.
 
-Knows arrays and nothing else: who is whose neighbour is found elsewhere (`index/graph.py`), once, and handed in.
-Vectors are unit vectors, so Euclidean neighbours and cosine neighbours are the same ones. umap, openTSNE and
-scikit-learn take seconds to import, so they are imported where a map is fitted, and a new point is placed without
-umap: its compiled code would cost a process that places one point more than the point, and a pickled reducer does not
-outlive a version of the library.
+This module works on arrays only. Neighbours are found once, in `index/graph.py`, and passed in. Vectors are unit
+vectors, so Euclidean neighbours and cosine neighbours are the same.
+
+umap, openTSNE and scikit-learn take seconds to import, so they are imported only to fit a projection. New points are
+placed without umap: loading its compiled code would take a process longer than placing the point. Besides, a pickled
+reducer does not survive a new version of the library.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ from service.projections.fits import Fit, Parameters, Progress
 
 _FEWEST_FOR_NEIGHBOURS = 5
 _SAME = 1e-3
-"""Vectors no further apart are one: half precision leaves two embeddings of one picture this far apart."""
+"""Distance up to which two vectors count as equal.
+
+Half precision puts two embeddings of one image this far apart.
+"""
 _CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How far the neighbours in a map are those of the vectors; both from 0 to 1, and 1 is best.
+    """How well a projection keeps the neighbours of the vectors; both scores are from 0 to 1, and 1 is best.
 
-    trustworthiness: how few in the map are neighbours that should not be (Venna, Kaski 2001); neighbourhood_overlap:
-    the mean share of a vector's neighbours that are its neighbours in the map. `neighbours` were compared, of
-    `sample` points.
+    Attributes:
+        trustworthiness: High if few neighbours in the projection are not neighbours of the vectors (Venna, Kaski 2001).
+        neighbourhood_overlap: Mean share of a vector's neighbours that are also neighbours in the projection.
+        neighbours: Number of neighbours compared for each point.
+        sample: Number of points compared.
     """
 
     trustworthiness: float
@@ -59,10 +65,10 @@ _PARAMETERS: dict[Method, dict[str, _Range]] = {
 
 
 def effective(method: Method, parameters: Mapping[str, object]) -> Parameters:
-    """All parameters of a method: those given, checked, and the defaults of the others.
+    """Return all parameters of a method: the given ones, checked, and defaults for the others.
 
-    Raises InvalidInput, which names the parameter, for one that the method does not have, that is not a number (a
-    whole one for n_neighbors), or is out of range.
+    Raises InvalidInput, which names the parameter, if the method does not have it, or its value is out of range or not
+    a number. `n_neighbors` must be a whole number.
     """
     known = _PARAMETERS[method]
     checked: Parameters = {name: allowed.default for name, allowed in known.items()}
@@ -82,7 +88,7 @@ def effective(method: Method, parameters: Mapping[str, object]) -> Parameters:
 
 
 def neighbours_needed(method: Method, count: int, parameters: Mapping[str, object]) -> int:
-    """How many neighbours of each of `count` points a fit and a placement want; 0 where they want none."""
+    """Return how many neighbours of each of `count` points fitting and placing need; 0 if none."""
     given = effective(method, parameters)
     if method == "pca" or count < _FEWEST_FOR_NEIGHBOURS:
         return 0
@@ -91,7 +97,7 @@ def neighbours_needed(method: Method, count: int, parameters: Mapping[str, objec
 
 
 def placeable(method: Method, dimensions: int) -> bool:
-    """Whether `place` knows how to put new points into a map of this kind."""
+    """Return whether `place` can add new points to a projection by this method in so many dimensions."""
     return method != "tsne" or dimensions == 2
 
 
@@ -105,15 +111,25 @@ def fit(
     neighbours: Neighbours | None,
     progress: Progress = lambda _: None,
 ) -> Fit:
-    """A map of (N, D) unit vectors; the same bytes for the same input and seed on the same machine.
+    """Fit a projection to (N, D) unit vectors.
 
-    `neighbours` are `neighbours_needed` of each vector among the others; PCA takes None. Fewer than five vectors have
-    no neighbourhoods to keep: they are laid out by PCA whatever the method. `progress` is told the share that is
-    done, from 0 to 1, and what it raises goes through; t-SNE in three dimensions tells it nothing on the way.
+    The same input and seed give the same bytes on the same machine. Fewer than five vectors have no neighbourhoods to
+    keep, so PCA fits them whatever the method. UMAP: McInnes, Healy, Melville 2018. t-SNE: van der Maaten, Hinton 2008;
+    in two dimensions by interpolation (Linderman et al. 2019), in three by Barnes-Hut (van der Maaten 2014). Both start
+    from PCA (Kobak, Linderman 2021).
 
-    UMAP: McInnes, Healy, Melville 2018; t-SNE: van der Maaten, Hinton 2008, in two dimensions by interpolation
-    (Linderman et al. 2019), in three by Barnes-Hut (van der Maaten 2014). Both start from PCA (Kobak, Linderman 2021).
-    Raises InvalidInput for other dimensions than 2 and 3 and for parameters that `effective` refuses.
+    Args:
+        vectors: (N, D) float32 unit vectors.
+        method: UMAP, t-SNE or PCA.
+        dimensions: 2 or 3.
+        seed: Seed of the random generator.
+        parameters: Parameters of the method; missing ones have their defaults.
+        neighbours: `neighbours_needed` neighbours of each vector among the others; None for PCA.
+        progress: Receives the share that is done, 0 to 1. What it raises passes through. t-SNE in three dimensions
+            reports nothing until the end.
+
+    Raises:
+        InvalidInput: If `dimensions` is not 2 or 3, or `effective` refuses a parameter.
     """
     if dimensions not in (2, 3):
         raise InvalidInput("dimensions", f"must be 2 or 3, not {dimensions}")
@@ -129,7 +145,7 @@ def fit(
         if neighbours is None or len(neighbours.rows) != count or neighbours.rows.shape[1] < wanted:
             raise ValueError(f"{method} of {count} vectors wants {wanted} neighbours of each")
         found = Neighbours(neighbours.rows[:, :wanted], neighbours.distances[:, :wanted])
-        # Equal vectors would start, and then stay, in one place.
+        # Without the noise, equal vectors would start and stay in one place.
         start = _spread(flat.coordinates) + np.random.default_rng(seed).normal(0, 1e-3, flat.coordinates.shape)
         with _quiet():
             if method == "umap":
@@ -149,20 +165,30 @@ def place(
     seed: int = 0,
     neighbours: Neighbours,
 ) -> Vectors:
-    """(M, dimensions) float32: where (M, D) new vectors belong in a map. The map stays as it is.
+    """Place (M, D) new vectors in a projection, which stays as it is; return (M, dimensions) float32.
 
-    `neighbours` are `neighbours_needed` of each new vector among the fitted ones. Each point is placed on its own:
-    the others in the call and their order change nothing. One that is equal to a fitted vector goes where that is.
+    Each point is placed on its own: the other vectors and their order change nothing. A vector that is equal to a
+    fitted one gets the coordinates of that one.
 
-    PCA projects. UMAP does what its own transform does: a start in the middle of the neighbours, weighted by
-    membership, then its stochastic gradient descent with the fitted points held still. t-SNE: the minimum of its
-    cost for the point, with openTSNE's settings for new points (Poličar, Stražar, Zupan 2023). Raises InvalidInput
-    for a map that is not `placeable`, unless it is of so few points that PCA made it.
+    PCA projects the vectors. UMAP works like umap's own transform: it starts in the middle of the neighbours, weighted
+    by membership, and runs stochastic gradient descent with the fitted points held still. t-SNE minimises its cost for
+    the point, with openTSNE's settings for new points (Poličar, Stražar, Zupan 2023).
+
+    Args:
+        vectors: (M, D) float32 unit vectors.
+        fit: The fitted projection.
+        method: The method of the projection.
+        parameters: Parameters of the method; missing ones have their defaults.
+        seed: Seed of the random generator.
+        neighbours: `neighbours_needed` neighbours of each new vector among the fitted ones.
+
+    Raises:
+        InvalidInput: If the projection is not `placeable`, unless it has so few points that PCA fitted it.
     """
     dimensions = fit.coordinates.shape[1]
     if "components" in fit.model:
         centred = vectors.astype(np.float64) - fit.model["mean"]
-        # Not one product of matrices: its last digits would depend on how many rows it has.
+        # One product of matrices is not used: its last digits would depend on the number of rows.
         projected = [fit.model["components"] @ row for row in centred]
         return np.array(projected, dtype=np.float32).reshape(-1, dimensions)
     if not placeable(method, dimensions):
@@ -181,10 +207,10 @@ def place(
 
 
 def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: int, seed: int = 0) -> Quality | None:
-    """How good a map of (N, D) unit vectors is, on `sample` of its points drawn at random, each held against all.
+    """Measure how well a projection keeps the neighbours of (N, D) unit vectors; None for fewer than three points.
 
-    Trustworthiness is defined for fewer neighbours than half of the points, so as many are compared at most; None
-    for fewer than three points.
+    `sample` random points are compared with all others. Trustworthiness is defined only for fewer neighbours than half
+    of the points, so at most that many are compared.
     """
     count = len(vectors)
     k = min(neighbours, (count - 1) // 2)
@@ -194,7 +220,7 @@ def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: 
     intruders, shared = 0, 0
     for start in range(0, len(chosen), 64):
         rows = chosen[start : start + 64]
-        # Comparing inner products is comparing distances, the other way round.
+        # The largest inner product is the smallest distance.
         products = vectors[rows] @ vectors.T
         gaps = sum(
             (coordinates[rows, None, axis] - coordinates[None, :, axis]) ** 2 for axis in range(coordinates.shape[1])
@@ -210,17 +236,17 @@ def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: 
 
 
 def _pca(vectors: Vectors, dimensions: int) -> Fit:
-    """The projection of greatest variance (Pearson 1901), by the eigenvectors of the covariance."""
+    """Fit the projection of greatest variance (Pearson 1901), by the eigenvectors of the covariance."""
     mean = vectors.mean(axis=0, dtype=np.float64)
 
     def centred() -> Iterator[Vectors]:
-        # In parts, whose products single precision bears and whose sum is a double's.
+        # In chunks: each product is exact enough in single precision, their sum is in double precision.
         for start in range(0, len(vectors), _CHUNK):
             yield vectors[start : start + _CHUNK] - mean.astype(np.float32)
 
     _, directions = np.linalg.eigh(sum((part.T @ part).astype(np.float64) for part in centred()))
     components = directions.T[::-1][:dimensions]
-    # A direction's sign is arbitrary: the largest loading points up, so that a map does not flip.
+    # The sign of a direction is arbitrary. The largest loading is made positive, so that a projection does not flip.
     largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]
     components = np.pad(components * np.sign(largest)[:, None], ((0, dimensions - len(components)), (0, 0)))
     coordinates = np.concatenate([part @ components.T.astype(np.float32) for part in centred()])
@@ -228,7 +254,7 @@ def _pca(vectors: Vectors, dimensions: int) -> Fit:
 
 
 def _spread(coordinates: Vectors) -> npt.NDArray[np.float64]:
-    """Coordinates whose first axis has a standard deviation of 1; zeros where all are equal."""
+    """Scale coordinates so that the first axis has a standard deviation of 1; return zeros if all are equal."""
     wide = coordinates.astype(np.float64)
     deviation = wide[:, 0].std()
     return wide / deviation if deviation > 1e-6 else np.zeros_like(wide)
@@ -236,8 +262,10 @@ def _spread(coordinates: Vectors) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """umap, numba, openTSNE and scikit-learn warn of how they use each other, and of small and equal inputs, which
-    are met here on purpose."""
+    """Suppress the warnings of umap, numba, openTSNE and scikit-learn.
+
+    They warn of how they use each other, and of small and equal inputs, which occur here on purpose.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

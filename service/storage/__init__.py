@@ -1,10 +1,10 @@
-"""The stored bytes of clips and the pictures of their frames. Knows no row and no vector.
+"""Store the bytes of clips, the thumbnails of their frames, and their fingerprints.
 
-    incoming.py     a clip on its way in
-    folder.py       in a local folder
-    bucket.py       in a bucket of an object store that speaks S3
+    incoming.py     an upload in progress
+    folder.py       store in a local folder
+    bucket.py       store in a bucket of an S3-compatible object store
 
-Bytes are kept under their SHA-256, and whatever was made of them beside them.
+A clip is stored under the SHA-256 of its bytes, together with everything that is derived from it.
 """
 
 from __future__ import annotations
@@ -23,61 +23,90 @@ __all__ = ["FolderStore", "Incoming", "Store", "open_store"]
 
 
 class Store(Protocol):
-    """Where clips are kept. Whatever cannot be had for now raises Unavailable, no room StorageFull."""
+    """Store of clips and of the files derived from them.
+
+    Methods raise Unavailable if the store cannot be used for now, and StorageFull if it has no space left.
+    """
 
     def receive(self, limit_bytes: int) -> Incoming:
-        """A place for the bytes of a new clip; use it as a context manager."""
+        """Return an upload in progress that receives the bytes of a new clip, at most `limit_bytes`.
+
+        Use the upload as a context manager.
+        """
 
     def send(self, incoming: Incoming, media_type: str, /) -> None:
-        """Bring finished bytes there, where that takes long enough not to be done under a lock."""
+        """Transfer finished bytes to the store, before `place` and outside a write transaction.
+
+        A store that needs no slow transfer does nothing here.
+        """
 
     def place(self, incoming: Incoming, media_type: str, /) -> None:
-        """Give finished bytes their name, synced. What is there already under that name is the same, and stays."""
+        """Store finished bytes under their SHA-256, synced to disk.
+
+        Bytes that are already stored under that name are the same, and stay. May be called inside a write transaction.
+        """
 
     def video(self, sha256: str) -> Blob:
-        """A clip's bytes. Raises NotFound."""
+        """Return a clip's bytes. Raises NotFound."""
 
     def link(self, sha256: str, /) -> str | None:
-        """An address that gives a clip's bytes to whoever has it, for a while; None where clips are not lent so."""
+        """Return a URL at which anyone who has it can read a clip for a while; None if there are no such URLs."""
 
     def picture(self, sha256: str, number: int, seconds: float, /) -> Blob:
-        """The JPEG of the frame with this number, which is the one at this time. Raises NotFound."""
+        """Return the thumbnail (JPEG) of a frame. Raises NotFound.
+
+        `number` and `seconds` name the same frame; some stores use its number, others its time.
+        """
 
     def send_pictures(self, sha256: str, times: Sequence[float], jpegs: Sequence[bytes], /) -> None:
-        """Bring the pictures of a clip's frames there, where that is not done under a lock. Of a clip that is deleted
-        meanwhile they stay: whoever sent them looks, and deletes it once more."""
+        """Transfer the thumbnails of a clip's frames, before `put_pictures` and outside a write transaction.
+
+        Thumbnails of a clip that is deleted meanwhile may stay. The caller must check for that and call `delete` again.
+        """
 
     def put_pictures(self, sha256: str, jpegs: Sequence[bytes], /) -> None:
-        """Have the pictures of a clip's frames be these, which were sent. Raises NotFound."""
+        """Replace the thumbnails of a clip's frames with `jpegs`. Raises NotFound.
+
+        `send_pictures` must have transferred them. May be called inside a write transaction.
+        """
 
     def fingerprint(self, sha256: str) -> bytes | None:
-        """A clip's fingerprint as it was put; None where there is none."""
+        """Return a clip's fingerprint as it was stored; None if there is none."""
 
     def put_fingerprint(self, sha256: str, data: bytes) -> None:
-        """Replace a clip's fingerprint. Two must not be put at the same time. Raises NotFound."""
+        """Replace a clip's fingerprint. Raises NotFound.
+
+        Two calls must not run at the same time.
+        """
 
     def delete(self, sha256: str) -> None:
-        """Remove a clip and all that was made of it; nothing happens where there is none."""
+        """Delete a clip and everything derived from it; do nothing if it does not exist."""
 
     def sweep(self) -> None:
-        """Remove uploads whose process died on the way."""
+        """Remove unfinished uploads whose process died."""
 
     def unsettled(self, sha256: str) -> AbstractContextManager[None]:
-        """While a clip's bytes may stand here without a row that refers to them. A process that dies in it, or cannot
-        finish, leaves a mark."""
+        """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
+
+        The mark stays if the process dies inside the block, or the block raises.
+        """
 
     def doubtful(self) -> list[str]:
-        """The SHA-256 of every clip that carries one."""
+        """Return the SHA-256 of every clip that carries a mark."""
 
     def settle(self, sha256: str) -> None:
-        """Take the mark away."""
+        """Remove the mark of a clip."""
 
     def check_writable(self) -> None:
-        """Raises what storing a clip would raise for want of room; leaves nothing behind."""
+        """Raise the error that storing a clip would raise now for lack of space; leave nothing behind."""
 
 
 def open_store(url: str, data_dir: Path, *, link_seconds: int | None = None) -> Store:
-    """The store at a URL: `s3://bucket/prefix`, or a folder. Raises ConfigurationError."""
+    """Open the store at a URL: `s3://bucket/prefix`, or a folder. Raises ConfigurationError.
+
+    An object store keeps uploads in progress in `data_dir`, and its links are valid for `link_seconds`; None means no
+    links.
+    """
     if url.startswith("s3://"):
         try:
             from service.storage.bucket import BucketStore

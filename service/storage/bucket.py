@@ -1,14 +1,16 @@
-"""The stored bytes in a bucket of an object store that speaks S3. Whose it is and where, the environment says in AWS's
-own variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL for another than Amazon's.
+"""Store clips and everything derived from them in a bucket of an S3-compatible object store.
+
+AWS's own environment variables name the account and the endpoint: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
+and AWS_ENDPOINT_URL for another endpoint than Amazon's.
 
     ab/abcdef.../video             the bytes, under their SHA-256
-    ab/abcdef.../1500000.jpg       the picture of the frame at 1.5 seconds
-    ab/abcdef.../fingerprint
+    ab/abcdef.../1500000.jpg       the thumbnail of the frame at 1.5 seconds
+    ab/abcdef.../fingerprint       the clip's fingerprint
     unsettled/abcdef...            a mark: bytes are placed or removed, and their row is not committed yet
 
-An upload is first written to this machine, where it is looked at, then sent in parts. An object is there whole or not
-at all. Sending takes long, so it is not done under the database's lock: pictures are named by their time, and the
-picture of a clip at a time is always the same, so whoever sends it again changes nothing.
+An upload is first written to this machine and probed, then sent in parts. An object is either complete or absent.
+Sending is slow, so it does not happen inside a write transaction. Thumbnails are named by their time. The thumbnail of
+a clip at a given time is always the same, so sending it again changes nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +33,21 @@ from service.models import Blob
 from service.storage.incoming import Incoming, room, sweep
 
 _PART_BYTES = 8 << 20
-_AT_ONCE = 8  # pictures on their way; 8 parts of an upload are 64 MB
+_AT_ONCE = 8  # thumbnails or parts sent at a time; 8 parts of an upload are 64 MiB
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 _TIMEOUT = timedelta(seconds=60)  # of one request
 _RETRY_TIMEOUT = timedelta(seconds=10)
 
 
 class BucketStore:
-    """The store, below a prefix of a bucket."""
+    """Store below a prefix of a bucket."""
 
     def __init__(self, url: str, incoming: Path, link_seconds: int | None) -> None:
-        """`incoming` is a folder of this machine for uploads on their way. Raises ConfigurationError, StorageFull."""
+        """Prepare a client for the bucket at `url`. Raises ConfigurationError, StorageFull.
+
+        `incoming` is a folder on this machine for uploads in progress. Links are valid for `link_seconds`; None means
+        no links.
+        """
         parts = urlsplit(url)
         if not parts.netloc:
             raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} names no bucket")
@@ -50,7 +56,7 @@ class BucketStore:
         self._url = url
         self._incoming = incoming
         self._link_seconds = link_seconds
-        # The library takes an empty variable at its word, and dies of an address that is none.
+        # obstore uses an empty variable as it is, and crashes if the endpoint is not a URL.
         for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
             del os.environ[name]
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "https://")
@@ -68,12 +74,15 @@ class BucketStore:
             incoming.mkdir(parents=True, exist_ok=True)
 
     def receive(self, limit_bytes: int) -> Incoming:
-        """A place for the bytes of a new clip, on this machine; use it as a context manager."""
+        """Return an upload in progress, on this machine, that receives the bytes of a new clip, at most `limit_bytes`.
+
+        Use the upload as a context manager.
+        """
         with room():
             return Incoming(self._incoming, limit_bytes)
 
     def send(self, incoming: Incoming, media_type: str) -> None:
-        """Bring finished bytes there, in parts."""
+        """Upload finished bytes to the bucket, in parts."""
         with self._reached(), incoming.path.open("rb") as file:
             obstore.put(
                 self._store,
@@ -85,26 +94,31 @@ class BucketStore:
             )
 
     def place(self, incoming: Incoming, media_type: str) -> None:
-        """See that what was sent is still there: it may have been deleted since, by whoever deleted the same clip."""
+        """Check that the bytes that were sent are still in the bucket; if not, send them again.
+
+        They may have been deleted since, by a process that deleted the same clip.
+        """
         try:
             self.video(incoming.sha256)
         except NotFound:
             self.send(incoming, media_type)
 
     def video(self, sha256: str) -> Blob:
-        """A clip's bytes. Raises NotFound."""
+        """Return a clip's bytes, which are read by range. Raises NotFound."""
         return self._blob(self._key(sha256))
 
     def link(self, sha256: str) -> str | None:
-        """An address that gives a clip's bytes to whoever has it, for a while."""
+        """Return a URL at which anyone who has it can read a clip for a while; None if links are off."""
         if self._link_seconds is None:
             return None
         with self._reached():
             return obstore.sign(self._store, "GET", self._key(sha256), timedelta(seconds=self._link_seconds))
 
     def picture(self, sha256: str, _number: int, seconds: float) -> Blob:
-        """A frame's JPEG, fetched whole: it is small, and to ask for its size would be a request more. Raises
-        NotFound."""
+        """Return the thumbnail (JPEG) of a frame, by its time. Raises NotFound.
+
+        It is fetched whole: a thumbnail is small, and asking for its size would take another request.
+        """
         name = _picture(seconds)
         data = self._small(sha256, name)
         if data is None:
@@ -112,7 +126,7 @@ class BucketStore:
         return Blob(len(data), lambda start, length: data[start : start + length])
 
     def send_pictures(self, sha256: str, times: Sequence[float], jpegs: Sequence[bytes]) -> None:
-        """Bring the pictures of a clip's frames there."""
+        """Upload the thumbnails of a clip's frames, eight at a time."""
 
         def put(seconds: float, jpeg: bytes) -> None:
             obstore.put(self._store, self._key(sha256, _picture(seconds)), jpeg)
@@ -121,10 +135,10 @@ class BucketStore:
             list(pool.map(put, times, jpegs))
 
     def put_pictures(self, _sha256: str, _jpegs: Sequence[bytes]) -> None:
-        """Nothing: each has its name since it was sent."""
+        """Do nothing: thumbnails have their final names since they were sent."""
 
     def fingerprint(self, sha256: str) -> bytes | None:
-        """A clip's fingerprint as it was put; None where there is none."""
+        """Return a clip's fingerprint as it was stored; None if there is none."""
         return self._small(sha256, "fingerprint")
 
     def put_fingerprint(self, sha256: str, data: bytes) -> None:
@@ -133,37 +147,40 @@ class BucketStore:
             obstore.put(self._store, self._key(sha256, "fingerprint"), data)
 
     def delete(self, sha256: str) -> None:
-        """Remove a clip and all that was made of it; nothing happens where there is none."""
+        """Delete a clip and everything derived from it; do nothing if it does not exist."""
         with self._reached():
             names = [item["path"] for page in obstore.list(self._store, self._key(sha256, "")) for item in page]
             if names:
                 obstore.delete(self._store, names)
 
     def sweep(self) -> None:
-        """Remove uploads whose process died on the way to this machine."""
+        """Remove unfinished uploads on this machine whose process died."""
         sweep(self._incoming)
 
     @contextmanager
     def unsettled(self, sha256: str) -> Iterator[None]:
-        """While a clip's bytes may stand there without a row that refers to them."""
+        """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
+
+        The mark stays if the process dies inside the block, or the block raises; `doubtful` lists the marks.
+        """
         with self._reached():
             obstore.put(self._store, self._mark(sha256), b"")
         yield
         self.settle(sha256)
 
     def doubtful(self) -> list[str]:
-        """The SHA-256 of every clip whose bytes may have no row."""
+        """Return the SHA-256 of every clip that carries a mark: its bytes may have no row."""
         start = f"{self._prefix}unsettled/"
         with self._reached():
             return [item["path"].removeprefix(start) for page in obstore.list(self._store, start) for item in page]
 
     def settle(self, sha256: str) -> None:
-        """It is known now whether they have one."""
+        """Remove the mark of a clip, once it is known whether its bytes have a row."""
         with self._reached():
             obstore.delete(self._store, self._mark(sha256))
 
     def check_writable(self) -> None:
-        """Raises what storing a clip would raise; leaves nothing behind."""
+        """Raise the error that storing a clip would raise now; leave nothing behind."""
         trial = f"{self._prefix}trial"
         with self._reached():
             obstore.put(self._store, trial, b"")
@@ -176,6 +193,7 @@ class BucketStore:
         return f"{self._prefix}unsettled/{sha256}"
 
     def _small(self, sha256: str, name: str) -> bytes | None:
+        """Return a whole small object; None if there is none."""
         with self._reached():
             try:
                 return bytes(obstore.get(self._store, self._key(sha256, name)).bytes())
@@ -203,6 +221,7 @@ class BucketStore:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
+        """Convert errors of the object store and the network to Unavailable."""
         try:
             yield
         except (BaseError, OSError) as error:
@@ -214,6 +233,9 @@ def _picture(seconds: float) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """What the server said, or the first line: what follows is for those who debug obstore."""
+    """Return the server's code and message, or the first line of the error, at most 300 characters.
+
+    The other lines of the error only help to debug obstore.
+    """
     said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", str(error), re.DOTALL)
     return f"{said[1]}: {said[2]}" if said else str(error).strip().splitlines()[0][:300]

@@ -1,13 +1,14 @@
-"""The stored bytes of clips and the pictures of their frames, in a local folder. Knows no row and no vector.
+"""Store clips and everything derived from them in a local folder.
 
-    incoming/                uploads on their way, locked by who writes them; emptied of strays at start
-    incoming/abcdef.unsettled    a mark: bytes are placed or removed, and their row is not committed yet
-    ab/abcdef.../video       the bytes, under their SHA-256
-    ab/abcdef.../0003.jpg    the picture of frame 3; 32 hex digits and .sent: one that has no number yet
-    ab/abcdef.../fingerprint what it looks like, for comparisons; made when first asked for
+    incoming/                   uploads in progress, locked by their writers; strays are removed at start
+    incoming/abcdef.unsettled   a mark: bytes are placed or removed, and their row is not committed yet
+    ab/abcdef.../video          the bytes, under their SHA-256
+    ab/abcdef.../0003.jpg       the thumbnail of frame 3
+    ab/abcdef.../0123....sent   a thumbnail that has no frame number yet, named by 32 hex digits
+    ab/abcdef.../fingerprint    the clip's fingerprint; made when it is first needed
 
-A file is written aside, synced and renamed, so that a name always stands for all of its bytes. One folder holds
-all that is kept of a clip, so that deleting it leaves nothing behind.
+A clip is written under a temporary name, synced and renamed, so its final name always stands for all of its bytes. One
+folder holds everything that belongs to a clip, so deleting the folder leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ASIDE = ".sent"
 
 
 class FolderStore:
-    """The store, below one folder."""
+    """Store below one local folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -38,93 +39,107 @@ class FolderStore:
             self._incoming.mkdir(parents=True, exist_ok=True)
 
     def receive(self, limit_bytes: int) -> Incoming:
-        """A place for the bytes of a new clip; use it as a context manager."""
+        """Return an upload in progress that receives the bytes of a new clip, at most `limit_bytes`.
+
+        Use the upload as a context manager.
+        """
         with room():
             return Incoming(self._incoming, limit_bytes)
 
     def place(self, incoming: Incoming, _media_type: str) -> None:
-        """Give finished bytes their name. What is there already under that name is the same, and stays."""
+        """Rename finished bytes to their final name and sync the folders.
+
+        Bytes that are already stored under that name are the same, and stay.
+        """
         folder = self._folder(incoming.sha256)
         with room():
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / "video"
             if not target.exists():
-                # The file was synced under its temporary name: from here on the name stands for all of it.
+                # The file was synced under its temporary name, so its final name stands for all bytes.
                 incoming.path.rename(target)
             for changed in (folder, folder.parent, self._root):
                 sync(changed)
 
     def folder(self, sha256: str) -> Path:
-        """Where all that is kept of a clip lies. Raises NotFound."""
+        """Return the folder that holds everything that belongs to a clip. Raises NotFound."""
         return _existing(self._folder(sha256) / "video").parent
 
     def send(self, _incoming: Incoming, _media_type: str) -> None:
-        """Nothing: to give bytes that are here their name is quick."""
+        """Do nothing: `place` only has to rename local bytes, which is fast."""
 
     def video(self, sha256: str) -> Blob:
-        """A clip's bytes. Raises NotFound."""
+        """Return a clip's bytes. Raises NotFound."""
         return _blob(_existing(self._folder(sha256) / "video"))
 
     def link(self, _sha256: str) -> None:
-        """None: nobody else reads this folder."""
+        """Return None, because clients cannot read this folder."""
 
     def picture(self, sha256: str, number: int, _seconds: float) -> Blob:
-        """A frame's JPEG. Raises NotFound."""
+        """Return the thumbnail (JPEG) of a frame, by its number. Raises NotFound."""
         return _blob(_existing(self._folder(sha256) / f"{number:04d}.jpg"))
 
     def send_pictures(self, sha256: str, _times: Sequence[float], jpegs: Sequence[bytes]) -> None:
-        """Write the pictures of a clip's frames aside, under names of their contents: `put_pictures`, which is called
-        under the database's lock, has only to rename them."""
+        """Write the thumbnails of a clip's frames under names derived from their contents.
+
+        `put_pictures` runs inside a write transaction and therefore only renames them. Do nothing if the clip was
+        deleted meanwhile. Raises StorageFull.
+        """
         folder = self._folder(sha256)
         paths = [folder / _aside(jpeg) for jpeg in jpegs]
-        with room(), suppress(FileNotFoundError):  # deleted meanwhile
+        with room(), suppress(FileNotFoundError):  # the clip was deleted meanwhile
             try:
                 for path, jpeg in zip(paths, jpegs, strict=True):
                     _put(path, jpeg)
             except OSError:
-                for path in paths:  # room is what is wanted
+                for path in paths:  # free the space that they take
                     with suppress(OSError):
                         path.unlink()
                 raise
 
     def put_pictures(self, sha256: str, jpegs: Sequence[bytes]) -> None:
-        """Replace the pictures of a clip's frames. They can be made again, so they are renamed but not synced."""
+        """Replace the thumbnails of a clip's frames. Raises NotFound, StorageFull.
+
+        Thumbnails can be made again, so they are renamed but not synced.
+        """
         folder = self._folder(sha256)
-        _existing(folder / "video")  # a clip that was deleted meanwhile must not come back as a folder
+        _existing(folder / "video")  # a clip that was deleted meanwhile must not get a folder again
         with room():
             for number, jpeg in enumerate(jpegs):
                 name = f"{number:04d}.jpg"
                 try:
                     (folder / _aside(jpeg)).replace(folder / name)
-                except FileNotFoundError:  # two frames that are the same, or it was put by another worker
+                except FileNotFoundError:  # two frames are equal, or another worker has renamed the file
                     _put(folder / name, jpeg)
             for stale in folder.glob("*.jpg"):
                 if int(stale.stem) >= len(jpegs):
                     stale.unlink()
-            for left in folder.glob(f"*{_ASIDE}"):  # of a worker that lost the job
+            for left in folder.glob(f"*{_ASIDE}"):  # left by a worker that lost the job
                 left.unlink(missing_ok=True)
 
     def fingerprint(self, sha256: str) -> bytes | None:
-        """A clip's fingerprint as it was put; None where there is none."""
+        """Return a clip's fingerprint as it was stored; None if there is none."""
         try:
             return (self._folder(sha256) / "fingerprint").read_bytes()
         except FileNotFoundError:
             return None
 
     def put_fingerprint(self, sha256: str, data: bytes) -> None:
-        """Replace a clip's fingerprint. Like the pictures it can be made again: renamed, but not synced. Two must not
-        be put at the same time. Raises NotFound, StorageFull."""
+        """Replace a clip's fingerprint. Raises NotFound, StorageFull.
+
+        A fingerprint can be made again, so it is renamed but not synced. Two calls must not run at the same time.
+        """
         folder = self._folder(sha256)
         _existing(folder / "video")
         with room():
             _put(folder / "fingerprint", data)
 
     def delete(self, sha256: str) -> None:
-        """Remove a clip and all that was made of it; nothing happens where there is none."""
+        """Delete a clip and everything derived from it; do nothing if it does not exist."""
         folder = self._folder(sha256)
         with room():
             shutil.rmtree(folder, ignore_errors=True)
-            if folder.exists():  # something was put into it meanwhile, or it cannot be removed: then say so
+            if folder.exists():  # a file was added meanwhile, or removal failed: raise the error
                 shutil.rmtree(folder)
             try:
                 folder.parent.rmdir()
@@ -133,15 +148,17 @@ class FolderStore:
                     raise
 
     def sweep(self) -> None:
-        """Remove uploads whose process died on the way."""
+        """Remove unfinished uploads whose process died."""
         sweep(self._incoming)
 
     @contextmanager
     def unsettled(self, sha256: str) -> Iterator[None]:
-        """While a clip's bytes may stand here without a row that refers to them. A process that dies in it, or cannot
-        finish, leaves a mark; `doubtful` lists them."""
+        """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
+
+        The mark stays if the process dies inside the block, or the block raises; `doubtful` lists the marks.
+        """
         mark = self._incoming / f"{sha256}{UNSETTLED}"
-        # A clip can be deleted on a full disk, too; only a crash could then leave bytes behind.
+        # A clip can be deleted even if the disk is too full for a mark. Only a crash could then leave bytes behind.
         try:
             mark.touch()
         except OSError as error:
@@ -152,17 +169,17 @@ class FolderStore:
         mark.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
-        """Raises what storing a clip would raise for want of room; leaves nothing behind."""
+        """Raise the error that storing a clip would raise now for lack of space; leave nothing behind."""
         with self.receive(_TRIAL_BYTES) as trial:
             trial.write(bytes(_TRIAL_BYTES))
             trial.finish()
 
     def doubtful(self) -> list[str]:
-        """The SHA-256 of every clip whose bytes may have no row."""
+        """Return the SHA-256 of every clip that carries a mark: its bytes may have no row."""
         return [mark.stem for mark in self._incoming.glob(f"*{UNSETTLED}")]
 
     def settle(self, sha256: str) -> None:
-        """It is known now whether they have one."""
+        """Remove the mark of a clip, once it is known whether its bytes have a row."""
         (self._incoming / f"{sha256}{UNSETTLED}").unlink(missing_ok=True)
 
     def _folder(self, sha256: str) -> Path:
@@ -189,18 +206,19 @@ def _aside(data: bytes) -> str:
 
 
 def _put(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it; leave no partial file."""
     aside = path.with_suffix(".tmp")
     try:
         aside.write_bytes(data)
         aside.replace(path)
     except OSError:
-        with suppress(OSError):  # what a full disk took of it is room for others
+        with suppress(OSError):  # free the space that the partial file takes
             aside.unlink()
         raise
 
 
 def sync(folder: Path) -> None:
-    """Have what was made, renamed or removed in a folder outlive a power cut."""
+    """Sync a folder, so that files created, renamed or removed in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A clip on its way in: written aside on this machine, hashed and counted while it comes."""
+"""Receive the upload of a clip: write it to a temporary file, count and hash its bytes as they arrive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from service import system_errors
 from service.errors import TooLarge
 
 UNSETTLED = ".unsettled"
-_STRAY_SECONDS = 60  # between its last byte and its name, a file is not locked
+_STRAY_SECONDS = 60  # an upload is not locked between its last byte and its final name
 
 
 class Incoming:
-    """A clip on its way in: write its bytes, then `place` it in the store. Removed if it is never placed.
+    """Upload in progress: write the bytes, then call `place` of the store.
 
-    Raises TooLarge as soon as more than `limit_bytes` were written, StorageFull where the disk has no room.
+    Use as a context manager; on exit, the temporary file is removed unless it was placed. `sha256` is empty until
+    `finish`.
+
+    Raises:
+        TooLarge: As soon as more than `limit_bytes` are written.
+        StorageFull: If the disk is full.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -35,7 +40,7 @@ class Incoming:
         self.sha256 = ""
 
     def write(self, data: bytes) -> None:
-        """Append bytes."""
+        """Append bytes. Raises TooLarge, StorageFull."""
         self.size_bytes += len(data)
         if self.size_bytes > self.limit_bytes:
             raise TooLarge(f"the file is larger than {self.limit_bytes:,} bytes")
@@ -44,7 +49,7 @@ class Incoming:
             self._file.write(data)
 
     def finish(self) -> None:
-        """Sync the bytes to disk; afterwards `sha256` is known and nothing more can be written."""
+        """Sync the bytes to disk and set `sha256`; nothing more can be written afterwards."""
         with room():
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -57,7 +62,7 @@ class Incoming:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What a full disk did not take, it does not take now either; a file that stays is a stray for `sweep`.
+        # Closing flushes bytes that a full disk refuses again. If the file stays, `sweep` removes it.
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
@@ -65,7 +70,7 @@ class Incoming:
 
 
 def sweep(folder: Path) -> None:
-    """Remove uploads whose process died on the way: nobody holds their lock."""
+    """Remove uploads whose process died, which no process locks any more."""
     for stray in folder.iterdir():
         try:
             if stray.suffix != UNSETTLED and time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
@@ -75,18 +80,18 @@ def sweep(folder: Path) -> None:
         except FileNotFoundError:
             continue  # placed or removed by its owner meanwhile
         except (BlockingIOError, PermissionError):
-            continue  # still on its way; Windows does not remove what is open
+            continue  # still being written; Windows does not remove an open file
 
 
 def room() -> AbstractContextManager[None]:
-    """A full disk is said in the words of the product."""
+    """Convert the errors of a full disk and other system errors in the block to StorageFull or Unavailable."""
     return system_errors.named("the clip cannot be stored")
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Hold the file until it is closed. Raises BlockingIOError where another process holds it."""
+    """Lock the file until it is closed. Raises BlockingIOError if another process holds the lock."""
     try:
         import fcntl
-    except ImportError:  # Windows, which locks whatever is open
+    except ImportError:  # Windows, which locks every open file
         return
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""Clips that are drawn: for the demo, for tests, and for the recipe of the small model."""
+"""Draw synthetic clips for the demo, the tests and the training of the small model."""

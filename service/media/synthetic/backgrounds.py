@@ -1,7 +1,6 @@
-"""Paints what is behind the shapes of a drawn clip: plain and patterned grounds, sky, land, sea and town.
+"""Paint the backgrounds of synthetic clips: plain and patterned grounds, sky, land, sea and town.
 
-Knows where each pixel is and a source of chance. Knows no shape, no caption and no clip. A length is in units of the
-frame's shorter side, the origin is the frame's centre, and y points down.
+Lengths are in units of the frame's shorter side. The origin is the frame's centre, and y points down.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from PIL import Image
 Floats = NDArray[np.floating[Any]]
 
 FAR = 9.0
-"""Farther than anything in a frame."""
+"""A distance greater than any within a frame."""
 
 
 @lru_cache(maxsize=4)
 def backdrop(setting: str, tint: tuple[int, int, int] | None, seed: int, width: int, height: int) -> Floats:
-    """The setting, (height, width, 3) float32 in 0..255, read-only: the same in all frames of a clip.
+    """Paint the background `setting`: (height, width, 3) float32, 0 to 255, read-only.
 
-    `tint` colours the settings that have no colour of their own. Raises KeyError for a setting that is none.
+    The result is the same for all frames of a clip. `tint` (RGB) colours the settings that have no colour of their own.
+    Raises KeyError for an unknown setting.
     """
     rng = np.random.default_rng(seed + 1)
     side = min(width, height)
@@ -38,19 +38,20 @@ def backdrop(setting: str, tint: tuple[int, int, int] | None, seed: int, width: 
     vignette = 1 - 0.16 * smooth((np.hypot(x, y) - 0.25) / 0.6)
     canvas = canvas * vignette[..., None] + 3.5 * grid.noise(48)[..., None]
     canvas = np.clip(canvas, 0, 255).astype(np.float32)
-    canvas.setflags(write=False)  # shared by all frames through the cache
+    canvas.setflags(write=False)  # the cache shares this array between all frames
     painted: Floats = canvas
     return painted
 
 
 def smooth(values: Floats) -> Floats:
-    """Values eased from 0 to 1, flat at both ends."""
+    """Clip values to 0..1 and ease them, with zero slope at both ends (smoothstep)."""
     ramp = np.clip(values, 0, 1)
     eased: Floats = ramp * ramp * (3 - 2 * ramp)
     return eased
 
 
 def _mixed(canvas: Floats, colour: tuple[int, int, int], amount: Floats | float) -> Floats:
+    """Blend a colour over the canvas; `amount` is 0 to 1, one value or one per pixel."""
     share = np.asarray(amount, np.float32)[..., None]
     mixed: Floats = canvas + share * (np.array(colour, np.float32) - canvas)
     return mixed
@@ -58,7 +59,7 @@ def _mixed(canvas: Floats, colour: tuple[int, int, int], amount: Floats | float)
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where each pixel is, in units of the shorter side, the setting's tint, and a source of grain."""
+    """Pixel coordinates in units of the shorter side, the tint of the setting, and a random generator."""
 
     x: Floats
     y: Floats
@@ -67,7 +68,10 @@ class _Grid:
     rng: np.random.Generator
 
     def noise(self, cells: float, stretch: float = 1.0) -> Floats:
-        """Smooth noise in about -1..1 with `cells` bumps per side, `stretch` times as wide as high."""
+        """Return smooth noise of about -1 to 1, with `cells` bumps per shorter side.
+
+        Bumps are `stretch` times as wide as high.
+        """
         height, width = self.x.shape
         rows = max(2, round(cells * height / self.side_px))
         columns = max(2, round(cells * width / self.side_px / stretch))
@@ -76,19 +80,19 @@ class _Grid:
         return np.asarray(grown, np.float32)
 
     def clouded(self, cells: float, stretch: float = 1.0) -> Floats:
-        """Noise of four scales in about -1..1."""
+        """Return noise of four scales, about -1 to 1."""
         octaves = [self.noise(cells * 2**octave, stretch) / 2**octave for octave in range(4)]
         total: Floats = sum(octaves[1:], octaves[0]) / 1.6
         return total
 
     def lottery(self, numbers: Floats) -> Floats:
-        """A value in 0..1 for each whole number, the same for the same number within one call."""
+        """Return a random value of 0 to 1 for each whole number; equal numbers in one call get equal values."""
         lots = self.rng.uniform(0, 1, 1009)
         drawn: Floats = lots[numbers.astype(int) % len(lots)]
         return drawn
 
     def peaks(self, level: float, height: float, width: float) -> Floats:
-        """How far each pixel lies below a row of pointed peaks."""
+        """Return how far each pixel lies below a row of pointed peaks; negative above."""
         place = self.x[:1] / width + self.rng.uniform(0, 1)
         tall = self.lottery(np.floor(place))
         slope = 1 - 2 * np.abs(place % 1 - 0.5)
@@ -97,17 +101,21 @@ class _Grid:
         return below
 
     def ridge(self, level: float, height: float, cells: float) -> Floats:
-        """How far each pixel lies below a wandering skyline."""
+        """Return how far each pixel lies below a wavy skyline; negative above."""
         line = self.noise(cells)[:1] + 0.5 * self.noise(2 * cells)[:1] + 0.25 * self.noise(5 * cells)[:1]
         below: Floats = self.y - level - height * line
         return below
 
     def covers(self, below: Floats) -> Floats:
+        """Return the covered share of each pixel, given how far it lies inside an edge."""
         covered: Floats = np.clip(0.5 + below * self.side_px, 0, 1)
         return covered
 
     def spots(self, count: int, low: float, high: float) -> Floats:
-        """Distance to the edge of the nearest of `count` discs with radii from `low` to `high`."""
+        """Return the distance of each pixel to the nearest of `count` random discs; negative inside.
+
+        The radii are from `low` to `high`.
+        """
         nearest = np.full(self.x.shape, FAR, np.float32)
         half_x, half_y = float(-self.x[0, 0]), float(-self.y[0, 0])
         for _ in range(count):
@@ -116,7 +124,7 @@ class _Grid:
         return nearest
 
     def fade(self, *colours: tuple[int, int, int]) -> Floats:
-        """Colours that fade into each other from top to bottom."""
+        """Return (height, width, 3) float32: colours that fade into each other from top to bottom."""
         share = (self.y[:, :1] - self.y[0, 0]) / max(float(self.y[-1, 0] - self.y[0, 0]), 1e-6)
         stops = np.linspace(0, 1, len(colours))
         channels = [np.interp(share, stops, [colour[channel] for colour in colours]) for channel in range(3)]
@@ -125,6 +133,7 @@ class _Grid:
 
 
 def _tinted(grid: _Grid) -> tuple[Floats, tuple[int, int, int]]:
+    """Return a canvas in the tint of the setting, and a darker shade of the tint for patterns."""
     red, green, blue = grid.tint
     canvas = np.broadcast_to(np.array((red, green, blue), np.float32), (*grid.x.shape, 3))
     light = 1.07 - 0.16 * grid.y + 0.03 * grid.noise(3)

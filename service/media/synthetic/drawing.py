@@ -1,12 +1,12 @@
-"""Draws short clips: a few coloured shapes that move in front of a setting, and the words for them.
+"""Draw short synthetic clips: a few coloured shapes that move in front of a background.
 
-Knows how a scene looks and what to call it. Knows nothing of models, libraries or requests: the demo
-library and the training of the tiny model both ask here, and neither needs a picture from elsewhere.
+The demo library and the training of the small model use these clips, so neither needs images from elsewhere. `scenes`
+describes what a clip shows, with its caption.
 
-A length is in units of the frame's shorter side, the origin is the frame's centre, and y points down.
-Shapes are kept as signed distances, so an edge is smooth at every size and a soft shadow costs nothing.
-Moving shapes leave a fading trail: a clip is searched by the mean of its frames' embeddings, which has
-no order in time, so "moving left" has to be visible in every single frame.
+Lengths are in units of the frame's shorter side. The origin is the frame's centre, and y points down. Shapes are signed
+distances, so an edge is smooth at every size and a soft shadow costs nothing. Moving shapes leave a fading trail. A
+clip is searched by the mean of its frames' embeddings, which has no order in time. "Moving left" must therefore be
+visible in every single frame.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _TRAIL_OPACITIES = (0.42, 0.26, 0.14)
 
 
 def draw_frame(scene: Scene, moment: float, width: int, height: int) -> Image.Image:
-    """The frame at `moment`, 0 for the clip's start and 1 for its end, as an RGB picture."""
+    """Draw one frame as an RGB image of `width` x `height` pixels.
+
+    `moment` is the time within the clip: 0 is its start, 1 its end.
+    """
     canvas = backdrop(scene.setting, TINTS.get(scene.tint), scene.seed, width, height).copy()
     side = np.float32(min(width, height))
     colour = np.array(COLOURS[scene.colour], np.float32)
@@ -56,8 +59,8 @@ def draw_frame(scene: Scene, moment: float, width: int, height: int) -> Image.Im
 def write_clip(
     scene: Scene, path: Path, *, seconds: float = 2.0, fps: int = 12, width: int = 256, height: int = 256
 ) -> None:
-    """Encodes the scene as an MP4 file that a browser plays; the same bytes for the same scene."""
-    import av  # here, so that drawing alone does not need FFmpeg
+    """Encode the scene as an MP4 file that browsers play; the same scene gives the same bytes."""
+    import av  # imported here, so that drawing alone does not need FFmpeg
     from av.codec.codec import UnknownCodecError
 
     frames = max(1, round(seconds * fps))
@@ -81,13 +84,13 @@ def write_clip(
 
 
 def _coverage(distance: Floats, side: np.floating[Any]) -> Floats:
-    """The share of each pixel that lies inside: the smooth edge."""
+    """Return the share of each pixel that lies inside a shape, which makes its edge smooth."""
     covered: Floats = np.clip(np.float32(0.5) - distance * side, 0, 1)
     return covered
 
 
 def _blend(canvas: Floats, colour: Floats, opacity: Floats) -> None:
-    """Lays a colour, or a picture of colours, over the canvas; touches only what it covers, for speed."""
+    """Blend one colour, or an image of colours, over the canvas; compute only covered pixels, for speed."""
     covered = np.flatnonzero(opacity.ravel() > 0)
     flat = canvas.reshape(-1, 3)
     below = flat[covered]
@@ -97,7 +100,7 @@ def _blend(canvas: Floats, colour: Floats, opacity: Floats) -> None:
 
 
 def _outline(shape: str) -> Floats:
-    """The corners of a shape of radius about one, in order."""
+    """Return the corners (N, 2) of a shape with a radius of about one, in order."""
 
     def around(radii: list[float], start_degrees: float) -> Floats:
         angles = np.radians(start_degrees) + np.arange(len(radii)) * 2 * np.pi / len(radii)
@@ -138,7 +141,7 @@ def _outline(shape: str) -> Floats:
 
 @lru_cache(maxsize=len(SHAPES))
 def _distance_table(shape: str) -> Image.Image:
-    """Signed distances to a shape of radius one, negative inside, over [-2, 2] each way."""
+    """Return the signed distances to a shape of radius one, negative inside, over [-2, 2] in x and y."""
     axis = np.linspace(-2, 2, 193)
     x, y = np.meshgrid(axis, axis)
     if shape in ROUND:
@@ -160,7 +163,7 @@ def _distance_table(shape: str) -> Image.Image:
 
 
 def _distance(scene: Scene, moment: float, step: int, width: int, height: int) -> Floats:
-    """Signed distance of each pixel to the nearest shape, `step` steps down the trail."""
+    """Return each pixel's signed distance to the nearest shape, `step` steps back along the trail."""
     side = min(width, height)
     table = _distance_table(scene.shape)
     per_unit = (table.width - 1) / 4
@@ -193,7 +196,7 @@ def _distance(scene: Scene, moment: float, step: int, width: int, height: int) -
 
 
 def _placements(scene: Scene, moment: float, step: int) -> list[tuple[float, float, float, float]]:
-    """x, y, radius and angle in radians of each shape."""
+    """Return x, y, radius and angle (radians) of each shape."""
     rng = np.random.default_rng(scene.seed)
     radius = _RADII[scene.count] * rng.uniform(0.88, 1.12)
     first = rng.uniform(0, 2 * math.pi)
@@ -224,7 +227,10 @@ def _placements(scene: Scene, moment: float, step: int) -> list[tuple[float, flo
 
 
 def _shaded(colour: Floats, distance: Floats, side: np.floating[Any]) -> Floats:
-    """A colour as a softly raised surface, lit from the upper left."""
+    """Return (height, width, 3) float32: a colour as a softly raised surface, lit from the upper left.
+
+    Pixels far from every shape hold arbitrary values.
+    """
     shaded = np.empty((*distance.shape, 3), np.float32)
     near = distance * side < 1
     rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))

@@ -1,4 +1,4 @@
-"""What drawn clips show, and the words for it."""
+"""Describe what synthetic clips show, and write their captions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ SETTINGS = {
 }
 TINTED = frozenset({"plain", "striped", "checked", "dotted"})
 _CATEGORY_OF = {setting: category for category, settings in CATEGORIES.items() for setting in settings}
-# A shape in its setting's own colour could hardly be seen.
+# A shape in the colour of its setting would hardly be visible.
 _CLASHES = {
     "night": {"black", "blue"},
     "clouds": {"blue", "white"},
@@ -96,7 +96,10 @@ ROUND = frozenset({"circle", "ring"})
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip shows. `tint` colours the settings that have no colour of their own, else it is ""."""
+    """Content of one synthetic clip.
+
+    `tint` colours the settings that have no colour of their own; otherwise it is empty.
+    """
 
     shape: str
     colour: str
@@ -105,7 +108,7 @@ class Scene:
     setting: str
     tint: str
     seed: int
-    """Decides what the caption leaves open: places, sizes, the grain of the setting."""
+    """Decides what the caption leaves open: positions, sizes and the grain of the setting."""
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES or self.colour not in COLOURS or self.count not in COUNTS:
@@ -117,28 +120,31 @@ class Scene:
 
     @property
     def subject(self) -> str:
+        """The shapes in words, such as "a red circle" or "two blue stars"."""
         noun = self.shape if self.count == 1 else SHAPES[self.shape]
         article = "an" if self.count == 1 and self.colour[0] in "aeiou" else COUNTS[self.count]
         return f"{article} {self.colour} {noun}"
 
     @property
     def caption(self) -> str:
+        """The caption of the clip: shapes, motion and setting in words."""
         return f"{self.subject} {MOTIONS[self.motion]} {SETTINGS[self.setting].format(tint=self.tint)}"
 
     @property
     def category(self) -> str:
+        """The category of the setting."""
         return _CATEGORY_OF[self.setting]
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene drawn category first, so that each category is equally frequent."""
+    """Return a random scene. The category is drawn first, so that all categories are equally frequent."""
     category = _pick(rng, list(CATEGORIES))
     setting = _pick(rng, CATEGORIES[category])
     tint = _pick(rng, list(TINTS)) if setting in TINTED else ""
     clashes = _CLASHES.get(setting, {tint})
     colour = _pick(rng, [name for name in COLOURS if name not in clashes])
     shape = _pick(rng, list(SHAPES))
-    # A spinning circle would look like one that stands still.
+    # A spinning circle would look like a circle that stands still.
     motion = _pick(rng, [name for name in MOTIONS if not (name == "spinning" and shape in ROUND)])
     return Scene(
         shape=shape,
@@ -152,7 +158,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def distinct_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes, no two with the same caption; the same ones for the same seed."""
+    """Return `count` scenes, no two with the same caption; the same seed gives the same scenes."""
     rng = np.random.default_rng(seed)
     by_caption: dict[str, Scene] = {}
     while len(by_caption) < count:
