@@ -1,4 +1,4 @@
-"""Runs the migrations over the URL that `service.database.db.upgrade` hands in."""
+"""Run the migrations on the database whose URL `service.database.db.upgrade` passes in."""
 
 from alembic import context
 from sqlalchemy.engine import make_url
@@ -8,13 +8,13 @@ from service.database.db import metadata
 
 
 def run() -> None:
-    """Bring one database to the asked revision, in one transaction, on SQLite too."""
+    """Bring the database to the requested revision in one transaction, also on SQLite."""
     url = make_url(context.config.attributes["url"])
     dialect = dialects.of(url)
     engine = dialect.engine(url, writes=True)
     try:
         with engine.connect() as connection:
-            # SQLite cannot alter most of a table in place: batch mode makes a new one and moves the rows.
+            # SQLite cannot alter most of a table in place: batch mode creates a new table and copies the rows.
             context.configure(
                 connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True
             )

@@ -1,5 +1,7 @@
-"""The composition root, and the only one: settings in, a working service out. Heavy parts are built when first
-asked for, so that a command which needs no model loads none."""
+"""Composition root: the only module that builds the parts of the service from its settings.
+
+Heavy parts are built on first use, so that a command that needs no model loads none.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ log = structlog.get_logger(__name__)
 
 
 class OtherWeights(Unavailable):
-    """A model of that name is there, but with other weights than those that the library was embedded with."""
+    """A model has the expected name, but not the weights that the library was embedded with.
+
+    `found` is the generation that the present weights belong to.
+    """
 
     def __init__(self, wanted: Generation, found: Generation) -> None:
         super().__init__(
@@ -46,11 +51,16 @@ class OtherWeights(Unavailable):
 
 
 class Runtime:
-    """Everything that one process needs, wired.
+    """All parts that one process needs, connected to each other.
 
-    `pictures` False leaves the picture tower out of the model until a picture is asked about. The library decides
-    which model that is: the one it was embedded with. Give a `model` that is loaded already, or a `decoder` that is
-    started already, to share it: the decoder is then left open by `close`.
+    The library decides which model is used: the model of its active generation.
+
+    Args:
+        settings: Settings of this process.
+        pictures: If False, load the model without its image tower until an image has to be embedded.
+        model: A loaded model to share with other runtimes, used for the generation that it belongs to.
+        decoder: A decoder to share with other runtimes; `close` leaves it open.
+        timing: Pauses and leases; the defaults if None.
     """
 
     def __init__(
@@ -65,13 +75,13 @@ class Runtime:
         self.settings = settings
         self.timing = timing or Timing()
         self._pictures = pictures
-        self._model = model  # the one that was loaded last
+        self._model = model  # the model loaded last
         self._shared_decoder = decoder
         self._loading = threading.Lock()
         self._switching = threading.RLock()
         self._serving: Serving | None = None
         self.trouble: str | None = None
-        """Why what answers is not what should, None where it is."""
+        """Why this process could not switch to the active generation; None if it could."""
         self._former: list[tuple[float, Serving]] = []
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
@@ -80,7 +90,7 @@ class Runtime:
 
     @property
     def decoder(self) -> Decoder:
-        """Child processes start with the first clip."""
+        """Decoder of clips and images; its child processes start with the first clip."""
         return self._shared_decoder or self._own_decoder
 
     @cached_property
@@ -90,11 +100,16 @@ class Runtime:
 
     @property
     def _decoders(self) -> int:
-        return min(16, os.cpu_count() or 1)  # a GPU takes what many of them give
+        return min(16, os.cpu_count() or 1)  # one GPU can embed the output of many decoders
 
     def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
-        """The model that made a generation; with `pictures`, one that has its picture tower. Raises
-        ConfigurationError, ModelUnavailable, OtherWeights."""
+        """Return the model of a generation, loading it if needed; with `pictures`, including its image tower.
+
+        Raises:
+            ConfigurationError: The model, device or precision cannot be used.
+            ModelUnavailable: The weights cannot be loaded.
+            OtherWeights: The weights are not those of the generation.
+        """
         with self._loading:
             model = self._model
             if model is None or model.generation.id != generation.id or (pictures and not model.sees):
@@ -115,25 +130,25 @@ class Runtime:
 
     @cached_property
     def ingest(self) -> Ingest:
-        """Takes videos in, and changes and deletes them."""
+        """Service that adds, edits and deletes videos."""
         return Ingest(
             self.db, self.files, self.decoder, self._embedder, max_upload_bytes=self.settings.max_upload_bytes
         )
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Embeds videos by the model that answers."""
+        """Pipeline that embeds videos with the model of the active generation."""
         return Pipeline(self.db, self.files, self.decoder, self._embedder, threads=self._decoders)
 
     def uploads(self, owner: str) -> Uploads:
-        """What becomes of uploads in the pipeline whose jobs `owner` holds."""
+        """Return the pipeline sink that stores the results of jobs leased by `owner`."""
         return Uploads(self.db, self.files, self._embedder, owner, self.timing)
 
     def _embedder(self) -> Encoder:
         return self.serving.embedder()
 
     def reembedding(self, generation: Generation) -> Reembedding:
-        """The way of the videos that are there into another generation."""
+        """Return the task that re-embeds all videos into another generation."""
         return Reembedding(
             self.db,
             self.files,
@@ -145,16 +160,16 @@ class Runtime:
 
     @cached_property
     def atlas(self) -> Atlas:
-        """The maps."""
+        """Projections of the library."""
         return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
 
     @cached_property
     def encoded_points(self) -> EncodedPoints:
-        """Points of maps as they are sent."""
+        """Cache of projection points, encoded for clients."""
         return EncodedPoints(self.db)
 
     def generation(self) -> Generation:
-        """The one that answers queries. Raises ConfigurationError where nothing was ever embedded."""
+        """Return the active generation. Raises ConfigurationError if nothing was ever embedded."""
         generation = self._active()
         if generation is None:
             raise ConfigurationError(
@@ -166,24 +181,36 @@ class Runtime:
         with self.db.read() as connection:
             return generation_rows.active_generation(connection)
 
-    # --- what answers
+    # --- the generation that is served
 
     @property
     def serving(self) -> Serving:
-        """What answers now. Raises ConfigurationError where nothing was ever embedded."""
+        """Model and indexes that answer requests now. Raises ConfigurationError if nothing was ever embedded."""
         serving = self._serving
         if serving is None:
             with self._switching:
                 serving = self._serving = self._serving or Serving(self, self.generation())
         return serving
 
-    # --- which generation that is
+    # --- switching to another generation
 
     def adopt(self, *, wishes: bool = True) -> Generation:
-        """Give a library that is new the settings' model; of another, hear whether the settings have come to ask for
-        another model than it has: that one is embedded beside it, and then takes over. The generation that answers.
+        """Initialise a new library with the configured model; check an existing one for a changed model.
 
-        Raises ConfigurationError, ModelUnavailable where a model that is needed cannot be had.
+        For an existing library, start re-embedding if the configured model changed since it was last recorded, or if
+        the weights of the active model changed. The new generation becomes active once it is complete. Videos without
+        vectors of the active generation are queued. If the active model cannot be loaded but a target generation
+        exists, only log a warning.
+
+        Args:
+            wishes: If False, do not start re-embedding of an existing library.
+
+        Returns:
+            The generation that is served.
+
+        Raises:
+            ConfigurationError: A model that is needed cannot be used.
+            ModelUnavailable: The weights of a model that is needed cannot be loaded.
         """
         active = self._active()
         model, precision = self.settings.wish
@@ -222,7 +249,7 @@ class Runtime:
         return self.serving.generation
 
     def _complete(self) -> None:
-        """Queue what should have vectors of the model that answers and has none, however that came to be."""
+        """Queue every ready video that lacks vectors of the served generation, whatever the reason."""
         generation = self.serving.generation
         with self.db.read() as connection:
             lacking = sum(map(len, generations.missing(connection, generation.id)))
@@ -232,8 +259,20 @@ class Runtime:
             log.warning("videos that lack vectors are embedded again", videos=lacking)
 
     def propose(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
-        """Have another model's generation embedded beside the active one; whether that is news. Raises InvalidInput,
-        ModelUnavailable."""
+        """Start re-embedding with another model, beside the active generation.
+
+        Args:
+            model: Name of the requested model.
+            precision: Requested precision.
+            activate: Whether to switch to the new generation once it is complete.
+
+        Returns:
+            The state of the generation, and whether it was neither active nor the target generation before.
+
+        Raises:
+            InvalidInput: The model or precision does not exist or cannot be used.
+            ModelUnavailable: The weights cannot be loaded.
+        """
         try:
             found = self._read(model, precision, pictures=False).generation
         except ConfigurationError as error:
@@ -247,6 +286,7 @@ class Runtime:
             return generations.state(connection, found.id), news
 
     def _want(self, generation: Generation, *, activate: bool, because: str) -> None:
+        """Make a generation the target; if no video lacks its vectors, complete it at once."""
         with self.db.write() as connection:
             generations.want(connection, generation, activate=activate)
             nothing = generations.missing(connection, generation.id) == ([], [])
@@ -256,8 +296,16 @@ class Runtime:
             log.warning("the videos are embedded by another model, beside", model=generation.model, because=because)
 
     def switch(self, generation_id: str) -> State:
-        """Answer with another generation from now on. It is loaded first: one whose model cannot be had is not
-        switched to. Raises NotFound, NotReady, ConfigurationError, ModelUnavailable."""
+        """Make another generation the active one, and serve it from now on.
+
+        The model is loaded first, so that the library never switches to a model that cannot be loaded.
+
+        Raises:
+            NotFound: There is no generation with this id.
+            NotReady: The generation was never complete.
+            ConfigurationError: The model of the generation cannot be used.
+            ModelUnavailable: The weights of the generation cannot be loaded.
+        """
         with self._switching:
             with self.db.read() as connection:
                 wanted = generations.state(connection, generation_id)
@@ -276,8 +324,14 @@ class Runtime:
                 return generations.state(connection, generation_id)
 
     def move_over(self, on_progress: Callable[[float], None]) -> None:
-        """Where another model is to take over, embed everything by it, here and now, and answer with it. `on_progress`
-        hears what is done, 0 to 1. Raises ConfigurationError, ModelUnavailable."""
+        """Re-embed all videos into the target generation in this process, and serve it.
+
+        Do nothing unless the target generation is to be activated. `on_progress` receives the share done, 0 to 1.
+
+        Raises:
+            ConfigurationError: The model of the target generation cannot be used.
+            ModelUnavailable: The weights of the target generation cannot be loaded.
+        """
         with self.db.read() as connection:
             coming = [one.generation for one in generations.states(connection) if one.wanted and one.activate]
         for generation in coming:
@@ -287,8 +341,15 @@ class Runtime:
         self.follow()
 
     def follow(self, *, warm: bool = False) -> None:
-        """Answer with what is the active generation now, whoever switched. What was there answers until the other is
-        loaded, which `warm` does here and now. Raises ConfigurationError, ModelUnavailable."""
+        """Serve the generation that is active now, whichever process activated it.
+
+        With `warm`, load the new model and indexes first; the previous generation serves until they are loaded. Without
+        it, they are loaded on first use. Generations replaced more than `linger_seconds` ago are closed.
+
+        Raises:
+            ConfigurationError: The model of the active generation cannot be used.
+            ModelUnavailable: The weights of the active generation cannot be loaded.
+        """
         with self._switching:
             active, now = self._active(), self._serving
             if active is not None and now is not None and now.generation.id != active.id:
@@ -311,7 +372,7 @@ class Runtime:
         self._serving = serving
 
     def close(self) -> None:
-        """Save the index snapshots if there are any to save, end the child processes, close the database."""
+        """Save the index snapshots, end the decoder unless it is shared, and close the database."""
         for _, serving in self._former:
             serving.close()
         if self._serving is not None:

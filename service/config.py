@@ -1,7 +1,4 @@
-"""The settings: environment variables with the prefix `REELSRS_`, an `.env` file, and nothing else.
-
-Knows names, defaults and limits; builds nothing.
-"""
+"""Settings, read only from environment variables with the prefix `REELSRS_` and from an `.env` file."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ DEFAULT_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
 
 
 class Settings(BaseSettings):
-    """Every setting, checked. Build it with `load`, which says what is wrong in a sentence."""
+    """All settings, validated. Create them with `load`, which reports an invalid value in one sentence."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
@@ -119,29 +116,34 @@ class Settings(BaseSettings):
 
     @property
     def sampling(self) -> Sampling:
-        """The sampling of a clip that names none of its own."""
+        """Default sampling, for clips that are added without a sampling of their own."""
         return Sampling(self.num_frames, self.frame_interval)
 
     @property
     def database(self) -> str:
-        """The database's URL, the default filled in."""
+        """URL of the database, with the default filled in."""
         return self.database_url or f"sqlite:///{self.data_dir / 'reelsrs.db'}"
 
     @property
     def storage(self) -> str:
-        """Where the clips are stored, the default filled in: a folder, or a URL of an object store."""
+        """Location of the stored clips, with the default filled in: a folder, or the URL of an object store."""
         return (self.storage_url or str(self.data_dir / "media")).removeprefix("file://")
 
     @property
     def wish(self) -> tuple[str | None, str | None]:
-        """The model and the precision that somebody asked for, None where it is left to the library: the defaults
-        are for a library that has none yet."""
+        """Configured model and precision; None for each that is not set explicitly, or is the precision `auto`.
+
+        None leaves the choice to the library, because the defaults only apply to a new library.
+        """
         named = {name: getattr(self, name) for name in ("model", "precision") if name in self.model_fields_set}
         return named.get("model"), None if named.get("precision") == "auto" else named.get("precision")
 
     def environ(self) -> dict[str, str]:
-        """These settings as environment variables, to hand them to a child process unchanged. A default stays one: it
-        is no wish of anybody's."""
+        """Return these settings as environment variables, for a child process.
+
+        Settings that were not set explicitly are left out; otherwise the child process would take the default model for
+        a configured one.
+        """
         return {
             PREFIX + name.upper(): _as_text(getattr(self, name), secrets=True)
             for name in self.model_fields_set
@@ -150,9 +152,10 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings of this process; `overrides` (flags of a command) win, None among them is ignored.
+    """Load the settings of this process.
 
-    Raises ConfigurationError, naming the variable.
+    `overrides` (command-line flags) take precedence; None among them is ignored. Raises ConfigurationError, which names
+    the variable.
     """
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
@@ -167,7 +170,7 @@ def load(**overrides: Any) -> Settings:
 
 
 def describe(settings: Settings) -> list[dict[str, str | None]]:
-    """Every setting with its value (secrets masked), where it came from, and what it means."""
+    """Return name, value (secrets masked), source and description of every setting."""
     environment, dotenv = EnvSettingsSource(Settings)(), DotEnvSettingsSource(Settings)()
     rows: list[dict[str, str | None]] = []
     for name, field in Settings.model_fields.items():

@@ -1,34 +1,34 @@
-"""What can go wrong, in the words of the product. Knows no HTTP and no library.
+"""All errors that ReelsRS raises on purpose.
 
     ReelsError
-    ├── InvalidInput         a value that a caller gave; names the field
-    ├── NotFound             no such video, frame, embedding
-    ├── Gone                 it existed, and never will again: a cursor whose question has another answer now
-    ├── NotReady             the video, or the projection, is not finished yet; names its status
+    ├── InvalidInput         a value given by the caller cannot be used; names the field
+    ├── NotFound             no such video, frame, projection, generation or file
+    ├── Gone                 invalid for good: a cursor, after the model or the vectors of its query changed
+    ├── NotReady             a video, projection or generation is not finished yet; names its status
     ├── TooLarge             more bytes than the limit allows
-    ├── TooSlow              the bytes of a request come too slowly
-    ├── Undecodable          not a video, or not one that can be decoded
-    ├── Overloaded           too much at a time, or too often; says when to come again
-    ├── Unavailable          try again later: a lock, a stopped part
-    │   └── ModelUnavailable the weights cannot be had
+    ├── TooSlow              the bytes of a request arrive too slowly
+    ├── Undecodable          not a video, or a video that cannot be decoded
+    ├── Overloaded           too many requests at a time or per minute; says when to try again
+    ├── Unavailable          temporary: a lock is held, or a part of the service cannot be reached
+    │   └── ModelUnavailable the weights of a model cannot be loaded
     ├── StorageFull          no room left for bytes or rows
-    ├── InternalError        code of the service failed, beside the process that tells of it
-    └── ConfigurationError   a setting that cannot be used
+    ├── InternalError        code of the service failed in a child process
+    └── ConfigurationError   a setting cannot be used
 
-One table in `app.py` turns these into HTTP statuses; `cli.py` turns them into exit statuses.
+`api/problems.py` maps these to HTTP statuses, `cli/main.py` to exit statuses.
 """
 
 from __future__ import annotations
 
 
 class ReelsError(Exception):
-    """The root of everything that ReelsRS raises on purpose. The message is a sentence for a person."""
+    """Base class of all errors that ReelsRS raises on purpose. The message is a sentence for a person."""
 
 
 class InvalidInput(ReelsError):
-    """A value that cannot be used.
+    """A value given by the caller cannot be used.
 
-    `field` is the parameter's name as the caller wrote it.
+    `field` is the name of the parameter as the caller wrote it.
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -38,15 +38,15 @@ class InvalidInput(ReelsError):
 
 
 class NotFound(ReelsError):
-    """The thing that was named does not exist."""
+    """The named object does not exist."""
 
 
 class Gone(ReelsError):
-    """What was given out before does not stand for anything any more."""
+    """Something issued earlier, such as a cursor, is no longer valid and will never be valid again."""
 
 
 class NotReady(ReelsError):
-    """The thing exists, but what was asked of it does not exist yet. `status` is its own."""
+    """The object exists, but the requested part of it does not exist yet. `status` is the status of the object."""
 
     def __init__(self, thing_id: str, status: str, kind: str = "video") -> None:
         hint = {"failed": "see its `error`"}.get(status, "ask again once its status is `ready`")
@@ -56,7 +56,7 @@ class NotReady(ReelsError):
 
 
 class InternalError(ReelsError):
-    """Code of the service failed in another process. No input and no machine is known to be at fault."""
+    """Code of the service failed in another process, without a known fault of the input or the machine."""
 
 
 class TooLarge(ReelsError):
@@ -64,11 +64,11 @@ class TooLarge(ReelsError):
 
 
 class TooSlow(ReelsError):
-    """The bytes of a request did not come in time."""
+    """The bytes of a request did not arrive in time."""
 
 
 class Overloaded(ReelsError):
-    """More at a time, or in a time, than is taken. `retry_after_seconds` says when to ask again."""
+    """Too many requests at a time, or per minute. `retry_after_seconds` says when to try again."""
 
     def __init__(self, message: str, retry_after_seconds: int) -> None:
         super().__init__(message)
@@ -80,17 +80,17 @@ class Undecodable(ReelsError):
 
 
 class Unavailable(ReelsError):
-    """Something that is needed cannot be had right now. `retry_after_seconds` says when to ask again."""
+    """Something required is temporarily unavailable. `retry_after_seconds` says when to try again."""
 
     retry_after_seconds = 5
 
 
 class ModelUnavailable(Unavailable):
-    """The model's weights cannot be had; the message says which, from where, and what to do."""
+    """The weights of a model cannot be loaded; the message names them, their source, and what to do."""
 
 
 class StorageFull(ReelsError):
-    """No room left on the device that holds the data."""
+    """The device that holds the data has no room left."""
 
 
 class ConfigurationError(ReelsError):

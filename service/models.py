@@ -1,6 +1,6 @@
-"""The nouns of ReelsRS as frozen dataclasses, and the rules that a value must keep. Knows no library but NumPy.
+"""Shared data classes of ReelsRS, and checks of the values that they hold.
 
-Units are in the names: `duration_seconds`, `size_bytes`. Times of frames are seconds from the clip's start.
+Units are part of the names: `duration_seconds`, `size_bytes`. Times of frames are seconds from the start of the clip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.errors import InvalidInput
 Status = Literal["queued", "processing", "ready", "failed"]
 Aggregation = Literal["mean", "max"]
 Method = Literal["umap", "tsne", "pca"]
-"""How a map is laid out."""
+"""Method by which a projection is fitted."""
 Kind = Literal["frame", "mean", "max", "text"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 Fusion = Literal["cosine", "zscore"]
@@ -29,7 +29,7 @@ CategoryMode = Literal["any", "same", "other"]
 Vectors = npt.NDArray[np.float32]
 """(N, D) or (D,) float32."""
 Keys = npt.NDArray[np.int64]
-"""(N,) int64: the integer keys of videos, which never leave the service."""
+"""(N,) int64: primary keys of videos, which are never shown to clients."""
 Flags = npt.NDArray[np.bool_]
 """(N,) bool."""
 
@@ -44,15 +44,21 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes that are kept somewhere. `read(start, length)` gives some of them, fewer at the end; `path` is where they
-    lie on this machine, None where they do not."""
+    """Stored bytes, read on demand.
+
+    `read(start, length)` returns `length` bytes from the offset `start`, fewer at the end. `path` is their file on this
+    machine, None if they are stored elsewhere.
+    """
 
     size_bytes: int
     read: Callable[[int, int], bytes]
     path: Path | None = None
 
     def pieces(self, start: int = 0, stop: int | None = None, *, piece_bytes: int = 8 << 20) -> Iterator[bytes]:
-        """All of them, or those from `start` to before `stop`, some at a time; fewer where they are not there."""
+        """Yield the bytes from `start` to before `stop` (None: the end) in pieces of at most `piece_bytes`.
+
+        End early if fewer bytes are stored.
+        """
         stop = self.size_bytes if stop is None else stop
         while start < stop and (piece := self.read(start, min(piece_bytes, stop - start))):
             start += len(piece)
@@ -61,10 +67,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames of a clip are taken.
+    """Rule that selects the frames of a clip.
 
-    `frame_interval` None: `num_frames` frames spread evenly over the whole clip; N: every Nth frame from the
-    start, at most `num_frames`.
+    `frame_interval` None: `num_frames` frames spread evenly over the whole clip. N: every Nth frame from the start, at
+    most `num_frames`.
     """
 
     num_frames: int
@@ -79,7 +85,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The picture that a model wants, as open_clip's preprocessing describes it. Sizes are pixels."""
+    """Image format that a model expects, as described by the preprocessing of open_clip. Sizes are pixels."""
 
     height: int
     width: int
@@ -90,7 +96,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a container says of itself. Width and height are as displayed, after rotation and aspect."""
+    """Metadata in the container of a clip. Width and height are as displayed, after rotation and aspect ratio."""
 
     media_type: str
     codec: str
@@ -102,7 +108,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One uploaded clip: a row of the catalogue. `key` is internal, `id` is what users see."""
+    """One uploaded clip: a row of the videos table. `key` is the internal primary key; `id` is public."""
 
     key: int
     id: str
@@ -128,15 +134,15 @@ class Video:
 
     @property
     def thumbnail_frame(self) -> int | None:
-        """The middle frame: first and last frames are often black."""
+        """Number of the middle frame, because first and last frames are often black; None without frames."""
         return len(self.frame_times) // 2 if self.frame_times else None
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """All vectors of one video in one generation, unit length.
+    """All vectors of one video in one generation, float32, of unit length.
 
-    frames (N, D), mean (D,), max (D,), text (D,) or None where there is no caption; float32.
+    frames (N, D), mean (D,), max (D,); text (D,), None if the video has no caption.
     """
 
     frames: Vectors
@@ -157,8 +163,8 @@ class Embeddings:
 class Neighbours:
     """The nearest neighbours of N points, nearest first.
 
-    rows (N, k) int32: the numbers of the rows they were sought among; distances (N, k) float32: Euclidean distances of
-    unit vectors, from 0 to 2.
+    rows (N, k) int32: row numbers in the set that was searched. distances (N, k) float32: Euclidean distances of unit
+    vectors, from 0 to 2.
     """
 
     rows: npt.NDArray[np.int32]
@@ -171,10 +177,11 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What an index takes in: rows of videos, or of their frames.
+    """Rows to add to an index: one for each video, or one for each frame.
 
-    keys (N,), a video's as often as it has rows; pictures (N, D); captions (N, D), zero where `captioned` (N,) is
-    False, or None in an index that holds no captions; categories N names, None for a video without one.
+    keys (N,): primary keys of the videos, repeated for each row of a video. pictures (N, D): visual vectors. captions
+    (N, D): text vectors, zero if `captioned` (N,) is False; None for an index without captions. categories: N names,
+    None for a video without a category.
     """
 
     keys: Keys
@@ -192,8 +199,10 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """Which categories may be answered: one of `include` (None: any), none of `exclude`. None among the names
-    stands for videos without a category."""
+    """Category filter of a search: one of `include` (None: any), and none of `exclude`.
+
+    None among the names stands for videos without a category.
+    """
 
     include: frozenset[str | None] | None = None
     exclude: frozenset[str | None] = frozenset()
@@ -209,7 +218,7 @@ EVERY_CATEGORY = Categories()
 class Generation:
     """All embeddings made with one model, weights, preprocessing and precision.
 
-    `id` follows from the rest, so the same set-up finds its vectors again.
+    `id` is derived from these, so the same configuration finds its vectors again.
     """
 
     id: str
@@ -220,7 +229,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weights of the two modalities, each >= 0 and not both 0."""
+    """Weights of the visual (`video`) and the text similarity, each from 0 to MAX_WEIGHT and not both 0."""
 
     video: float
     text: float
@@ -234,23 +243,23 @@ class Weights:
 
 
 def check_k(k: int) -> int:
-    """`k` itself if it is from 1 to `MAX_K`; raises InvalidInput otherwise."""
+    """Return `k` if it is from 1 to `MAX_K`; raise InvalidInput otherwise."""
     if not 1 <= k <= MAX_K:
         raise InvalidInput("k", f"must be from 1 to {MAX_K}, not {k}")
     return k
 
 
 def check_seed(seed: int) -> int:
-    """`seed` itself if it is from 0 to `MAX_SEED`; raises InvalidInput otherwise."""
+    """Return `seed` if it is from 0 to `MAX_SEED`; raise InvalidInput otherwise."""
     if not 0 <= seed <= MAX_SEED:
         raise InvalidInput("seed", f"must be from 0 to {MAX_SEED}, not {seed}")
     return seed
 
 
 def clean_caption(caption: str | None) -> str | None:
-    """The caption without surrounding white space, None where nothing is left.
+    """Return the caption without NUL characters and surrounding white space; None if nothing is left.
 
-    Raises InvalidInput above MAX_CAPTION_CHARACTERS.
+    Raises InvalidInput if the caption is longer than MAX_CAPTION_CHARACTERS.
     """
     text = (caption or "").replace("\x00", " ").strip()
     if len(text) > MAX_CAPTION_CHARACTERS:
@@ -259,10 +268,10 @@ def clean_caption(caption: str | None) -> str | None:
 
 
 def clean_category(category: str | None) -> str | None:
-    """The category, None where it is empty. A category is a folder's name, in imports and in exports.
+    """Return the category without surrounding white space; None if it is empty.
 
-    Raises InvalidInput for one that cannot be a folder's name everywhere: slashes, control characters, a dot
-    at its start or end, or more than MAX_NAME_CHARACTERS.
+    Raises InvalidInput if the category cannot name a folder on every system, because imports and exports use it as a
+    folder name: slashes, control characters, a dot at the start or end, more than MAX_NAME_CHARACTERS.
     """
     text = (category or "").strip()
     if not text:
@@ -277,13 +286,19 @@ def clean_category(category: str | None) -> str | None:
 
 
 def clean_title(title: str | None) -> str | None:
-    """The title on one line, None where it is empty. Raises InvalidInput above MAX_NAME_CHARACTERS."""
+    """Return the title on one line; None if it is empty.
+
+    Raises InvalidInput if the title is longer than MAX_NAME_CHARACTERS.
+    """
     text = _one_line(title or "")
     return _limited("title", text) if text else None
 
 
 def clean_filename(filename: str | None) -> str:
-    """The last part of a file name that a client sent, never a path; shortened, for display only."""
+    """Return the last part of a file name sent by a client, never a path.
+
+    The result is for display only. If it is too long, only the end is kept. An empty name becomes `video`.
+    """
     last = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     return _one_line(last)[-MAX_NAME_CHARACTERS:] or "video"
 

@@ -1,4 +1,4 @@
-"""What answers: the model, the indexes and what asks them, of one generation."""
+"""Model, indexes and search components that answer requests, for one generation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.timing import Timing
 
 
 class Parts(Protocol):
-    """What it takes from the process that it is part of."""
+    """Parts of the process that `Serving` uses."""
 
     settings: Settings
     timing: Timing
@@ -30,14 +30,14 @@ class Parts(Protocol):
 
     @property
     def decoder(self) -> Decoder:
-        """Reads clips and pictures."""
+        """Decoder of clips and images."""
 
     def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
-        """The model of a generation."""
+        """Return the model of a generation; with `pictures`, including its image tower."""
 
 
 class Serving:
-    """What answers, of one generation: its model, its indexes, and what asks them, each built when first asked for."""
+    """Model, indexes and search components of one generation, each built on first use."""
 
     def __init__(self, runtime: Parts, generation: Generation) -> None:
         self.generation = generation
@@ -46,8 +46,13 @@ class Serving:
         self._building = threading.RLock()
 
     def embedder(self, *, pictures: bool = False) -> Encoder:
-        """The model; with `pictures`, one that has its picture tower. Raises ConfigurationError, ModelUnavailable,
-        OtherWeights."""
+        """Return the model, loading it if needed; with `pictures`, including its image tower.
+
+        Raises:
+            ConfigurationError: The model, device or precision cannot be used.
+            ModelUnavailable: The weights cannot be loaded.
+            OtherWeights: The weights are not those of the generation.
+        """
         model = self._model
         if model is None or (pictures and not model.sees):
             model = self._model = self._runtime.load(self.generation, pictures=pictures)
@@ -55,26 +60,28 @@ class Serving:
 
     @property
     def device(self) -> str:
-        """Where the model runs; that it cannot be had, where that is so."""
+        """Device that the model runs on, or `unavailable` if the model cannot be loaded."""
         try:
             return self.embedder().device
         except (ConfigurationError, Unavailable):
             return "unavailable"
 
     def warm(self) -> None:
-        """Build everything that the first question would wait for, the model apart. Here, once: the threads that answer
-        would each build their own."""
-        self.follower.check()  # built and caught up by then
+        """Build everything that the first search would wait for, except the model.
+
+        Call this in one thread before requests arrive, because concurrent requests would each build their own parts.
+        """
+        self.follower.check()  # builds the index and catches up with the database
         self.follower.save()
         _ = self.recommender, self.examples, self.duplicates
 
     @cached_property
     def follower(self) -> VectorIndex:
-        """The index of the generation's videos."""
+        """Index of the generation's videos."""
         return self._follow(self._runtime.settings.aggregation)
 
     def frames(self) -> VectorIndex:
-        """The index of its frames, built when first asked for."""
+        """Return the index of the generation's frames, building it on first use. Safe to call from several threads."""
         with self._building:
             return self._frames
 
@@ -88,22 +95,22 @@ class Serving:
 
     @cached_property
     def recommender(self) -> Recommender:
-        """The way out."""
+        """Search and recommendations over the indexes of this generation."""
         return Recommender(self.follower, self.frames, self._runtime.settings.aggregation)
 
     @cached_property
     def duplicates(self) -> Duplicates:
-        """Who is a copy of whom."""
+        """Near-duplicate detector of this generation."""
         runtime = self._runtime
         return Duplicates(runtime.db, runtime.files, runtime.decoder, self.recommender.lookalikes)
 
     @cached_property
     def examples(self) -> QueryEncoder:
-        """What somebody searches with."""
+        """Encoder that turns query text, images and clips into query vectors."""
         return QueryEncoder(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
 
     def close(self) -> None:
-        """Save the index snapshots if there are any to save."""
+        """Close the indexes that were built, and save their snapshots."""
         for follower in ("follower", "_frames"):
             if follower in self.__dict__:
                 getattr(self, follower).close()

@@ -1,7 +1,8 @@
-"""What the machine refuses, in the words of the product: no room, no more open files, a lock that others hold.
+"""Convert errors of the operating system and the database to StorageFull or Unavailable.
 
-Such faults pass, and are nobody's fault: whoever waits is told so, and what was to be done is done later. Knows the
-numbers of errors and nothing of what was being done.
+Examples are a full disk, too many open files, and a lock that another process holds. Such faults pass, and no request
+or video causes them: clients receive an error that says to try again, and jobs run again later. The conversion depends
+on error numbers only, not on the operation that failed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _BROKEN = _SAID + "; `reelsrs doctor` says more, `reelsrs restore` brings a back
 _SQLITE: dict[str, tuple[type[ReelsError], str]] = {
     "SQLITE_BUSY": (Unavailable, "the database is busy; try again"),
     "SQLITE_LOCKED": (Unavailable, "the database is busy; try again"),
-    # Of many a full disk, and of one that went read-only under it, SQLite says that reading or writing failed.
+    # SQLite often reports a full disk, or one that became read-only, as a failed read or write.
     "SQLITE_FULL": (StorageFull, _FAILED),
     "SQLITE_IOERR": (StorageFull, _FAILED),
     "SQLITE_READONLY": (StorageFull, _FAILED),
@@ -34,26 +35,29 @@ _SQLITE: dict[str, tuple[type[ReelsError], str]] = {
     "SQLITE_NOTADB": (Unavailable, _BROKEN),
 }
 
-# Of PostgreSQL, the class of SQLSTATE or all of it; https://www.postgresql.org/docs/current/errcodes-appendix.html
+# Prefixes of the SQLSTATE of PostgreSQL; see https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL: dict[str, tuple[type[ReelsError], str]] = {
     "53100": (StorageFull, _FAILED),  # disk full
-    "25006": (Unavailable, _FAILED),  # read-only: a standby, or a primary that was demoted
+    "25006": (Unavailable, _FAILED),  # read-only: a standby, or a demoted primary
     "55P03": (Unavailable, "the database is busy; try again"),
-    "40": (Unavailable, "the database is busy; try again"),  # rolled back for the sake of another transaction
-    "53": (Unavailable, _SAID),  # out of memory, of connections
-    "57": (Unavailable, _SAID),  # shut down, starting
-    "58": (StorageFull, _FAILED),  # an error of its system
+    "40": (Unavailable, "the database is busy; try again"),  # rolled back: conflict with another transaction
+    "53": (Unavailable, _SAID),  # out of memory or connections
+    "57": (Unavailable, _SAID),  # the server shuts down or starts
+    "58": (StorageFull, _FAILED),  # error of the server's system
     "08": (Unavailable, _SAID),
-    "25P": (Unavailable, _SAID),  # it was idle for too long
+    "25P": (Unavailable, _SAID),  # transaction idle for too long
     "XX": (Unavailable, _SAID),
-    "28": (Unavailable, _SAID),  # who are you
-    "3D": (Unavailable, _SAID),  # there is no such database
+    "28": (Unavailable, _SAID),  # authentication failed
+    "3D": (Unavailable, _SAID),  # no such database
 }
 
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Turns those of the block's OSErrors into StorageFull or Unavailable, "`what`: the reason"; others pass."""
+    """Convert OSErrors of the block to StorageFull or Unavailable with the message "`what`: reason".
+
+    OSErrors that are not faults of the machine, and all other errors, are raised unchanged.
+    """
     try:
         yield
     except OSError as error:
@@ -64,17 +68,20 @@ def named(what: str) -> Iterator[None]:
 
 
 def of(error: BaseException | None, what: str = "") -> ReelsError | None:
-    """What an error of the system or of the database stands for; None where it is not the machine's."""
+    """Return the StorageFull or Unavailable for an error; None if the error is not a fault of the machine.
+
+    `error` may be an OSError, or an error of sqlite3 or psycopg. `what` starts the message of an OSError.
+    """
     if isinstance(error, OSError):
         if error.errno in _FULL:
             return StorageFull(f"{what}: {error.strerror}")
         return Unavailable(f"{what}: {error.strerror}") if error.errno in _FOR_NOW else None
     if isinstance(error, sqlite3.Error):
         table, name = _SQLITE, getattr(error, "sqlite_errorname", "")
-    elif type(error).__module__.startswith("psycopg"):  # it is not installed everywhere
+    elif type(error).__module__.startswith("psycopg"):  # by name, because psycopg is optional
         table, name = _POSTGRESQL, getattr(error, "sqlstate", None) or ""
         if not name and type(error).__name__ == "OperationalError":
-            name = "08"  # it went away, or was never there
+            name = "08"  # no SQLSTATE: the server went away, or was never reached
     else:
         return None
     kind, words = next((found for start, found in table.items() if name.startswith(start)), (None, ""))

@@ -1,8 +1,8 @@
 """Logs and metrics.
 
-Logs go to stderr: JSON lines, or coloured text on a terminal. Metrics are what a worker counts, for Prometheus: how
-full its batches are, and what takes how long. Counting costs microseconds, so it is always done; `reelsrs worker
---metrics` shows it.
+Logs go to stderr: JSON lines, or coloured text on a terminal. Metrics for Prometheus are counted by a worker: clips,
+frames, batch fill, and durations of the steps. Counting costs microseconds, so it is always on; `reelsrs worker
+--metrics` serves the metrics.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LAG = prometheus.Histogram(
 
 
 def serve_metrics(host: str, port: int) -> None:
-    """Answer Prometheus on this address from now on, in a thread. Raises OSError."""
+    """Serve the metrics to Prometheus in a background thread. Raises OSError if the address cannot be used."""
     prometheus.start_http_server(port, host, registry=REGISTRY)
 
 
@@ -51,14 +51,14 @@ _KEY = re.compile(r"reelsrs_[A-Za-z0-9_-]{43}")
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Send structlog and the standard library's loggers to stderr in one format. Idempotent."""
+    """Send logs of structlog and of the standard library to stderr, in one format. Idempotent."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     terminal = sys.stderr.isatty()
-    # The console's own tracebacks show local variables, and one of them may be a key.
+    # The default tracebacks on a console show local variables, which may include an API key.
     render: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if terminal
@@ -82,12 +82,12 @@ def configure_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # open_clip and the hub client narrate every load at INFO; uvicorn's access log is replaced by ours. By levels:
-    # a library that configures logging when it is imported enables every logger again.
+    # open_clip and the Hugging Face client log every load at INFO; uvicorn's access log is replaced by ours. Levels are
+    # set, not `disabled`, because a library that configures logging on import enables every logger again.
     for name in ("httpx", "httpcore", "huggingface_hub", "PIL", "alembic", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _without_keys(_logger: object, _method: str, line: Any) -> str:
-    """A key belongs into a header; where a client puts it into an address, or an error quotes it, it still is one."""
+    """Mask API keys in a log line: a client may put one into a URL instead of a header, or an error may quote one."""
     return _KEY.sub("reelsrs_***", line)

@@ -1,5 +1,7 @@
-"""How long the work behind the answers waits: one place, so that a test need not wait as long. See `guard.Patience` for
-what clients may take."""
+"""Pauses and leases of background work, in one place so that tests can shorten them.
+
+Time limits for clients are in `api.guard.Patience`.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +11,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Pauses and leases, seconds."""
+    """Pauses and leases, in seconds."""
 
     idle_seconds: float = 0.2
-    """Between two looks at an empty queue."""
+    """Pause before an empty queue is checked again."""
     pause_seconds: float = 2.0
-    """After a fault of the machine; twice as long after the next, up to `longest_pause_seconds`."""
+    """Pause after a fault of the machine; doubles with each fault in a row, up to `longest_pause_seconds`."""
     longest_pause_seconds: float = 30.0
     backoff_seconds: float = 2.0
-    """Before another attempt at a video; twice as long before the next."""
+    """Pause before a video is tried again; doubles with each attempt."""
     again_seconds: float = 10.0
-    """After another model could not be loaded, or did not get to its end."""
+    """Pause after a re-embedding process failed, for example because its model could not be loaded."""
     lease_seconds: float = 30.0
-    """How long a worker holds a job that it has claimed. It renews the lease after a third of that."""
+    """Duration of the lease on a claimed job; the worker renews the lease after a third of it."""
     renewal_pause_seconds: float = 60.0
-    """After the index could not be rebuilt, before another attempt."""
+    """Pause after an index could not be rebuilt, before the next attempt."""
     follow_seconds: float = 1.0
-    """Between two checks of which model is active."""
+    """Pause between checks of the active generation, which another process may have switched."""
     linger_seconds: float = 60.0
-    """How long the model that answered before a switch stays loaded: it may still be answering."""
+    """Time that the previous model stays loaded after a switch, because requests may still use it."""
 
 
 def backoff(failures: int, first: float, longest: float = math.inf) -> float:
-    """Seconds to wait after so many failures in a row, from 1: `first`, twice as long each time, at most `longest`."""
+    """Return the seconds to wait after `failures` failures in a row, counted from 1.
+
+    The pause is `first` seconds after the first failure, doubles with each one, and is at most `longest`.
+    """
     return min(first * 2.0 ** min(failures - 1, 60), longest)

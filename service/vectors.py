@@ -1,4 +1,4 @@
-"""Arithmetic on embeddings, and their form in the database. Knows NumPy and nothing else."""
+"""Arithmetic on embeddings, and their binary format in the database."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ _STORED = np.dtype("<f4")
 
 
 def pack(vectors: Vectors) -> bytes:
-    """Little-endian float32 bytes, row by row; the same on every machine."""
+    """Return vectors as little-endian float32 bytes, row by row; the bytes are the same on every machine."""
     return np.ascontiguousarray(vectors, dtype=_STORED).tobytes()
 
 
 def unpack(data: bytes, dimension: int) -> Vectors:
-    """(N, dimension) float32 from what `pack` wrote. Raises ValueError where the length does not fit."""
+    """Return the (N, dimension) float32 vectors that `pack` has written.
+
+    Raises ValueError if the length of `data` does not fit the dimension.
+    """
     return np.frombuffer(data, dtype=_STORED).astype(np.float32).reshape(-1, dimension)
 
 
 def normalise(vectors: npt.NDArray[np.floating]) -> Vectors:
-    """Unit length along the last axis, float32. A zero vector stays zero: it is similar to nothing."""
+    """Return float32 vectors scaled to unit length along the last axis.
+
+    A zero vector stays zero, because it is similar to nothing.
+    """
     wide = np.asarray(vectors, dtype=np.float64)
     norm = np.linalg.norm(wide, axis=-1, keepdims=True)
     return np.asarray(wide / np.where(norm > 0, norm, 1), dtype=np.float32)
 
 
 def aggregate(frames: Vectors, text: Vectors | None) -> Embeddings:
-    """All vectors of a video from those of its frames, (N, D), and of its caption, (D,) or None.
+    """Return all vectors of a video, given its frame vectors (N, D) and its text vector (D,) or None.
 
-    The mean is the usual zero-shot baseline for clips (CLIP4Clip, Luo et al. 2021); the maximum keeps, per
-    dimension, what any one frame shows strongly.
+    The mean is the usual zero-shot baseline for clips (CLIP4Clip, Luo et al. 2021). The maximum keeps, for each
+    dimension, what any single frame shows strongly.
     """
     return Embeddings(
         frames=np.ascontiguousarray(frames, dtype=np.float32),
@@ -45,10 +51,10 @@ def aggregate(frames: Vectors, text: Vectors | None) -> Embeddings:
 
 
 class Moments:
-    """Running first and second moments of a set of vectors, exact under adding and removing.
+    """Running statistics of a set of vectors, exact under adding and removing.
 
-    For any query q the mean and standard deviation of <q, x> over the whole set follow from them without a
-    scan: mean = <q, m>, variance = q' (S / n) q - mean^2.
+    For any query q, the mean and standard deviation of <q, x> over the whole set follow without a scan:
+    mean = <q, m>, variance = q' (S / n) q - mean^2, with n vectors, their mean m and the sum S of their outer products.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -57,33 +63,36 @@ class Moments:
         self._outer = np.zeros((dimension, dimension), dtype=np.float64)
 
     def add(self, vectors: Vectors, sign: int = 1) -> None:
-        """Take (N, D) vectors in; `sign` -1 takes them out."""
+        """Add (N, D) vectors to the set; with `sign` -1, remove them."""
         wide = vectors.astype(np.float64)
         self.count += sign * len(wide)
         self._sum += sign * wide.sum(axis=0)
         self._outer += sign * (wide.T @ wide)
 
     PARTS = ("count", "sum", "outer")
+    """Names of the arrays that `state` returns."""
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What `of` makes the same moments of."""
+        """Return the arrays from which `of` restores these statistics."""
         return {"count": np.array(self.count), "sum": self._sum, "outer": self._outer}
 
     @classmethod
     def of(cls, state: Mapping[str, npt.NDArray[Any]]) -> Moments:
-        """From what `state` gave."""
+        """Restore the statistics from the arrays that `state` returned."""
         made = cls(len(state["sum"]))
         made.count, made._sum, made._outer = int(state["count"]), state["sum"], state["outer"]
         return made
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
-        """(D,) the mean of the set; zero where it is empty."""
+        """Mean of the set, (D,) float64; zero if the set is empty."""
         return self._sum / max(self.count, 1)
 
     def similarity(self, query: npt.NDArray[np.floating], *, deviation: bool = True) -> tuple[float, float]:
-        """Mean and standard deviation of <query, x> over the set; (0, 0) where the set is empty. The deviation takes
-        a product with a (D, D) matrix; 0 where it is not asked for."""
+        """Return mean and standard deviation of <query, x> over the set; (0, 0) if the set is empty.
+
+        `query` is (D,). Without `deviation` the standard deviation is 0, which saves a product with a (D, D) matrix.
+        """
         if self.count == 0:
             return 0.0, 0.0
         wide = query.astype(np.float64)

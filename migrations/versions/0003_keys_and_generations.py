@@ -1,4 +1,4 @@
-"""API keys, and generations that are embedded beside the active one."""
+"""Add API keys, and generations that are embedded beside the active one."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,12 +6,12 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-# 64 bits: SQLite gives numbers by itself under the name INTEGER only.
+# 64 bits: SQLite generates primary keys only for columns of the type INTEGER.
 Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """API keys, and generations that are embedded beside the active one."""
+    """Add API keys, and generations that are embedded beside the active one."""
     op.create_table(
         "keys",
         sa.Column("id", sa.String(), nullable=False),
@@ -41,8 +41,8 @@ def upgrade() -> None:
 
 
 def _changes_of_sqlite() -> None:
-    # Made by its statements: SQLite cannot change a constraint in place, and the numbers must stay as they are, for an
-    # index snapshot names the last that it has seen.
+    # Explicit statements: SQLite cannot change a constraint in place, and the change numbers must stay the same,
+    # because an index snapshot stores the number of the last change that was applied to it.
     op.rename_table("changes", "changes_before")
     op.create_table(
         "changes",
@@ -54,7 +54,7 @@ def _changes_of_sqlite() -> None:
         sqlite_autoincrement=True,
     )
     op.execute("INSERT INTO changes (number, video_key) SELECT number, video_key FROM changes_before ORDER BY number")
-    # And no number is given twice, though the last that was given is not there any more.
+    # No number may be used twice, even if the row with the highest number was deleted.
     op.execute(
         "UPDATE sqlite_sequence SET seq = max(seq, (SELECT seq FROM sqlite_sequence WHERE name = 'changes_before')) "
         "WHERE name = 'changes' AND EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'changes_before')"

@@ -1,4 +1,4 @@
-"""What the collections of vectors hold that are kept outside."""
+"""Add the state of vector collections in Milvus."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,12 +6,12 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-# 64 bits: SQLite means them by the name INTEGER.
+# 64 bits: on SQLite a column of the type INTEGER has them.
 Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """What the collections of vectors hold that are kept outside."""
+    """Add the state of vector collections in Milvus."""
     op.create_table(
         "collections",
         sa.Column("generation", sa.String(), nullable=False),

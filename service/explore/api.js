@@ -1,4 +1,4 @@
-// Everything that goes over the wire. Asks for a key when the service does, waits for a service that is away.
+// All requests to the service. Asks the user for an API key if the service requires one; waits while it is unreachable.
 
 import { pauses } from "./pause.js";
 
@@ -28,7 +28,7 @@ export const paths = {
   fit: (which) => `/v1/projections/${id(which)}/fit`,
 };
 
-// What the service said was wrong, in its own words.
+// Error with the message that the service has sent.
 export class Problem extends Error {
   constructor(status, detail) {
     super(detail);
@@ -50,7 +50,7 @@ export function problemFrom(status, text) {
   try {
     detail = JSON.parse(text).detail;
   } catch {
-    // not problem+json: from something between us and the service
+    // not problem+json: sent by a proxy in front of the service
   }
   if (typeof detail !== "string" || !detail) {
     detail = WORDS[status] ?? `The service answered with status ${status}.`;
@@ -58,9 +58,9 @@ export function problemFrom(status, text) {
   return new Problem(status, detail.charAt(0).toUpperCase() + detail.slice(1));
 }
 
-// --- the key
+// --- the API key
 
-let ask = async () => null; // set by the page: gives the key, or null where the user has none
+let ask = async () => null; // set by the page: resolves to the API key, or null if the user has none
 let asking = null;
 
 export function askForKeyWith(question) {
@@ -70,7 +70,7 @@ export function askForKeyWith(question) {
 export const currentKey = () => sessionStorage.getItem(KEY);
 export const keyHeaders = () => (currentKey() ? { "X-API-Key": currentKey() } : {});
 
-// True once there is a key other than the one that was refused; many requests may wait for one answer.
+// Resolves to whether there is another API key than the refused one. All waiting requests share one dialog.
 export async function newKey(refused) {
   if (currentKey() !== refused) return true;
   asking ??= ask().finally(() => {
@@ -82,9 +82,9 @@ export async function newKey(refused) {
   return true;
 }
 
-// --- a service that is away
+// --- an unreachable service
 
-export const presence = new EventTarget(); // "gone" and "back"
+export const presence = new EventTarget(); // events: "gone" and "back"
 let returning = null;
 const { pause, wake: hurry } = pauses();
 
@@ -95,7 +95,7 @@ async function untilAlive() {
     try {
       if ((await fetch(paths.alive, { cache: "no-store" })).ok) break;
     } catch {
-      // still away
+      // still unreachable
     }
   }
   returning = null;
@@ -114,7 +114,7 @@ const stopped = (signal) =>
 
 // --- requests
 
-// A question waits for a service that is away and asks again; a change says that it may not have been made.
+// A query is sent again once the service is reachable. A change fails, because it may have been applied already.
 /**
  * @param {string} path
  * @param {{method?: string, question?: boolean, query?: any, body?: any, signal?: AbortSignal, headers?: any, read?: any}} how
@@ -159,16 +159,16 @@ export const edit = (which, changes) => json(paths.video(which), { method: "PATC
 export const remove = (which) => send(paths.video(which), { method: "DELETE" });
 export const retry = (which) => json(paths.retry(which), { method: "POST" });
 
-// For a page that is going away: the request outlives it, and nobody is left to hear the answer.
+// For a page that is being closed: `keepalive` lets the request outlive the page; the response is ignored.
 export const removeInPassing = (which) => fetch(paths.video(which), { method: "DELETE", headers: keyHeaders(), keepalive: true });
 
-// --- questions
+// --- queries
 
 const posed = { method: "POST", question: true };
 export const searchText = (body, signal) => json(paths.searchText, { ...posed, body, signal });
 export const recommendations = (body, signal) => json(paths.recommendations, { ...posed, body, signal });
 
-// With a picture or a clip: a form, where a parameter that is a list is a field for each of its values.
+// Searches with an image or a clip, sent as a form; a list parameter becomes one field for each value.
 export function searchFile(file, picture, parameters, signal) {
   const body = new FormData();
   body.append("file", file, file.name);
@@ -176,7 +176,7 @@ export function searchFile(file, picture, parameters, signal) {
   return json(picture ? paths.searchImage : paths.searchVideo, { ...posed, body, signal });
 }
 
-// --- maps
+// --- projections
 
 export const project = (body, signal) => json(paths.projections, { ...posed, body, signal });
 export const projection = (which, signal) => json(paths.projection(which), { signal });
@@ -184,13 +184,13 @@ export const points = (which, signal) => json(paths.points(which), { signal });
 export const fit = (which) => json(paths.fit(which), { method: "POST" });
 export const cancelFit = (which) => json(paths.fit(which), { method: "DELETE" });
 
-// The health of the service's parts; it answers 503 with the same body when one is missing.
+// Health of the service's parts; the body is the same if a part is missing and the status is 503.
 export async function health() {
   const response = await fetch(paths.ready, { cache: "no-store" });
   return response.json();
 }
 
-// Server-sent events over fetch, for EventSource cannot carry a key. Calls `heard(event, data)` until the stream ends.
+// Server-sent events by fetch, because EventSource cannot send an API key. Calls `heard(event, data)` for each event.
 export async function listen(which, heard, signal) {
   const response = await send(paths.events(which), { signal, headers: { Accept: "text/event-stream" } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -211,7 +211,7 @@ export async function listen(which, heard, signal) {
   }
 }
 
-// --- pictures and clips
+// --- images and clips
 
 const soon = new IntersectionObserver(
   (entries) => {
@@ -232,7 +232,7 @@ const soon = new IntersectionObserver(
 
 const blobUrl = async (path, signal) => URL.createObjectURL(await send(path, { signal, read: (response) => response.blob() }));
 
-// Pictures load when they come near. With a key they are fetched, for an <img> cannot carry one.
+// Loads an image when it is about to become visible. With an API key it is fetched, because an <img> cannot send one.
 export function showPicture(image, path) {
   if (currentKey()) {
     image.dataset.source = path;
@@ -243,7 +243,7 @@ export function showPicture(image, path) {
   }
 }
 
-// Gives the player its clip; the answer lets go of it again, and of the connection.
+// Starts to load a clip into the player. The returned function releases the clip and its connection.
 export function playFrom(player, path, failed) {
   const controller = new AbortController();
   let url = null;

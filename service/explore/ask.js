@@ -1,20 +1,20 @@
-// How the library is asked: words, a picture or a clip from this machine, examples to be like and unlike, and how much
-// what is seen counts against what is written.
+// The query of the user: text, an image or a clip from this machine, or examples to be like and unlike; and the weights
+// of visual and text similarity.
 
 import * as api from "./api.js";
 import { byId, element } from "./dom.js";
 import * as shelf from "./shelf.js";
 import { NOTHING_ASKED, asks } from "./state.js";
 
-const RERANK_MILLISECONDS = { words: 120, file: 400 }; // a file is sent again for every answer
+const RERANK_MILLISECONDS = { words: 120, file: 400 }; // every search sends the file again
 
-const files = new Map(); // number -> File, for as long as the page is open
+const files = new Map(); // number -> File, until the page is closed
 const isPicture = ({ type, name }) => (type ? type.startsWith("image/") : /\.(jpe?g|png|webp|gif|bmp)$/i.test(name));
 let page; // state(), go(change, how), reload(), weighing(w)
 let timer = null;
 let preview = null;
 
-// {file, picture} of a state's question, or null where the file is no longer at hand: pages forget files.
+// Returns {file, picture} of a state's query; null if there is no file, or the page was reloaded and has lost the file.
 export function fileOf({ file }) {
   const found = files.get(file);
   return found ? { file: found, picture: isPicture(found) } : null;
@@ -32,7 +32,7 @@ export function setUp(given) {
     event.preventDefault();
     const q = byId("query").value.trim();
     const state = page.state();
-    if (!q && !state.q && asks(state)) return; // nothing was typed over a question of another kind
+    if (!q && !state.q && asks(state)) return; // nothing was typed, and the current query is not text: keep it
     if (q !== state.q || state.like.length || state.unlike.length || state.file) page.go({ ...NOTHING_ASKED, q });
     else page.reload();
   });
@@ -76,7 +76,7 @@ function sayWeight(w) {
   byId("weight").setAttribute("aria-valuetext", text);
 }
 
-// The picture that was asked with, before the title. Of a clip there is a name alone.
+// Shows the query image before the title. A query clip is shown by its name only.
 let pictured = 0;
 function showFile(state) {
   if (pictured === state.file) return;

@@ -1,4 +1,4 @@
-// A clip in the grid: picture, words, score; plays when pointed at or focused.
+// A clip in the grid: thumbnail, text and score. The clip plays while it is hovered or focused.
 
 import { playFrom, showPicture } from "./api.js";
 import { categoryName, clock, element, moment, signed, statusText } from "./dom.js";
@@ -6,7 +6,7 @@ import { categoryName, clock, element, moment, signed, statusText } from "./dom.
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const HOVER_MILLISECONDS = 140;
 
-// Where zero stands and how long one unit is, so that the bars of one answer can be compared.
+// Returns the position of zero and the length of one unit, so that the bars of one list of hits can be compared.
 export function scaleOf(hits) {
   let below = 0;
   let above = 0;
@@ -71,7 +71,7 @@ export class Card {
     this.picture = element("div", { class: "picture" });
     this.link = element("a", {
       click: (event) => {
-        if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return; // a new tab, say
+        if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return; // for a new tab
         event.preventDefault();
         page.open(this.video.id);
       },
@@ -94,7 +94,7 @@ export class Card {
     this.show(video);
   }
 
-  // New data for the same clip; the picture stays where it is still right.
+  // Shows new data of the same clip; the thumbnail is replaced only if it changed.
   show(video, hit = null, scale = null) {
     const before = this.video;
     this.video = video;
@@ -112,7 +112,7 @@ export class Card {
     this.foot.replaceChildren(...(hit ? [score(hit, scale)] : video.status === "failed" ? [this.retry()] : []));
   }
 
-  // A clip that could not be read can be read again, with its bytes where they are.
+  // Returns a button that queues a failed clip again; its bytes are stored already.
   retry() {
     const button = element(
       "button",
@@ -166,10 +166,10 @@ export class Card {
       const start = this.hit?.moment.time ?? 0;
       player.addEventListener("loadedmetadata", () => {
         if (start > 0 && start < player.duration) player.currentTime = start;
-        player.play().catch(() => {}); // let go of meanwhile
+        player.play().catch(() => {}); // the clip was released meanwhile
       });
       player.addEventListener("playing", () => player.classList.add("on"));
-      player.addEventListener("error", () => this.stop()); // a format this browser lacks: the picture stays
+      player.addEventListener("error", () => this.stop()); // the browser does not support the format: keep the thumbnail
       const letGo = playFrom(player, this.video.content_url);
       this.release = () => {
         letGo();

@@ -1,6 +1,6 @@
-// A colour and a shape for each category: Okabe and Ito's colours first, then Tol's, which the colour-blind can tell
-// apart, each in a version that is read on the light page and one for the dark page. A category keeps its colour as
-// long as the page is open.
+// A colour and a shape for each category: the colours of Okabe and Ito first, then those of Tol, which colour-blind
+// people can tell apart. Each colour has a version that is readable on the light page and one for the dark page.
+// A category keeps its colour until the page is closed.
 
 const LIGHT = [
   ...["#0072b2", "#d98200", "#009e73", "#d55e00", "#b8518c", "#3597d4", "#b09a00"],
@@ -19,7 +19,7 @@ const places = new Map();
 export const onTheme = (changed) => dark.addEventListener("change", changed);
 export const isDark = () => dark.matches;
 
-// In this order, after those that have their colour already.
+// Assigns colours to new categories in this order, after the categories that have one already.
 export function learn(names) {
   for (const name of names) if (name !== null && !places.has(name)) places.set(name, places.size);
 }

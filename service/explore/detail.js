@@ -1,22 +1,22 @@
-// The dialog of one clip: player, data, frames, editing, the way to more like it, and to its end.
+// The dialog of one clip: player, data, frames, and buttons to edit it, to search for similar clips and to delete it.
 
 import * as api from "./api.js";
 import { byId, bytes, categoryName, clock, element, moment, number, statusText } from "./dom.js";
 
 const dialog = byId("detail");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-let shown = null; // id of the clip on show
+let shown = null; // id of the displayed clip
 let letGo = null;
 let controller = null;
 let draft = null; // the open edit form
-let closed; // reports that the clip was left
+let closed; // called when the dialog was closed
 
 export function setUp(page) {
   closed = page.closed;
-  dialog.addEventListener("close", () => dialog.open || left()); // by Escape; it comes late, and another clip may be open
+  dialog.addEventListener("close", () => dialog.open || left()); // Escape; another clip may be open by then
   dialog.addEventListener("cancel", (event) => {
     if (draft?.changed() && event.cancelable) {
-      event.preventDefault(); // Escape does not throw away what was typed
+      event.preventDefault(); // Escape must not discard unsaved input
       draft.warn();
     }
   });
@@ -44,8 +44,8 @@ export function hide() {
   left();
 }
 
-// `actions`: like(video), changed(video), remove(video, how), retried(video), categories(). `hit` says where the best
-// moment is; `at`, in seconds, is where to begin instead.
+// `actions`: like(video), changed(video), remove(video, how), retried(video), categories(). Playback starts at `at`
+// (seconds) or, if it is null, at the best moment of `hit`.
 export async function show(id, { known = null, hit = null, at = null, actions }) {
   if (shown === id) return;
   clean();

@@ -1,9 +1,9 @@
-// Small helpers: elements made without markup (what users wrote is only ever text), and figures in words.
+// Helpers to create elements without HTML markup, so that user text is never parsed as HTML, and to format numbers.
 
 /** @returns {any} whatever kind of element the page has under that id */
 export const byId = (id) => document.getElementById(id);
 
-// element("p", { class: "muted", hidden: true }, "text", child). A function becomes a listener: { click: go }.
+// Example: element("p", { class: "muted", hidden: true }, "text", child). A function becomes a listener: { click: go }.
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -25,7 +25,7 @@ export function clock(seconds) {
   return hours ? `${hours}:${pad(minutes)}:${pad(whole % 60)}` : `${minutes}:${pad(whole % 60)}`;
 }
 
-// To a tenth of a second, as frames need it: 0:01.4
+// Time to a tenth of a second, as needed for frames: 0:01.4
 export function moment(seconds) {
   const tenths = Math.round(seconds * 10);
   return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
@@ -47,7 +47,7 @@ export const counted = (count, one, many = `${one}s`) => `${number(count)} ${cou
 
 export const signed = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2).replace("-", "\u2212");
 
-// A folder's name as a person would write it: city_street is City street.
+// Converts a folder name to a readable label: city_street becomes City street.
 export const categoryName = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 export const statusText = (video) =>

@@ -1,11 +1,11 @@
-// Files dragged over the page: one place to search with them, one to add them, both in plain sight while they hover.
+// Files dragged over the page: one drop area searches with them, another adds them to the library.
 
 import { byId } from "./dom.js";
 
 const sign = byId("drop");
 const isPicture = ({ type }) => type.startsWith("image/") && type !== "image/gif";
 
-// `search(file)`, `add(files)`, `folder(name)`
+// Callbacks: `search(file)`, `add(files)`, `folder(file)`
 export function setUp({ search, add, folder }) {
   let depth = 0;
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -18,7 +18,7 @@ export function setUp({ search, add, folder }) {
     event.preventDefault();
     depth += 1;
     const items = [...event.dataTransfer.items].filter(({ kind }) => kind === "file");
-    // A picture cannot be added, and a search takes one file: no place is shown that would refuse them.
+    // Images cannot be added, and a search takes one file: hide a drop area that would refuse the files.
     byId("drop-add").hidden = items.length > 0 && items.every(isPicture);
     byId("drop-search").hidden = items.length > 1 && !items.every(isPicture);
     sign.hidden = false;

@@ -1,4 +1,4 @@
-// What the list is of: its title, and the choice of a category.
+// The title of the list, and the menu of categories.
 
 import { fileOf } from "./ask.js";
 import { byId, categoryName, counted, element, number } from "./dom.js";

@@ -1,4 +1,4 @@
-// The card beside a dot of the map: its picture at once, its words when they have come, the clip when one stays.
+// The card beside a dot of the map: first the thumbnail, then the text once it is loaded, then the playing clip.
 
 import * as api from "./api.js";
 import { byId, categoryName, element, moment } from "./dom.js";
@@ -61,7 +61,7 @@ function play(picture, id, start) {
   player.loop = true;
   player.addEventListener("loadedmetadata", () => {
     if (start > 0 && start < player.duration) player.currentTime = start;
-    player.play().catch(() => {}); // let go of meanwhile
+    player.play().catch(() => {}); // the clip was released meanwhile
   });
   player.addEventListener("playing", () => player.classList.add("on"));
   release = api.playFrom(player, api.paths.content(id));

@@ -1,4 +1,4 @@
-// The map's categories as buttons: a colour, a name, a count; pressed are those on show.
+// The categories of the map as buttons with colour, name and count; a pressed button means that they are visible.
 
 import { isDark, look } from "./colours.js";
 import { byId, categoryName, element, number } from "./dom.js";
@@ -6,7 +6,7 @@ import { byId, categoryName, element, number } from "./dom.js";
 const legend = byId("legend");
 let shown = "";
 
-// `groups`: {name, count}, the name null for clips without a category. `hidden`: names, the empty one for null.
+// `groups`: {name, count}, the name null for clips without a category. `hidden`: names, with "" in place of null.
 export function render(groups, hidden, change) {
   const key = JSON.stringify([groups, hidden, isDark()]);
   if (key === shown) return;

@@ -1,4 +1,4 @@
-// The page: reads what to show from the address, shows it, and puts what the user does back into the address.
+// The page: reads its state from the URL, renders the state, and writes changes made by the user to the URL.
 
 import * as api from "./api.js";
 import * as ask from "./ask.js";
@@ -15,14 +15,14 @@ import * as shelf from "./shelf.js";
 import { NOTHING_ASKED, address, read } from "./state.js";
 import * as upload from "./upload.js";
 
-const wide = matchMedia("(min-width: 64rem)"); // as in map.css
+const wide = matchMedia("(min-width: 64rem)"); // the same breakpoint as in map.css
 const fromHistory = () => ({ ...read(), file: history.state?.file ?? 0 });
 
 let state = fromHistory();
-let openedAt = null; // seconds, where a clip was opened from a frame of the map
-let returning = null; // changes that wait until a step back has been made, which browsers make later
+let openedAt = null; // start time in seconds of a clip opened from a frame on the map
+let returning = null; // changes that wait for history.back(), which browsers complete later
 
-// --- the address
+// --- the URL
 
 function go(change, { replace = false } = {}) {
   if (returning) {
@@ -46,7 +46,7 @@ addEventListener("popstate", () => {
   for (const [change, how] of waiting) go(change, how);
 });
 
-// Both side by side where there is room, else one of them.
+// List and map side by side if there is room, otherwise one of them.
 function view() {
   if (wide.matches) return state.view || "both";
   return state.view === "map" ? "map" : "clips";
@@ -87,7 +87,7 @@ const page = {
   retried,
 };
 
-// --- what the parts report
+// --- callbacks of the parts
 
 function examples(change) {
   map.clearChosen();
@@ -98,14 +98,14 @@ function examples(change) {
   toTop();
 }
 
-// The page scrolls, or the list does: map.css says when.
+// Depending on the screen size, the page or the list scrolls; see map.css.
 function toTop() {
   scrollTo({ top: 0 });
   byId("clips").scrollTo({ top: 0 });
 }
 
 const without = (ids, others) => ids.filter((id) => !others.includes(id));
-const together = (ids, others) => [...without(ids, others), ...others].slice(-100); // as many as a question may name
+const together = (ids, others) => [...without(ids, others), ...others].slice(-100); // the API limits the number of examples
 
 const actions = {
   like: (video) => examples({ like: [video.id], unlike: [] }),
@@ -115,7 +115,7 @@ const actions = {
     const card = results.cardOf(video.id);
     if (card && !card.hit) card.show(video);
     service.refresh();
-    results.load({ afresh: true }); // another caption, another order
+    results.load({ afresh: true }); // a new caption may change the order
   },
   remove: (video, how) => {
     detail.hide();
@@ -132,11 +132,11 @@ async function retried(video) {
   return queued;
 }
 
-// Closing the dialog is a step back where opening it was a step forward.
+// Closing the dialog goes back in the history if opening it added an entry.
 function closed() {
   if (!state.video) return;
   if (history.state?.here) {
-    state = { ...state, video: "" }; // at once; the address follows
+    state = { ...state, video: "" }; // at once; the URL changes later
     returning = [];
     history.back();
   } else go({ video: "" }, { replace: true });
@@ -150,7 +150,7 @@ function cleared() {
   byId("clips").focus({ preventScroll: true });
 }
 
-// --- setting up
+// --- set-up
 
 api.presence.addEventListener("back", () => byId("problem").hidden || results.load());
 service.setUp({
@@ -221,7 +221,7 @@ byId("views").addEventListener("click", ({ target }) => {
   if (target.dataset.view) go({ view: target.dataset.view === "both" ? "" : target.dataset.view });
 });
 for (const hint of ["pointerover", "focusin"]) byId("views").addEventListener(hint, map.preload, { once: true });
-// On a wide screen the map is a click away at any time, so its script is read while there is nothing else to do.
+// On a wide screen the map can be opened at any time, so its script is loaded while the browser is idle.
 if (wide.matches && !navigator.connection?.saveData) (window.requestIdleCallback ?? setTimeout)(() => map.preload());
 wide.addEventListener("change", render);
 byId("map-selected-see").addEventListener("click", () => {

@@ -1,5 +1,5 @@
-// The map's panel: asks for a layout, says how far it is, fetches its points when they change, and hands what the
-// pointer does with them on. Which map it is stands in the page's state.
+// The panel of the map: requests a projection, shows the progress of its fit, fetches its points when they change, and
+// reports pointer events. The state of the page selects the projection.
 
 import * as api from "./api.js";
 import * as colours from "./colours.js";
@@ -15,7 +15,7 @@ import * as tools from "./tools.js";
 const BUSY_MILLISECONDS = 1000;
 const CALM_MILLISECONDS = 5000;
 const MOST_LIT = 200;
-const FIRST = 10; // hits that have a ring
+const FIRST = 10; // hits drawn with an outline
 
 
 const { pause, wake } = pauses();
@@ -23,14 +23,14 @@ let page; // go(change), chosen(points, map), cleared(), over(id), out(), opened
 let plot;
 let state = null;
 let visible = false;
-let ready = null; // clips that could be on a map; null until it is known
-let watching = null; // what is being watched: {want, controller}
+let ready = null; // number of ready clips; null until it is known
+let watching = null; // the projection that is polled: {want, controller}
 let projection = null;
-let points = []; // of the version that is drawn
-let where = new Map(); // video id -> its points' numbers
+let points = []; // points of the drawn version
+let where = new Map(); // video id -> numbers of its points
 let drawnVersion = null;
 let hits = [];
-let chosen = new Set(); // names of points
+let chosen = new Set(); // names of the selected points
 
 export function setUp(given) {
   page = given;
@@ -72,9 +72,9 @@ function leave() {
   page.out();
 }
 
-export const preload = () => load().catch(() => {}); // said when a map is to be drawn
+export const preload = () => load().catch(() => {}); // the error is shown when a map is drawn
 
-// --- which map
+// --- selecting the projection
 
 export function render(next, isVisible) {
   const before = state;
@@ -90,7 +90,7 @@ export function render(next, isVisible) {
   watch();
 }
 
-// How many clips are ready, as the service last said it.
+// Takes the number of ready clips, as last reported by the service.
 export function know(count) {
   const first = ready === 0 && count > 0;
   ready = count;
@@ -111,7 +111,7 @@ function watch() {
     say("Nothing to map yet", "A dot for each clip appears here once there are clips in the library.");
     return;
   }
-  if (!want) return; // not known yet
+  if (!want) return; // the number of clips is not known yet
   const controller = new AbortController();
   watching = { want, controller };
   follow(controller.signal);
@@ -146,7 +146,7 @@ async function follow(signal) {
         current = await api.projection(current.id, signal);
       } catch (error) {
         if (error.status !== 404) throw error;
-        current = await api.project({ embedding: kind, method, dimensions }, signal); // gone, so it is asked for anew
+        current = await api.project({ embedding: kind, method, dimensions }, signal); // deleted: request it again
       }
     }
   } catch (error) {
@@ -163,7 +163,7 @@ function again() {
 }
 
 
-// --- what is known of it
+// --- state of the projection
 
 async function take(current, signal) {
   if (current.fitted_at === null) {
@@ -185,7 +185,7 @@ async function take(current, signal) {
   noteState(current, points.length, change);
 }
 
-// Lays out again, or cancels; how it goes on is looked at now and not at the next turn.
+// Fits the projection again, or cancels the fit, and polls its state at once.
 async function change(how) {
   if (!projection) return;
   try {
@@ -196,7 +196,7 @@ async function change(how) {
   }
 }
 
-// --- dots
+// --- points
 
 const nameOf = ({ video_id: id, frame }) => `${id} ${frame}`;
 
@@ -209,7 +209,7 @@ function index() {
   });
 }
 
-// By category, the largest first, so that small ones lie on top.
+// Groups the points by category, the largest group first, so that small groups are drawn on top.
 function groups() {
   const rows = new Map();
   points.forEach(({ video_id: id, category }, row) => {
@@ -226,7 +226,7 @@ function groups() {
     });
 }
 
-// What is chosen stays so when points come or go, and on a map of the same things laid out otherwise.
+// A selection is kept when points are added or removed, and on another projection of the same embeddings.
 const chosenOf = (rows) => (chosen.size ? rows.flatMap((row, place) => (chosen.has(nameOf(points[row])) ? [place] : [])) : null);
 
 const shown = (name) => ({
@@ -238,7 +238,7 @@ async function draw(current = projection) {
   const made = groups();
   byId("plot").hidden = false;
   byId("map-tools").hidden = byId("dots").hidden = false;
-  sayLegend(made); // before the drawing, for it takes room of it
+  sayLegend(made); // before the plot is drawn, because the legend takes some of its space
   await plot.draw({ groups: made, at: (row) => points[row].coordinates, count: points.length, dimensions: current.dimensions, key: `${current.id} ${current.fitted_at}` });
   const words = counted(points.length, ...WORDS[current.embedding]);
   byId("plot").setAttribute("role", "img");
@@ -259,9 +259,9 @@ function showGroups() {
   light(hits);
 }
 
-// --- what the list says
+// --- highlighting what the list shows
 
-// The hits of an answer stand out, the best the most; of a clip's frames, the one that answers best.
+// Highlights the hits of a search, better ones more strongly; of the frames of a clip, the best matching one.
 export function light(found) {
   hits = found;
   if (drawnVersion === null && !plot.drawn) return;
@@ -274,10 +274,10 @@ export function light(found) {
     if (state.hidden.includes(category ?? "")) return;
     dots.push({ row, colour: colours.look(category).colour, strength: 1 - place / Math.min(hits.length, MOST_LIT), first: place < FIRST });
   });
-  plot.light(dots.reverse()); // the best on top
+  plot.light(dots.reverse()); // the best is drawn on top
 }
 
-// A ring around the dot of the clip that is pointed at in the list.
+// Draws a ring around the dot of the clip that is hovered in the list.
 export function point(id, frame = null) {
   const rows = id === null || !visible ? null : where.get(id);
   const row = rows?.find((one) => points[one].frame === frame) ?? rows?.[0];
@@ -294,7 +294,7 @@ export function clearChosen() {
   plot.clearChosen();
 }
 
-// Clips have gone, or have come back.
+// Draws the map again after clips were deleted or restored.
 export function redraw() {
   if (drawnVersion !== null && points.length) draw();
 }

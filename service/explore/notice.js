@@ -1,4 +1,4 @@
-// Words about the map: in its place while there is none, or below it.
+// Messages about the map: in its place while there is none, or below the map.
 
 import * as api from "./api.js";
 import { byId, counted, number } from "./dom.js";
@@ -9,7 +9,7 @@ export const busy = ({ status }) => status === "queued" || status === "running";
 
 export const sentence = (text) => (text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
 
-// Instead of a map: what there is to say, and at most one thing to do about it. No title takes it away.
+// Shows a message in place of the map, with at most one action; an empty title hides the message.
 export function say(title, text = "", act = null) {
   byId("map-state").hidden = !title;
   byId("map-meter").hidden = true;
@@ -24,7 +24,7 @@ function meter(percent) {
   byId("map-meter-fill").style.width = `${percent}%`;
 }
 
-// Below a map.
+// Shows a note below the map, with at most one action.
 export function note(text, act = null) {
   if (byId("map-note").textContent !== text) byId("map-note").textContent = text;
   button(byId("map-act"), act);
@@ -37,7 +37,7 @@ function button(made, act) {
   made.onclick = act[1];
 }
 
-// How far a layout is, or why there is none; `change` has it laid out, or cancelled.
+// Shows the progress of a fit, or why there is no map; `change` starts or cancels the fit.
 export function sayProgress(current, change) {
   const [, many] = WORDS[current.embedding];
   if (busy(current)) {
@@ -53,7 +53,7 @@ export function sayProgress(current, change) {
   }
 }
 
-// What there is to know of a map that is drawn, with so many points.
+// Shows the state of a drawn map that has `count` points.
 export function noteState(current, count, change) {
   const words = WORDS[current.embedding];
   const said = [counted(count, ...words)];

@@ -1,4 +1,4 @@
-// Pauses between two looks at the service, which can be cut short.
+// Pauses between two requests of a poll; `wake` ends the current pause early.
 
 export function pauses() {
   let end = () => {};

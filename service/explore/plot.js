@@ -1,16 +1,16 @@
-// The dots, drawn by plotly out of the installed Python package. Knows positions and looks, not clips or the service.
+// The plot of the map, drawn by the plotly.js of the installed Python package. Independent of clips and the service.
 
 const SCRIPT = "/explore/plotly.js";
-const MANY = 20_000; // in three dimensions a disc has dozens of triangles, a square two
+const MANY = 20_000; // number of dots; above it, squares in 3D: a disc has dozens of triangles, a square two
 const DENSE = 5000;
-const UNLIT = 0.3; // of the usual opacity, beside dots that are lit
+const UNLIT = 0.3; // share of the usual opacity, for dots beside highlighted ones
 const UNLIT_DENSE = 0.12;
 const UNCHOSEN = 0.15;
 const EYE = { x: 1.35, y: 1.35, z: 0.9 };
 
 let loading = null;
 
-// Large, so it is fetched when a map is about to be shown. Called again, it is the same promise.
+// Loads plotly, which is large, so only when a map is about to be shown. Later calls return the same promise.
 export function load() {
   loading ??= new Promise((resolve, reject) => {
     quietCanvas();
@@ -27,7 +27,7 @@ export function load() {
   return loading;
 }
 
-// The library reads its letters back from a canvas; a browser that is not told so beforehand is slow and complains.
+// plotly reads text back from a canvas; without `willReadFrequently` the browser is slow and logs a warning.
 function quietCanvas() {
   const plain = HTMLCanvasElement.prototype.getContext;
   HTMLCanvasElement.prototype.getContext = function getContext(kind, options) {
@@ -37,7 +37,7 @@ function quietCanvas() {
 
 const usualSize = (count) => (count < 200 ? 11 : count < 2000 ? 8 : count < 20_000 ? 5 : 3.5);
 
-// A colour of the style sheet, in the theme that is on.
+// Returns a colour of the style sheet in the active theme.
 const shade = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export class Plot {
@@ -46,7 +46,7 @@ export class Plot {
     this.root = root;
     this.heard = heard;
     this.groups = [];
-    this.rows = []; // of each trace, the dots' numbers
+    this.rows = []; // for each trace, the numbers of its points
     this.dimensions = 0;
     this.drag = "pan";
     this.size = 1;
@@ -84,7 +84,7 @@ export class Plot {
     });
   }
 
-  // One after another, for two that overlap would mix up the traces.
+  // Runs tasks one after another, because overlapping plotly calls would mix up the traces.
   then(work) {
     const done = this.busy.then(work);
     this.busy = done.catch(() => {});
@@ -133,7 +133,7 @@ export class Plot {
     const rows = this.lit.map(({ row }) => row);
     const flat = this.dimensions === 2;
     const size = this.lit.map(({ strength }) => (flat ? 7 : 5) + (flat ? 13 : 8) * strength ** 2);
-    const width = flat ? this.lit.map(({ first }) => (first ? 2 : 0.5)) : 1; // no lists of them in three dimensions
+    const width = flat ? this.lit.map(({ first }) => (first ? 2 : 0.5)) : 1; // in 3D plotly takes no list of widths
     return {
       type,
       mode: "markers",
@@ -192,7 +192,7 @@ export class Plot {
     root.on("plotly_relayout", () => heard.moved());
   }
 
-  // Dots that stand out: {row, colour, strength from 0 to 1, first}. Only the newest of several quick calls is drawn.
+  // Highlights dots: {row, colour, strength from 0 to 1, first}. Of several quick calls only the last is drawn.
   light(dots) {
     const waiting = this.late !== null;
     if (!waiting && !dots.length && !this.lit.length) return this.busy;
@@ -206,7 +206,7 @@ export class Plot {
       /** @type {any} what it has depends on the dimensions */
       const { x, y, z, visible, marker } = this.litTrace();
       const change = { x, y, ...(z ? { z } : { "marker.line.width": marker.line.width }), visible, "marker.color": marker.color, "marker.size": marker.size };
-      // One call for all traces, for each costs a drawing; what is undefined for a trace stays as it is there.
+      // One call for all traces, because each call redraws; a value that is undefined leaves its trace unchanged.
       const others = changed ? this.groups.length : 0;
       const values = Object.fromEntries(Object.entries(change).map(([name, value]) => [name, [...Array(others), value]]));
       if (changed) values["marker.opacity"] = [...this.groups.map((group) => this.marker(group).opacity), 1];
@@ -220,7 +220,7 @@ export class Plot {
     return this.groups.length ? window.Plotly.restyle(this.root, change, this.groups.map((_, index) => index)) : null;
   }
 
-  // Sizes, opacity, or what is hidden have changed.
+  // Applies changed sizes, opacities and visibility.
   refresh() {
     if (!this.drawn || this.stale) return;
     this.stale = true;
@@ -230,7 +230,7 @@ export class Plot {
     });
   }
 
-  // "pan", "lasso" or "select"; in three dimensions dragging always turns.
+  // Sets what dragging does: "pan", "lasso" or "select". In 3D dragging always rotates.
   use(drag) {
     this.drag = drag;
     if (this.dimensions === 2) this.then(() => window.Plotly.relayout(this.root, { dragmode: drag }));
@@ -265,7 +265,7 @@ export class Plot {
     this.then(() => window.Plotly.relayout(this.root, change));
   }
 
-  // Where a dot stands, in pixels from the plot's upper left corner; null where that is out of sight.
+  // Returns the position of a dot in pixels from the upper left corner of the plot; null if it is not visible.
   place(row) {
     if (this.dimensions !== 2) return null;
     const { xaxis, yaxis } = this.root._fullLayout;

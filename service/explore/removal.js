@@ -1,5 +1,5 @@
-// Deleting with time to think: a clip is hidden at once and deleted some seconds later, unless that is undone. A page
-// that is left sends what is pending.
+// Deletion that can be undone: a clip is hidden at once and deleted some seconds later. When the page is closed,
+// pending deletions are sent.
 
 import * as api from "./api.js";
 import { byId, element } from "./dom.js";
@@ -8,7 +8,7 @@ import * as shelf from "./shelf.js";
 const UNDO_MILLISECONDS = 8000;
 
 const pending = new Map(); // id -> {video, toast, timer}
-const gone = new Set(); // hidden here, whether or not the service knows yet
+const gone = new Set(); // ids hidden on this page, deleted by the service or not yet
 let page; // changed(), done()
 
 export const isGone = (id) => gone.has(id);
@@ -27,7 +27,7 @@ export function setUp(given) {
   });
 }
 
-// `byKeyboard`: the way back takes the focus, and waits as long as it has it.
+// `byKeyboard`: the Undo button takes the focus, and the deletion waits while the button has the focus.
 export function remove(video, { byKeyboard = false } = {}) {
   if (pending.has(video.id)) return;
   gone.add(video.id);

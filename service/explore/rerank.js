@@ -1,11 +1,11 @@
-// An answer ordered for other weights, from what its hits say of themselves. The service's own order comes after it.
+// Search results reranked for other weights from the breakdown of their scores, until the service responds.
 
-// A hit's contribution is weight x similarity / (sum of weights), the similarity already brought to one scale.
+// The contribution of a hit is weight x similarity / (sum of weights), where the similarity is already normalised.
 function similarity({ contribution, weight }, sum) {
   return weight > 0 ? (contribution * sum) / weight : null;
 }
 
-// Hits best first for the weight `w` of what is seen, or null where that cannot be known from this answer.
+// Returns the hits for the visual weight `w`, best first; null if these results are not sufficient to compute them.
 export function reranked({ items, weights }, w) {
   const sum = weights.video + weights.text;
   const made = items.map((hit) => {

@@ -1,4 +1,4 @@
-// The list: the library's newest clips, or the hits of a question. Cards stay where they are while an order changes.
+// The list: the newest clips of the library, or the hits of a query. Its cards are reused when the order changes.
 
 import * as api from "./api.js";
 import { fileOf } from "./ask.js";
@@ -16,11 +16,11 @@ const MOST_LISTED = 500;
 const UNSETTLED_MILLISECONDS = 2000;
 
 let page; // state(), go(change, how), href(id), open(id), lit(hits), point(id, frame)
-let cards = new Map(); // id -> Card, of the answer on show
-let listed = null; // the question whose answer is on show
-let answered = null; // that answer
+let cards = new Map(); // id -> Card, of the displayed list
+let listed = null; // the query of the displayed list
+let answered = null; // the displayed search results; null for the library
 let cursor = null;
-let wanted = PAGE; // hits to ask for
+let wanted = PAGE; // number of hits to request
 let loading = null;
 let again = {};
 
@@ -121,13 +121,13 @@ export function noteLibrary() {
   byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. Each can be searched as soon as it has been read.";
 }
 
-// News of the categories and counts.
+// Shows new categories and counts.
 export function changed() {
   showCategories(page.state().category);
   if (!asks(page.state()) && byId("problem").hidden && listed && !byId("grid").hasAttribute("aria-busy")) noteLibrary();
 }
 
-// --- answers
+// --- search results
 
 const weights = ({ w }) => ({ video_weight: w, text_weight: Math.round((1 - w) * 1e6) / 1e6 });
 
@@ -145,7 +145,7 @@ async function answer(asked, signal) {
   }
   const examples = [...asked.like, ...asked.unlike];
   const one = examples.length === 1;
-  const named = one ? shelf.fetchOne(examples[0]).catch(() => null) : null; // the answer itself says if it is gone
+  const named = one ? shelf.fetchOne(examples[0]).catch(() => null) : null; // the search reports a deleted example
   const body = { positive: asked.like.map((id) => ({ id })), negative: asked.unlike.map((id) => ({ id })), ...parameters };
   let found;
   try {
@@ -157,7 +157,7 @@ async function answer(asked, signal) {
   return () => showAnswer(asked, found, one ? "This clip has no caption, so only what is seen counts." : "None of these clips has a caption, so only what is seen counts.");
 }
 
-// Examples that somebody deleted are left out, and the question is asked with the others.
+// Removes examples that were deleted, and searches with the others.
 async function withoutGone(asked, error) {
   const there = [];
   for (const id of [...asked.like, ...asked.unlike]) {
@@ -172,7 +172,7 @@ async function withoutGone(asked, error) {
   else page.go({ like: keep(asked.like), unlike: keep(asked.unlike) }, { replace: true });
 }
 
-// `without`: what to say where the question has nothing written in it.
+// `without`: message to show if the query has no text vector.
 function showAnswer(asked, found, without = "") {
   heading(asked);
   const items = found.items.filter(({ video }) => !removal.isGone(video.id));
@@ -198,14 +198,14 @@ function rank(items) {
   page.lit(items);
 }
 
-// While a file is on its way again, what is on show is ordered for the new weights as far as it can be known here.
+// Reranks the displayed hits for the new weights, as far as possible, while the file is sent again.
 export function weighing(w) {
   if (!page.state().file || !answered || answered.weights.text === 0) return;
   const items = reranked(answered, w);
   if (items) rank(items);
 }
 
-// Cards stay the same elements while they stay on show, so that nothing flickers as the order changes.
+// Reuses the elements of cards that stay in the list, so that nothing flickers when the order changes.
 function lay(entries) {
   const before = cards;
   cards = new Map();
@@ -237,7 +237,7 @@ function problem(error, keep, how) {
   extra("");
   if (!keep) {
     answered = null;
-    lay([]); // the answer to another question
+    lay([]); // the list belongs to another query
     page.lit([]);
   }
   byId("problem").hidden = false;
@@ -248,9 +248,9 @@ function extra(text) {
   byId("results-extra").hidden = !text;
 }
 
-// --- what happens meanwhile
+// --- changes during display
 
-// Clips that are still being read are looked at again until they are ready.
+// Reloads the list until all its clips are embedded or failed.
 let settling = null;
 function settle() {
   clearTimeout(settling);
@@ -264,7 +264,7 @@ function settle() {
   }, UNSETTLED_MILLISECONDS);
 }
 
-// A clip that was uploaded just now; an answer on show stays as it is until it is asked for again.
+// Adds a clip that was just uploaded; displayed search results stay unchanged until the next search.
 export function arrived(video) {
   const { category } = page.state();
   if (asks(page.state()) || (category && category !== video.category)) return;
@@ -275,7 +275,7 @@ export function arrived(video) {
   noteLibrary();
 }
 
-// Clips were hidden, or are back. What comes back has its old place, which the service knows.
+// Updates the list after clips were hidden or restored. The service has the position of a restored clip.
 export function removed() {
   const hidden = [...cards.keys()].filter((id) => removal.isGone(id));
   for (const id of hidden) {

@@ -1,4 +1,4 @@
-// What was drawn around on the map: its clips as a list, saved to a file, or taken as what to be like and unlike.
+// The selection on the map: lists its clips, saves them to a file, or uses them as positive or negative examples.
 
 import { Card } from "./cards.js";
 import { byId, counted, element, number } from "./dom.js";
@@ -6,12 +6,12 @@ import * as removal from "./removal.js";
 import * as shelf from "./shelf.js";
 
 const PAGE = 48;
-const MOST_EXAMPLES = 100; // that one question may name
+const MOST_EXAMPLES = 100; // the limit of one query
 
 let page; // like(ids), unlike(ids), cleared(), href(id), open(id), point(id)
 let points = [];
-let ids = []; // of their clips, each once
-let map = null; // the projection that they were chosen on
+let ids = []; // ids of their clips, without repetition
+let map = null; // the projection on which the points were selected
 let wanted = PAGE;
 let shows = 0;
 
@@ -38,7 +38,7 @@ export function choose(chosen, projection) {
   update();
 }
 
-// After a change of what there is, too.
+// Also called after clips were deleted or restored.
 export function update() {
   points = points.filter(({ video_id: id }) => !removal.isGone(id));
   ids = [...new Set(points.map(({ video_id: id }) => id))];
@@ -70,7 +70,7 @@ async function show() {
   byId("selected-more").textContent = `Show more of the other ${number(Math.max(0, ids.length - wanted))}`;
 }
 
-// --- to a file
+// --- saving to a file
 
 const NAMES = ["x", "y", "z"];
 
@@ -96,7 +96,7 @@ async function save(format) {
   button.disabled = false;
 }
 
-// RFC 4180: fields with a comma, a quote or a line break stand in quotes, and quotes in them are doubled.
+// RFC 4180: a field with a comma, a quote or a line break is quoted, and quotes in the field are doubled.
 const field = (value) => {
   const text = value === null ? "" : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

@@ -1,5 +1,5 @@
-// The service as a whole: its health in a line, its categories and limits, the key it may ask for, and what is said
-// while it is away.
+// State of the service: its health, categories and limits, the dialog for an API key, and the message while the service
+// is unreachable.
 
 import * as api from "./api.js";
 import { byId, counted, number } from "./dom.js";
@@ -10,9 +10,9 @@ const NETWORK_BACK = "online";
 export let kinds = []; // categories with counts
 export let limits = { max_k: 1000 };
 let about = null;
-let told; // what the page does with news
+let told; // callbacks of the page
 
-// `given`: changed() when categories or counts are known anew, back() when the service has been away.
+// `given`: changed() when categories or counts were updated, back() when the service is reachable again.
 export function setUp(given) {
   told = given;
   setUpKey();

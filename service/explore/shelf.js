@@ -1,10 +1,10 @@
-// Clips that the page has seen, by id, so that the map, the examples and a selection can name them without asking twice.
+// Cache of clips by id, so that the map, the examples and a selection can show them without a second request.
 
 import * as api from "./api.js";
 
 const AT_ONCE = 4;
 const PAGE = 500;
-const FEW = 40; // more than these are read a page at a time
+const FEW = 40; // more missing clips than this are fetched page by page
 
 const seen = new Map();
 const coming = new Map();
@@ -32,7 +32,7 @@ export function fetchOne(id) {
   return coming.get(id);
 }
 
-// All of them that there are, in the order they were asked for.
+// Returns the clips that exist, in the order of `ids`.
 export async function fetchAll(ids) {
   let missing = ids.filter((id) => !seen.has(id));
   if (missing.length > FEW) {

@@ -1,5 +1,5 @@
-// What is on show, as it stands in the address, so that a view can be sent: the question, the weights, the category,
-// the open clip, and what the map shows. A picture or a clip that was asked with is a file, and stays out of it.
+// The state of the page as written to its URL, so that a view can be shared: query, weights, category, open clip, and
+// the settings of the map. A query image or clip is a file and is not part of the URL.
 
 export const USUAL_WEIGHT = 0.7;
 export const KINDS = ["aggregated", "frame", "text"];
@@ -23,7 +23,7 @@ export function read(search = location.search) {
     kind: oneOf(given.get("map"), KINDS, KINDS[0]),
     method: oneOf(given.get("method"), METHODS, METHODS[0]),
     dimensions: given.get("d") === "3" ? 3 : 2,
-    hidden: given.getAll("hide"), // categories; the empty name stands for clips without one
+    hidden: given.getAll("hide"), // categories; the empty name means clips without a category
   };
 }
 
@@ -44,7 +44,7 @@ export function address(state) {
   return text ? `${location.pathname}?${text}` : location.pathname;
 }
 
-// The four ways to ask exclude each other; none of them is the library itself.
+// Only one kind of query is set at a time; without a query the page shows the library.
 export const NOTHING_ASKED = { q: "", like: [], unlike: [], file: 0 };
 
 export const asks = ({ q, like, unlike, file }) => Boolean(q || like.length || unlike.length || file);

@@ -1,4 +1,4 @@
-// The map's tools: how it is dragged, zoomed, and what its dots look like.
+// The tools of the map: dragging, zooming, and the look of the dots.
 
 import { byId } from "./dom.js";
 

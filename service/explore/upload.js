@@ -1,19 +1,19 @@
-// Files on their way in: a row each, from the first byte sent to the clip that can be searched.
+// Uploads: one row for each file, from the first byte sent until the clip can be searched.
 
 import * as api from "./api.js";
 import { byId, bytes, counted, element } from "./dom.js";
 
-// A browser opens six connections to a host; some are left for the page itself.
+// A browser opens at most six connections to a host; leave some for the page itself.
 const SENDING_AT_ONCE = 2;
 const WATCHED_AT_ONCE = 2;
 const SENT_AGAIN_AT_MOST = 3;
-const EMBEDDING_FROM = 0.5; // a clip's progress when its frames are decoded
+const EMBEDDING_FROM = 0.5; // progress of a clip once its frames are decoded
 
 const tray = byId("tray");
 const list = byId("tray-list");
 const rows = new Set();
 
-// Runs so many at a time, in the order they came.
+// Returns a queue that runs at most `width` tasks at a time, in the order of arrival.
 function lane(width) {
   const waiting = [];
   let running = 0;
@@ -148,7 +148,7 @@ class Row {
     });
   }
 
-  // A service that restarts costs no upload: the file is sent again when it is back, and is one clip even if it came.
+  // After a restart of the service the file is sent again. If it had arrived already, it still is only one clip.
   async broken(error) {
     if (!(error instanceof Broken) || this.sentAgain >= SENT_AGAIN_AT_MOST) {
       this.fail(error.message);
@@ -160,7 +160,7 @@ class Row {
     if (rows.has(this)) this.start();
   }
 
-  // XMLHttpRequest, because fetch says nothing of how much has been sent.
+  // XMLHttpRequest, because fetch does not report the upload progress.
   async send() {
     for (;;) {
       const key = api.currentKey();
@@ -212,7 +212,7 @@ class Row {
         } catch (error) {
           if (error instanceof api.Problem) this.fail(error.message);
         }
-        if (!this.settled) await new Promise((resolve) => setTimeout(resolve, 1000)); // the stream broke; take it up again
+        if (!this.settled) await new Promise((resolve) => setTimeout(resolve, 1000)); // stream broke: reconnect
       }
     });
   }

@@ -1,1 +1,1 @@
-"""What an operator runs: imports, backup, restore, copies, diagnosis, exports, plots."""
+"""Tasks of an operator: import, backup, restore, copy, diagnosis, export and plots."""

@@ -1,18 +1,18 @@
-"""A library as one file, and back. Knows the database, the store and tar; no model and no index, which are derived.
+"""Write a library to one tar file, and restore a library from such a file.
 
-A backup is taken while the library is in use. The database is copied first, at one moment; then the bytes and the
-pictures of each of its rows, which never change under their name. A clip that is deleted meanwhile is taken out of the
-copy again, so that a backup has all bytes of all its rows, whatever happens while it is made. The tar file holds, in
-this order:
+A backup is taken while the library is in use. The database is copied first, as of one point in time. Then the stored
+files of each row in that copy are added; the bytes of a clip never change under their name. If a video is deleted
+meanwhile, its row is removed from the copy. A backup therefore always has all bytes of all its rows. It holds no model
+and no index, because an index is derived from the rows. The tar file holds, in this order:
 
-    reelsrs.json            what it is: the format, the version that wrote it, the revision of the schema
-    media/ab/abcdef.../*    what the store keeps of a clip
-    reelsrs.db              the database
-    manifest.json           size and SHA-256 of everything before
-    manifest.sha256         the SHA-256 of the manifest: without it, the file is not whole
+    reelsrs.json            header: format, version of ReelsRS, revision of the schema, time of creation
+    media/ab/abcdef.../*    stored files of a clip: video, thumbnails, fingerprint
+    reelsrs.db              SQLite database
+    manifest.json           size and SHA-256 of every member before it
+    manifest.sha256         SHA-256 of the manifest; a file without it is incomplete
 
-A backup may come from anywhere: only these names are taken, as plain files, once each. All of it is checked before
-anything is put in place.
+A restore does not trust the file. It accepts only these names, as plain files, once each. Everything is checked before
+anything is moved into the data folder.
 """
 
 from __future__ import annotations
@@ -46,31 +46,40 @@ from service.storage.folder import sync
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
-_WORDS_BYTES = 1 << 31  # the most that a manifest may have: of a million clips with ten pictures each it has 1.6 GB
+_WORDS_BYTES = 1 << 31  # largest manifest accepted; a million clips with ten thumbnails each need 1.6 GB
 _HEADER, _DATABASE, _MANIFEST, _SEAL = "reelsrs.json", "reelsrs.db", "manifest.json", "manifest.sha256"
 _MEDIA = re.compile(r"media/([0-9a-f]{2})/(\1[0-9a-f]{62})/(video|fingerprint|[0-9]{4}\.jpg)")
 
 Step = Callable[[int, int], None]
-"""Hears how many clips are done, and of how many."""
+"""Progress callback: receives the number of clips done and their total, 0 if the total is unknown."""
 
 
 @dataclass
 class Summary:
-    """What is in a backup. `damaged` names the clips whose bytes are missing, or others than they were: those that are
-    missing are left out, the others are in it as they are."""
+    """Contents of a backup.
+
+    `damaged` lists the ids of videos whose stored bytes are missing or do not match their SHA-256. Videos with missing
+    bytes are left out of the backup; mismatching bytes are included unchanged.
+    """
 
     videos: int = 0
     size_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
 
 
-# --- out
+# --- backup
 
 
 def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: None) -> Summary:
-    """Write the library to a file, which is there once it is whole; to stdout where `target` is None.
+    """Write a backup of the library to `target`, or to stdout if `target` is None.
 
-    Raises StorageFull, ConfigurationError where there is no library."""
+    The file appears under its name only once it is complete.
+
+    Raises:
+        ConfigurationError: There is no library, or it is not kept in SQLite and a local folder.
+        StorageFull: There is no room for the backup.
+        Unavailable: The database is busy, or the system temporarily refuses an operation.
+    """
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite" or "://" in settings.storage:
         raise ConfigurationError(
@@ -103,9 +112,9 @@ def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: Non
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """The database at one moment, as one file."""
+    """Copy the database, as of one point in time, to a single file."""
     try:
-        # In one step: copied page by page, it would begin anew with every write of the service.
+        # In one step: a copy page by page would start again with every write of the service.
         with _sqlite(source) as live, _sqlite(copy) as made:
             live.backup(made)
             made.execute("PRAGMA journal_mode=DELETE")
@@ -139,7 +148,7 @@ def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summa
 
 
 class _Members:
-    """What is written to a tar file, with sizes and checksums of all that is in it."""
+    """Writer of a tar file that records the size and SHA-256 of every member."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -147,7 +156,7 @@ class _Members:
         self.size_bytes = 0
 
     def add(self, name: str, content: IO[bytes]) -> str:
-        """Write a member; return its SHA-256."""
+        """Write a member from the seekable file `content`; return its SHA-256 in hex."""
         content.seek(0, os.SEEK_END)
         info = tarfile.TarInfo(name)
         info.size, info.mode = content.tell(), 0o644
@@ -160,7 +169,7 @@ class _Members:
 
 
 def _write_media(members: _Members, files: FolderStore, copied: Database, live: Database, step: Step) -> Summary:
-    """Every clip of the copied database that is there; the others are taken out of it."""
+    """Write the stored files of every video in `copied`; delete the rows of `copied` that have no stored bytes."""
     summary = Summary()
     with copied.read() as connection:
         rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.id, db.videos.c.sha256)).all()
@@ -168,7 +177,7 @@ def _write_media(members: _Members, files: FolderStore, copied: Database, live: 
     for number, (key, name, sha256) in enumerate(rows):
         step(number, len(rows))
         with ExitStack() as stack:
-            # All are open before the first is read: deleted from here on, they can be read all the same.
+            # All files are open before the first is read, so they can be read even if the video is deleted now.
             kept = _open(files, sha256, stack)
             if kept is None:
                 gone.append(key)
@@ -184,33 +193,37 @@ def _write_media(members: _Members, files: FolderStore, copied: Database, live: 
     with copied.write() as connection:
         for key in gone:
             catalog.delete_video(connection, key)
-        connection.execute(sa.delete(db.collections))  # those of the place that this comes from
+        connection.execute(sa.delete(db.collections))  # Milvus collections are not part of a backup
     return summary
 
 
 def _open(files: FolderStore, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
-    """What the store keeps of a clip, None where its bytes are not there (any more)."""
+    """Open all stored files of a clip, by file name; return None if its bytes are missing.
+
+    `stack` closes the files.
+    """
     try:
         folder = files.folder(sha256)
         kept: dict[str, IO[bytes]] = {"video": stack.enter_context((folder / "video").open("rb"))}
         for path in sorted(folder.iterdir()):
             if path.suffix == ".jpg" or path.name == "fingerprint":
-                # A picture may be replaced by fewer: what is gone by now is not one of this clip's any more.
+                # A new sampling may have fewer frames: a thumbnail that is missing now does not belong to the clip.
                 with suppress(FileNotFoundError):
                     kept[path.name] = stack.enter_context(path.open("rb"))
-        files.video(sha256)  # still there, so nothing is missing for a deletion that has begun
+        files.video(sha256)  # raises NotFound if a deletion has begun; otherwise no file is missing
     except (NotFound, FileNotFoundError):
         return None
     return kept
 
 
 def _settle_journal(path: Path) -> None:
+    """Merge the write-ahead log into the database file, so that one file holds everything."""
     with _sqlite(path) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
 
 
 class _Hashed:
-    """A file that is hashed while it is read."""
+    """Reader of a file that hashes the bytes as they are read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -226,15 +239,21 @@ class _Hashed:
         return self._hash.hexdigest()
 
 
-# --- in
+# --- restore
 
 
 def restore(settings: Settings, source: Path | None, step: Step = lambda *_: None) -> Summary:
-    """Put a backup in place of nothing: into a data folder that is empty or not there. From stdin where `source` is
-    None. The index is built at the next start.
+    """Restore a backup into an empty or missing data folder, from stdin if `source` is None.
 
-    Raises ConfigurationError where there is something already, InvalidInput where the file is not a whole backup,
-    StorageFull; the folder is then as it was."""
+    The index is built at the next start. If the restore fails, the data folder is left as it was.
+
+    Raises:
+        ConfigurationError: The data folder is not empty, the settings place the database or the clips outside of it,
+            or a newer version of ReelsRS wrote the backup.
+        InvalidInput: The file is not a complete backup.
+        StorageFull: There is no room for the library.
+        Unavailable: The system temporarily refuses an operation.
+    """
     data = settings.data_dir
     if settings.storage != str(data / "media") or settings.database != f"sqlite:///{data / _DATABASE}":
         raise ConfigurationError(
@@ -245,7 +264,7 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
         if not made and (not data.is_dir() or any(data.iterdir())):
             raise ConfigurationError(f"{data} is not empty: a backup is restored into an empty folder only")
         data.mkdir(parents=True, exist_ok=True)
-        # Inside, for the data folder may be a file system of its own.
+        # Inside the data folder, which may be a separate file system: files are renamed into place later.
         aside = data / ".restoring"
         try:
             aside.mkdir()
@@ -264,7 +283,7 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
                 sync(Path(folder))
             if (aside / "media").exists():
                 (aside / "media").rename(data / "media")
-            # The database comes last: with it the library is there, and not before.
+            # The database is moved last, because a library exists as soon as its database does.
             (aside / _DATABASE).rename(data / _DATABASE)
             sync(data)
         except BaseException:
@@ -279,7 +298,7 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
 
 
 def _read(file: IO[bytes], aside: Path, step: Step) -> Summary:
-    """Unpack, and hold everything against the manifest."""
+    """Unpack a backup into `aside`, and check every member against the manifest. Raises InvalidInput."""
     found: dict[str, list[Any]] = {}
     words: dict[str, bytes] = {}
     videos = 0
@@ -309,7 +328,11 @@ def _read(file: IO[bytes], aside: Path, step: Step) -> Summary:
 def _take(
     tar: tarfile.TarFile, member: tarfile.TarInfo, aside: Path, found: dict[str, list[Any]], words: dict[str, bytes]
 ) -> None:
-    """One member of a file from anywhere."""
+    """Read one member of an untrusted tar file, and record its size and SHA-256 in `found`.
+
+    The database and stored files are written below `aside`; the content of other members is added to `words`. Raises
+    InvalidInput if the member is not allowed, truncated or too large.
+    """
     name = member.name
     kept = name == _DATABASE or _MEDIA.fullmatch(name) is not None
     if not kept and name not in (_HEADER, _MANIFEST, _SEAL):
@@ -348,7 +371,7 @@ def _check_header(data: bytes) -> None:
 
 
 def _check(aside: Path) -> None:
-    """Bring the schema up to date, and see that every row has its bytes."""
+    """Upgrade the restored database, check its integrity, and check that every video has its bytes."""
     url = f"sqlite:///{aside / _DATABASE}"
     db.upgrade(url)
     database = Database(url)

@@ -1,8 +1,8 @@
-"""What is the matter with a library, and with the machine that it is on. Looks, says, and changes nothing.
+"""Diagnose a library and the machine it runs on, and suggest fixes.
 
-Every check gives findings: what was looked at and how it is, and where something is wrong, what to do. All of them work
-beside a running service. `verify` holds the index and the store against the database; `examine` asks about everything
-else as well.
+Every check returns findings: what was checked, its state, and what to do if something is wrong. Checks change nothing
+and work beside a running service. `verify` checks the database, and compares the index and the store with it; `examine`
+also checks the settings, the machine, the jobs, the decoder and the model. `rebuild` replaces the index.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ from service.media.synthetic.scenes import distinct_scenes
 from service.models import Generation, Kind, Picture, Sampling
 from service.storage import Store, open_store
 
-_SHOWN = 20  # of the same problem; the rest is counted
+_SHOWN = 20  # findings listed per problem; the others are only counted
 _LOW_BYTES = 1 << 30
 _OPEN_FILES = 1024
 _TRIES = 3
 
 Step = Callable[[str], None]
+"""Progress callback: receives the name of the check that starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the answer. `do` is empty where nothing is to be done."""
+    """Result of one check.
+
+    `said` is what was found; `do` is the suggested fix, empty if there is nothing to do.
+    """
 
     check: str
     state: Literal["ok", "warning", "problem"]
@@ -56,7 +60,11 @@ class Finding:
 
 
 def verify(settings: Settings, *, deep: bool = False, step: Step = lambda _: None) -> list[Finding]:
-    """The database, the index and the store, each against the database; with `deep` every stored byte."""
+    """Check the database, and compare the index and the store with it.
+
+    With `deep`, read and hash every stored clip; otherwise compare sizes only. If the database has a problem, the index
+    and the store are not checked.
+    """
     step("database")
     found = _database(settings)
     if any(one.state == "problem" for one in found):
@@ -70,12 +78,12 @@ def verify(settings: Settings, *, deep: bool = False, step: Step = lambda _: Non
 
 
 def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
-    """Everything, so that a person who runs this service knows what to do next."""
+    """Run every check of the library and of the machine, without reading all stored bytes."""
     found = [_settings(settings), _versions(), _open_files()]
     step("data folder")
     found += _folder(settings)
     there = True
-    with suppress(ReelsError):  # `verify` says it
+    with suppress(ReelsError):  # `verify` reports the error
         there = _is_there(settings)
     if there:
         found += verify(settings, step=step)
@@ -92,8 +100,10 @@ def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
 
 
 def rebuild(settings: Settings) -> int:
-    """Make the index anew from the database, and its snapshot, in place of the ones that are there; of how many
-    videos. A service that runs goes on with what it has in memory."""
+    """Rebuild the indexes and their snapshots from the database; return the number of indexed videos.
+
+    Return 0 if nothing was ever embedded. A running service continues to use the index that it has in memory.
+    """
     with _opened(settings) as database:
         generation = _active(database)
         if generation is None:
@@ -124,7 +134,7 @@ def _database(settings: Settings) -> list[Finding]:
     try:
         revision, head = db.revision(settings.database), db.newest_revision()
         with _opened(settings) as database, database.read() as connection:
-            sqlite = connection.dialect.name == "sqlite"  # PostgreSQL sees to both by itself
+            sqlite = connection.dialect.name == "sqlite"  # PostgreSQL ensures both by itself
             lines = list(connection.execute(sa.text("PRAGMA quick_check")).scalars()) if sqlite else []
             orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all() if sqlite else []
     except ReelsError as error:
@@ -172,7 +182,10 @@ def _index(settings: Settings, database: Database) -> list[Finding]:
 
 
 def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
-    """The index as a start would find it. A running service may replace the snapshot while it is read."""
+    """Open the index as the next start would open it.
+
+    Try several times, because a running service may replace the snapshot while it is read.
+    """
     for _ in range(_TRIES - 1):
         follower = follow(settings, database, generation, kind)
         if not follower.refused:
@@ -191,11 +204,11 @@ def _store(settings: Settings, database: Database, *, deep: bool) -> list[Findin
         size += size_bytes
         problem = _stored(files, sha256, size_bytes, deep=deep)
         if problem:
-            with database.read() as connection:  # deleted since?
+            with database.read() as connection:  # ignore a video that was deleted meanwhile
                 if catalog.video_by_sha256(connection, sha256) is not None:
                     wrong.append(f"video {name}: {problem}")
     marks = set(files.doubtful())
-    if marks:  # those of uploads under way are gone in a moment
+    if marks:  # marks of uploads and deletions in progress disappear within seconds
         time.sleep(2)
         marks &= set(files.doubtful())
     found = _some("store", wrong, "upload the clips again, or restore the last backup")
@@ -316,9 +329,9 @@ def _decoder() -> Finding:
 
 
 def _models(settings: Settings) -> list[Finding]:
-    """The one that the library was embedded with, and the one that the settings ask for, where that is another."""
+    """Check the model of the active generation, and the configured model if it differs."""
     active = None
-    with suppress(ReelsError):  # what is wrong with it is said of it already
+    with suppress(ReelsError):  # `_database` has reported the error already
         if _is_there(settings):
             with _opened(settings) as database:
                 active = _active(database)
@@ -344,11 +357,11 @@ def _model(settings: Settings, name: str, precision: str, known: Generation | No
     return Finding("model", "ok", words)
 
 
-# --- inside
+# --- helpers
 
 
 def _is_there(settings: Settings) -> bool:
-    """Whether there is a library. Asking for it makes none, as opening a file of SQLite's would."""
+    """Return whether the library has a database, without creating one as opening a SQLite file would."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").is_file()

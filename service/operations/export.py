@@ -1,13 +1,15 @@
-"""Writes the library's vectors: to a folder, or as one table.
+"""Export the library's vectors to a folder, or to one table.
 
-A folder has, per category and video, `.npy` files and a JSON of the metadata:
+A folder holds, for each category and video, vectors as `.npy` files and metadata as JSON. All vectors are float32 and
+of unit length:
 
-FOLDER/<category>/<title>-<id>/frame.npy        (N, D) float32, unit length
+FOLDER/<category>/<title>-<id>/frame.npy        (N, D)
                                aggregated.npy   (D,)
-                               text.npy         (D,), only where there is a caption
+                               text.npy         (D,), only if the video has a caption
                                metadata.json
 
-A table is a Parquet file with a row a video (`tables.write_parquet`), and its place on a map beside it.
+A table is a Parquet file with one row for each video (`arrow.write_parquet`), optionally with its coordinates on a
+projection.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ _PAGE = 256
 
 
 def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], None] = lambda _: None) -> int:
-    """Write every ready video below `folder`, over what an earlier export wrote; their number.
+    """Write every ready video below `folder`, and return the number of videos.
 
-    Raises ConfigurationError where nothing was ever embedded.
+    Files of an earlier export are overwritten. `on_done` is called after each video. Raises ConfigurationError if
+    nothing was ever embedded.
     """
     generation = runtime.generation()
     count = 0
@@ -50,10 +53,18 @@ def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], Non
 def export_table(
     runtime: Runtime, path: Path, state: Map | None = None, on_done: Callable[[Video], None] = lambda _: None
 ) -> int:
-    """Write every ready video as one Parquet file, with its place on a map of aggregated embeddings where one is given;
-    their number. The file is there whole or not at all.
+    """Write every ready video to one Parquet file, and return the number of videos.
 
-    Raises ConfigurationError where nothing was ever embedded.
+    The file appears under its name only once it is complete.
+
+    Args:
+        runtime: The library to export.
+        path: The Parquet file to write; missing parent folders are created.
+        state: A projection of aggregated embeddings; adds columns x, y and, in 3D, z.
+        on_done: Called with each video after its row was read.
+
+    Raises:
+        ConfigurationError: Nothing was ever embedded.
     """
     generation = runtime.generation()
     places: dict[int, Vectors] = {}
@@ -118,7 +129,7 @@ def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: 
         "category": video.category,
         "caption": video.caption,
         "filename": video.filename,
-        # The file that it was imported from, where that is still there: its name has an ending, which tools go by.
+        # The imported file, if it still exists: its name has an extension, which tools rely on.
         "path": sources[0] if sources else _path(runtime.files.video(video.sha256)),
         "sha256": video.sha256,
         "duration": video.duration_seconds,
@@ -133,7 +144,7 @@ def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: 
 
 
 def _write(folder: Path, video: Video, generation: Generation, vectors: dict[str, Vectors | None]) -> None:
-    # A title is a stranger's words; a category cannot hold a slash or begin with a dot (`clean_category`).
+    # The title is untrusted text; a category cannot contain a slash or start with a dot (`clean_category`).
     title = re.sub(r"[^\w\- ]+", "_", video.title).strip(" ._")[:80] or "video"
     target = folder / (video.category or UNCATEGORISED) / f"{title}-{video.id}"
     target.mkdir(parents=True, exist_ok=True)

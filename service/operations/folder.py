@@ -1,8 +1,8 @@
-"""Imports a folder of clips, `Data/<Category>/<clip>`, the way an upload goes. Knows no terminal.
+"""Import a folder of clips, `Data/<Category>/<clip>`, through the same steps as an upload.
 
-The category is the name of the first folder, the caption stands in a sidecar `<stem>.txt` beside the clip. A
-second run reads the bytes of what is new or changed only, by size and time of change; what a sidecar, a moved
-folder or other sampling changed is brought up to date. A bad file is named and skipped.
+The name of the first folder is the category; a sidecar file `<stem>.txt` beside the clip holds the caption. A second
+run reads the bytes of new and changed files only, detected by size and modification time. If only the sidecar, the
+folder or the sampling changed, the existing video is updated. A file that cannot be imported is reported and skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A clip in the folder."""
+    """Clip found in the folder."""
 
     path: Path
     category: str
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass
 class ImportReport:
-    """What an import did. `failures` and `duplicates` are (path, reason)."""
+    """Counts of imported clips by outcome; `duplicates` and `failures` hold pairs of path and reason."""
 
     embedded: int = 0
     updated: int = 0
@@ -47,9 +47,9 @@ class ImportReport:
 
 
 def scan(folder: Path) -> list[Entry]:
-    """Every clip below `folder/<Category>/`, by name; hidden ones are left out.
+    """Return every clip below `folder/<Category>/`, sorted by path; hidden files and folders are skipped.
 
-    Raises InvalidInput where there is no such folder or nothing in it.
+    Raises InvalidInput if the folder does not exist or contains no clips.
     """
     if not folder.is_dir():
         raise InvalidInput("data_folder", f"there is no folder {folder}")
@@ -65,13 +65,13 @@ def scan(folder: Path) -> list[Entry]:
 
 
 def sidecar(path: Path) -> str | None:
-    """The caption beside a clip, None where there is none."""
+    """Return the content of the text file beside a clip, or None if there is no such file."""
     text = path.with_suffix(".txt")
     return text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
 
 
 class FolderImport:
-    """One import. `on_done` hears of every clip as it is settled."""
+    """One import run. `on_done` is called with the path and outcome of each clip once its outcome is known."""
 
     def __init__(
         self, runtime: Runtime, sampling: Sampling, on_done: Callable[[Path, Outcome], None] = lambda *_: None
@@ -84,8 +84,14 @@ class FolderImport:
         self._looked = 0.0
 
     def run(self, entries: list[Entry]) -> ImportReport:
-        """Import every entry; embedding goes on in a thread while the next are read. Raises ModelUnavailable and
-        ConfigurationError; what is wrong with one file goes into the summary."""
+        """Import every entry, while a worker thread embeds the clips imported so far.
+
+        Errors of single files are recorded in the report.
+
+        Raises:
+            ConfigurationError: The model, device or precision cannot be used.
+            ModelUnavailable: The weights of the model cannot be loaded.
+        """
         self._runtime.adopt()
         stop = threading.Event()
         worker = threading.Thread(target=Worker(self._runtime).run, args=(stop,), name="worker")
@@ -108,7 +114,10 @@ class FolderImport:
         return self._summary
 
     def offer(self, entry: Entry) -> None:
-        """Take one clip in, or bring its video up to date. Raises ReelsError, OSError where the clip cannot be had."""
+        """Import one clip, or update the video that it became in an earlier run.
+
+        Raises ReelsError if the clip is refused, OSError if its file cannot be read.
+        """
         stat = entry.path.stat()
         path = str(entry.path.resolve())
         with self._runtime.db.read() as connection:
@@ -131,15 +140,18 @@ class FolderImport:
             catalog.put_source(connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, key=video.key)
             orphaned = known and known.key != video.key and not catalog.source_paths(connection, known.key)
         if known and orphaned:
-            ingest.delete(known.id)  # the file's bytes are others now, and no other file has the old ones
+            ingest.delete(known.id)  # the bytes of the file changed, and no other file has the old bytes
         if outcome == "existing":
             self._refresh(entry, description, video)
         else:
             self._pending[video.key] = entry.path
 
     def _refresh(self, entry: Entry, description: Description, video: Video) -> None:
-        """Bring the row of a clip whose bytes are known up to date with the folder around it. Of several files with
-        the same bytes the first by name decides, in this run and in the next."""
+        """Update the caption, category and sampling of a video whose bytes are already stored.
+
+        If several files have the same bytes, only the first by path updates the video, in this run and in later ones.
+        The others are reported as duplicates.
+        """
         with self._runtime.db.read() as connection:
             first = catalog.source_paths(connection, video.key)[0]
         if first != str(entry.path.resolve()):
@@ -164,11 +176,13 @@ class FolderImport:
             self._settle(entry.path, "updated" if changes else "unchanged")
 
     def _collect(self) -> None:
-        """Settle what the worker has finished since the last look. A clip that failed is taken out again: the
-        folder still has it, and the next run tries it again."""
+        """Record the outcome of clips that the worker has finished since the last call.
+
+        A video that failed is deleted: the folder still has its file, and the next run tries it again.
+        """
         now = time.monotonic()
         if not self._pending or now - self._looked < _POLL_SECONDS:
-            return  # a large folder is offered much faster than it is embedded: do not list all that waits each time
+            return  # clips are offered faster than they are embedded: do not query all pending ones each time
         self._looked = now
         with self._runtime.db.read() as connection:
             videos = catalog.videos_by_key(connection, list(self._pending))

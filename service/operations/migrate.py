@@ -1,7 +1,8 @@
-"""A library brought to another database and another store, of whatever kind: from files to servers, and back.
+"""Copy a library to another database and another store, of any kind: from files to servers, or back.
 
-Bytes go first, by their hash, so that nothing refers to what is not there; then all rows in one transaction, so that
-the library is there whole or not at all. Who uploads meanwhile is taken along until the rows are read. Knows no HTTP.
+Stored bytes are copied first, by their SHA-256, so that no row refers to missing bytes. Then all rows are copied in one
+transaction, so that the target has either the complete library or none. Videos uploaded meanwhile are included until
+the rows are read.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from service.errors import ConfigurationError, NotFound
 from service.storage import Store, open_store
 
 Step = Callable[[int, int], None]
+"""Progress callback: receives the number of videos whose bytes are copied, and the number to copy."""
 
-_ROWS = 500  # at a time
+_ROWS = 500  # per batch
 _NUMBERED = (db.videos.c.key, db.changes.c.number, db.projections.c.key)
+"""Columns whose values the database generates."""
 
 
 @dataclass
 class Copied:
-    """What was copied, and the ids of the videos whose bytes were not what they should be, which were left out."""
+    """Result of a copy.
+
+    `damaged` lists the ids of videos that were left out, because their bytes are missing or do not match their SHA-256.
+    """
 
     videos: int = 0
     size_bytes: int = 0
@@ -35,11 +41,15 @@ class Copied:
 
 
 def copy(settings: Settings, database_url: str, storage_url: str, step: Step = lambda *_: None) -> Copied:
-    """Copy the library of `settings`, also while it is served: all that was acknowledged before the end. `step` hears
-    how many of how many videos are done.
+    """Copy the library of `settings` to another database and store; the library may be in use.
 
-    Raises ConfigurationError where there is something in that place already, Unavailable, StorageFull; what was copied
-    by then is no library, and the same command goes on with it.
+    Everything that was acknowledged before the rows are read is copied. If the copy fails, the target has no library
+    yet; the same call continues the copy.
+
+    Raises:
+        ConfigurationError: The target already holds a library.
+        Unavailable: A database or a store cannot be reached.
+        StorageFull: The target has no room.
     """
     for url in (settings.database, database_url):
         db.upgrade(url)
@@ -50,7 +60,7 @@ def copy(settings: Settings, database_url: str, storage_url: str, step: Step = l
             for table in (db.library, db.videos):
                 if connection.execute(sa.select(table).limit(1)).first() is not None:
                     raise ConfigurationError(f"there is a library in {new.url.render_as_string()} already")
-        done: dict[str, int] = {}  # size by hash
+        done: dict[str, int] = {}  # SHA-256 -> size in bytes
         damaged: set[str] = set()
         while True:
             with old.read() as reading:
@@ -68,14 +78,14 @@ def copy(settings: Settings, database_url: str, storage_url: str, step: Step = l
                 else:
                     done[row.sha256] = size_bytes
         stay = {row.sha256 for row in rows} - damaged
-        for sha256 in done.keys() - stay:  # deleted on the way
+        for sha256 in done.keys() - stay:  # deleted from the source meanwhile
             target.delete(sha256)
     size = sum(done[sha256] for sha256 in stay)
     return Copied(len(stay), size, [row.id for row in rows if row.sha256 in damaged])
 
 
 def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
-    """Copy what is kept of a clip; its size, None where it is not what it was or not there."""
+    """Copy the stored files of a video; return its size in bytes, None if bytes are missing or damaged."""
     try:
         blob = source.video(row.sha256)
         with target.receive(blob.size_bytes) as incoming:
@@ -98,9 +108,13 @@ def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
 
 
 def _rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> None:
-    """Copy all rows but those of the videos with these keys. Work that somebody holds is given back."""
+    """Copy all rows, except those of the videos whose primary keys are in `without`.
+
+    Leases are released. Generated numbers of the target continue above the copied ones. Call inside a read transaction
+    of the source and a write transaction of the target.
+    """
     for table in db.metadata.sorted_tables:
-        if table is db.collections:  # they are of the other place
+        if table is db.collections:  # Milvus collections are not copied
             continue
         own = {"videos": "key"}.get(table.name, "video_key")
         for rows in reading.execution_options(yield_per=_ROWS).execute(sa.select(table)).partitions():
@@ -109,12 +123,13 @@ def _rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> 
                 writing.execute(sa.insert(table), values)
     for column in _NUMBERED:
         highest = [writing.execute(sa.select(sa.func.max(column))).scalar() or 0]
-        if column is db.videos.c.key:  # of those that are gone, too
+        if column is db.videos.c.key:  # keys of deleted videos are not used again either
             highest.append(writing.execute(sa.select(sa.func.max(db.changes.c.video_key))).scalar() or 0)
         dialects.of(writing).go_on_after(writing, column, max(highest))
 
 
 def _free(table: sa.Table, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row without its lease; unfinished work is queued again."""
     if "lease_expires_at" in row:
         row |= {"owner": None, "lease_expires_at": None}
     if (table is db.videos and row["status"] == "processing") or (

@@ -1,4 +1,4 @@
-"""A map of the library as a file, coloured by category: an interactive page, a PNG or an SVG. Knows no terminal."""
+"""Write a projection of the library to a file, coloured by category: an interactive page, a PNG or an SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.database.maps import Map, Points, Spec
 from service.errors import InvalidInput
 from service.models import Video
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, then lighter ones.
+# The colours of Okabe and Ito, which colour-blind people can tell apart, then lighter ones.
 _COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"),
     *("#8C564B", "#9467BD", "#17BECF", "#BCBD22", "#AEC7E8", "#FFBB78", "#98DF8A", "#FF9896"),
@@ -25,7 +25,7 @@ _COLOURS = (
 _ENDINGS = (".html", ".htm", ".png", ".svg")
 _UNCATEGORISED = "no category"
 _MANY = 5_000
-"""Points above which an SVG holds them as one picture, and a page draws them with WebGL."""
+"""Number of points above which an SVG holds them as a raster image, and a page draws them with WebGL."""
 
 
 def write_map(
@@ -36,9 +36,21 @@ def write_map(
     refit: bool = False,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Map:
-    """Write the map of this spec, laid out first where it is not there, as `output` ends: .html, .png or .svg.
+    """Write the projection of `spec` to `output`, in the format of its extension: .html, .png or .svg.
 
-    Raises InvalidInput where it ends otherwise or where there is nothing to show.
+    Args:
+        runtime: The library to show.
+        output: The file to write; missing parent folders are created.
+        spec: The projection; fitted first if it does not exist.
+        refit: Fit the projection again even if it exists.
+        progress: Receives the progress of the fit, from 0 to 1.
+
+    Returns:
+        The projection that was written.
+
+    Raises:
+        InvalidInput: The extension is not supported, or the projection has no points.
+        ReelsError: The projection could not be fitted.
     """
     ending = output.suffix.lower()
     if ending not in _ENDINGS:
@@ -54,7 +66,7 @@ def write_map(
         return state
     with runtime.db.read() as connection:
         videos = catalog.videos_by_key(connection, set(points.keys.tolist()))
-    # The script travels inside the file: it opens anywhere, with no network.
+    # The script is embedded in the file, so that the page opens without a network.
     _figure(points, videos, title).write_html(
         output, include_plotlyjs=True, default_height="96vh", config={"displaylogo": False, "responsive": True}
     )
@@ -62,7 +74,7 @@ def write_map(
 
 
 def _groups(points: Points) -> list[tuple[str, str, np.ndarray]]:
-    """Name, colour and rows of each category, by name; videos without one come last."""
+    """Return name, colour and row numbers of each category, by name; points without a category come last."""
     names = np.array([name if name is not None else "" for name in points.categories])
     found = sorted(set(points.categories) - {None}, key=str)
     groups = [
@@ -73,7 +85,7 @@ def _groups(points: Points) -> list[tuple[str, str, np.ndarray]]:
 
 
 def _size(count: int) -> tuple[float, float]:
-    """Diameter in points and opacity of a dot, so that so many of them still show where they are dense."""
+    """Return a diameter in points and an opacity, chosen so that `count` dots can be told apart in dense areas."""
     crowd = np.log10(max(count, 1) / 300)
     return float(np.clip(9 - 2.4 * crowd, 2, 9)), float(np.clip(0.85 - 0.15 * crowd, 0.35, 0.85))
 
@@ -99,7 +111,7 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
     layout: dict[str, Any] = (
         {"scene": dict.fromkeys(("xaxis", "yaxis", "zaxis"), bare)}
         if spatial
-        # One unit is as long across as up: distances are what the map shows.
+        # Both axes have the same scale, because distances carry the meaning of the projection.
         else {"xaxis": bare, "yaxis": {**bare, "scaleanchor": "x"}}
     )
     figure.update_layout(
@@ -113,7 +125,7 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
 
 
 def _label(points: Points, row: int, video: Video) -> str:
-    """What the pointer shows: words of strangers, so nothing in them is markup."""
+    """Return the hover text of a point as HTML. Title and caption are untrusted text and are escaped."""
     lines = [f"<b>{escape(video.title)}</b>"]
     if points.frames[row] >= 0:
         lines.append(f"frame {points.frames[row]} at {points.times[row]:.2f} s")
@@ -123,7 +135,7 @@ def _label(points: Points, row: int, video: Video) -> str:
 
 
 def _draw(output: Path, points: Points, title: str) -> None:
-    # Not pyplot: it keeps every figure, and asks for a display.
+    # Not pyplot, which keeps every figure in memory and may need a display.
     from matplotlib.figure import Figure
 
     spatial = points.coordinates.shape[1] == 3
@@ -140,7 +152,7 @@ def _draw(output: Path, points: Points, title: str) -> None:
             linewidths=0,
             rasterized=len(points.ids) > _MANY,
         )
-        # To matplotlib a dollar begins mathematics, and a name that begins with _ is not shown.
+        # matplotlib starts a formula at a dollar sign, and omits labels that start with _ from the legend.
         drawn.append((dots, (" " if name.startswith("_") else "") + name.replace("$", r"\$")))
     axes.set_title(title, loc="left")
     bare: dict[str, Any] = {"zticks": []} if spatial else {"aspect": "equal"}
@@ -150,5 +162,5 @@ def _draw(output: Path, points: Points, title: str) -> None:
     for handle in legend.legend_handles:
         handle.set(sizes=[36], alpha=1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such a character is drawn as a box
         figure.savefig(output, dpi=160)
