@@ -1,1 +1,1 @@
-"""Rows: the schema, its engine and dialects, and a module for each group of tables."""
+"""Database rows: the schema, the engine with its dialects, and one module per group of tables."""

@@ -1,7 +1,7 @@
-"""Videos, their categories and the files that they came from: rows of the database, which is the truth.
+"""The tables of videos, their categories and their imported files. These rows are the source of truth.
 
-Every function takes the connection of a transaction that its caller holds, so that a row, its vectors, its job
-and its change number are committed together or not at all.
+Every function takes the connection of the caller's transaction. A row, its vectors, its job and its change number are
+therefore committed together or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.database.common import chunks, utc_now
 from service.errors import NotFound
 from service.models import Probe, Sampling, Status, Video
 
-# The statements that every answer takes, built once: to build one costs more than to run it.
+# Every search runs these statements. They are built once, because building costs more than running.
 _VIDEO = sa.select(db.videos).where(db.videos.c.id == sa.bindparam("id"))
 _VIDEOS = sa.select(db.videos).where(db.videos.c.key.in_(sa.bindparam("keys", expanding=True)))
 
@@ -36,7 +36,10 @@ def add_video(
     sampling: Sampling,
     probe: Probe,
 ) -> Video:
-    """A new row with `status: queued`. Its bytes must be in place already."""
+    """Insert a video with the status `queued`, and return it.
+
+    The clip's bytes must already be stored. Call inside a write transaction.
+    """
     now = utc_now()
     row = connection.execute(
         sa.insert(db.videos)
@@ -68,7 +71,7 @@ def add_video(
 
 
 def video(connection: sa.Connection, video_id: str) -> Video:
-    """The video with this id. Raises NotFound."""
+    """Return the video with this public id. Raises NotFound."""
     row = connection.execute(_VIDEO, {"id": video_id}).first()
     if row is None:
         raise NotFound(f"there is no video {video_id!r}")
@@ -76,7 +79,7 @@ def video(connection: sa.Connection, video_id: str) -> Video:
 
 
 def video_by_key(connection: sa.Connection, key: int) -> Video:
-    """The video with this key. Raises NotFound."""
+    """Return the video with this primary key. Raises NotFound."""
     found = _one(connection, db.videos.c.key == key)
     if found is None:
         raise NotFound("the video was deleted")
@@ -84,12 +87,12 @@ def video_by_key(connection: sa.Connection, key: int) -> Video:
 
 
 def video_by_sha256(connection: sa.Connection, sha256: str) -> Video | None:
-    """The video with these bytes, None where there is none."""
+    """Return the video whose bytes have this SHA-256, or None."""
     return _one(connection, db.videos.c.sha256 == sha256)
 
 
 def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, Video]:
-    """The videos with these keys; one that was deleted is missing."""
+    """Return the videos with these primary keys, by primary key. Deleted videos are missing."""
     found: dict[int, Video] = {}
     for chunk in chunks(list(keys)):
         found.update((row[0], _video(row)) for row in connection.execute(_VIDEOS, {"keys": chunk}))
@@ -97,7 +100,7 @@ def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, V
 
 
 def keys_of(connection: sa.Connection, ids: Iterable[str]) -> set[int]:
-    """The keys of those of these ids that exist."""
+    """Return the primary keys of the videos with these public ids. Unknown ids are ignored."""
     found: set[int] = set()
     for chunk in chunks(list(ids)):
         found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.id.in_(chunk))).scalars())
@@ -112,7 +115,10 @@ def list_videos(
     before: int | None = None,
     limit: int,
 ) -> list[Video]:
-    """Videos from the newest to the oldest, those older than the key `before` where it is given."""
+    """Return at most `limit` videos, newest first, optionally of one category or status.
+
+    If `before` is given, return only videos with a smaller primary key, which are older.
+    """
     query = sa.select(db.videos).order_by(db.videos.c.key.desc()).limit(limit)
     if category is not None:
         query = query.where(db.videos.c.category == category)
@@ -124,37 +130,47 @@ def list_videos(
 
 
 def update_video(connection: sa.Connection, key: int, **values: Any) -> None:
-    """Set columns of a video."""
+    """Set columns of a video, and its `updated_at`. Call inside a write transaction."""
     connection.execute(sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=utc_now(), **values))
 
 
 def set_status(connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None) -> None:
-    """Set status, progress (0 to 1) and error together."""
+    """Set status, progress (0 to 1) and error of a video together.
+
+    Without `error`, an earlier error is cleared. Call inside a write transaction.
+    """
     update_video(connection, key, status=status, progress=progress, error=error)
 
 
 def delete_video(connection: sa.Connection, key: int) -> None:
-    """Remove a video's row, vectors, job and sources, and tell the followers."""
+    """Delete a video, and record the change so that indexes and projections catch up.
+
+    The database also deletes the vectors, the job, the points and the sources of the video. Call inside a write
+    transaction.
+    """
     connection.execute(sa.delete(db.videos).where(db.videos.c.key == key))
     record_change(connection, key)
 
 
 def categories(connection: sa.Connection) -> list[tuple[str | None, int]]:
-    """Every category with its number of videos, by name; None for those without one."""
+    """Return every category with its number of videos, sorted by name.
+
+    Videos without a category are counted under None, which comes first.
+    """
     column = db.videos.c.category
     rows = connection.execute(sa.select(column, sa.func.count()).group_by(column))
-    # Sorted here: databases differ in what comes first.
+    # Sorted here, because databases order names and NULL differently.
     return sorted(((name, count) for name, count in rows), key=lambda row: (row[0] is not None, row[0]))
 
 
 def status_counts(connection: sa.Connection) -> dict[str, int]:
-    """Number of videos by status."""
+    """Return the number of videos by status. A status without videos is missing."""
     rows = connection.execute(sa.select(db.videos.c.status, sa.func.count()).group_by(db.videos.c.status))
     return {row[0]: row[1] for row in rows}
 
 
 def ready_keys(connection: sa.Connection, category: str | None = None) -> list[int]:
-    """Keys of the videos that can be searched, ascending; of one category where it is given."""
+    """Return the primary keys of videos that can be searched, ascending; optionally of one category."""
     query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
     if category is not None:
         query = query.where(db.videos.c.category == category)
@@ -162,7 +178,7 @@ def ready_keys(connection: sa.Connection, category: str | None = None) -> list[i
 
 
 def existing_keys(connection: sa.Connection, keys: Iterable[int]) -> set[int]:
-    """Those of these keys whose videos are there, ready or not."""
+    """Return those of these primary keys whose videos exist, ready or not."""
     found: set[int] = set()
     for chunk in chunks(list(keys)):
         found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.key.in_(chunk))).scalars())
@@ -170,12 +186,18 @@ def existing_keys(connection: sa.Connection, keys: Iterable[int]) -> set[int]:
 
 
 def source(connection: sa.Connection, path: str) -> sa.Row[Any] | None:
-    """The row of an imported file: path, size_bytes, modified_ns, video_key."""
+    """Return the row of an imported file, or None.
+
+    Its columns are path, size_bytes, modified_ns (nanoseconds since the epoch) and video_key.
+    """
     return connection.execute(sa.select(db.sources).where(db.sources.c.path == path)).first()
 
 
 def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, key: int) -> None:
-    """Remember which video a file became."""
+    """Record which video an imported file became, replacing an earlier record of the same path.
+
+    `modified_ns` is the file's modification time in nanoseconds since the epoch. Call inside a write transaction.
+    """
     values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": key}
     connection.execute(
         db.insert(connection, db.sources)
@@ -185,7 +207,7 @@ def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modifie
 
 
 def source_paths(connection: sa.Connection, key: int) -> list[str]:
-    """Every imported file that became this video, by name."""
+    """Return the paths of all imported files that became this video, sorted."""
     return sorted(connection.execute(sa.select(db.sources.c.path).where(db.sources.c.video_key == key)).scalars())
 
 
@@ -195,7 +217,7 @@ def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Video 
 
 
 def _video(row: sa.Row[Any]) -> Video:
-    # Unpacked, for to ask a row for 22 columns by name takes longer than to read it. They stand as the table has them.
+    # Unpacked in the column order of the table: access to 22 columns by name takes longer than reading the row.
     key, name, sha256, size_bytes, filename, title, caption, category, status, progress, error, *rest = tuple(row)
     num_frames, frame_interval, media_type, codec, width, height, seconds, rate, times, created, updated = rest
     return Video(

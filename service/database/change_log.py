@@ -1,4 +1,4 @@
-"""Numbered changes, by which indexes and maps follow the database."""
+"""Numbered changes, from which indexes and projections catch up with the database."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ _LAST_CHANGE = (
 
 
 def record_change(connection: sa.Connection, key: int, generation: str = "") -> None:
-    """Tell the followers that this video's vectors or its category came, changed or went; of one generation's where
-    only those of that `generation` have."""
+    """Record that the vectors or the category of a video were added, changed or removed.
+
+    If only vectors of one generation changed, pass `generation`: the indexes of other generations then skip the change.
+    Otherwise the change concerns all generations and replaces every earlier change of the video. Call inside a write
+    transaction.
+    """
     before = sa.delete(db.changes).where(db.changes.c.video_key == key)
     connection.execute(before.where(db.changes.c.generation == generation) if generation else before)
     connection.execute(sa.insert(db.changes).values(video_key=key, generation=generation))
 
 
 def last_change(connection: sa.Connection, generation: str) -> int:
-    """The number of the last change, as far as that generation goes; 0 before the first."""
-    # Two look-ups in an index; the greatest of both by one statement would be a scan.
+    """Return the number of the last change that concerns a generation, or 0 if there is none."""
+    # Two index look-ups: a single statement for the greater number would need a scan.
     return max(connection.execute(_LAST_CHANGE, {"generation": which}).scalar() or 0 for which in ("", generation))
 
 
 def changed_since(connection: sa.Connection, number: int, generation: str) -> list[int]:
-    """Keys of the videos that changed after that number, as far as that generation goes; oldest first."""
+    """Return the primary keys of videos that changed after the change `number`, oldest change first.
+
+    Only changes that concern `generation` count.
+    """
     query = sa.select(db.changes.c.video_key).where(
         db.changes.c.number > number, db.changes.c.generation.in_(("", generation))
     )

@@ -1,4 +1,4 @@
-"""What the modules of all tables need."""
+"""Helpers that the modules of all tables share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ _CHUNK = 10_000
 
 
 def chunks(items: Sequence[_Any], size: int = _CHUNK) -> Iterator[Sequence[_Any]]:
-    """Parts of at most `size`. SQLite allows 32,766 parameters in one statement, PostgreSQL 65,535."""
+    """Yield consecutive parts of `items`, each of at most `size`.
+
+    SQLite allows 32,766 parameters in one statement, PostgreSQL 65,535.
+    """
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def utc_now() -> datetime:
-    """Now, as rows have it."""
-    # Stored without a zone, always UTC: SQLite has no type for one.
+    """Return the current UTC time without a time zone, as rows store it."""
+    # SQLite has no type for a time with a zone, so rows store UTC without one.
     return datetime.now(UTC).replace(tzinfo=None)

@@ -1,6 +1,6 @@
-"""The database: its tables, its transactions, its schema. Knows no video; `catalog.py` gives rows meaning.
+"""The database: tables, transactions and schema. `catalog.py` and the modules beside it give the rows meaning.
 
-SQLite in the data folder, or PostgreSQL; `dialects.py` has what they do differently.
+The database is SQLite in the data folder, or PostgreSQL. `dialects.py` holds the differences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.database import dialects
 from service.errors import ConfigurationError, Unavailable
 
 PATIENT_SECONDS = 60
-"""The same where nobody does, and work would be done again."""
+"""Seconds that a write waits for the lock if no client waits and giving up would repeat work."""
 
 metadata = sa.MetaData(
     naming_convention={
@@ -30,16 +30,16 @@ metadata = sa.MetaData(
     }
 )
 
-# Of a video, a map or a change: 64 bits. SQLite gives numbers by itself under the name INTEGER only, and means 64 bits.
+# Primary key or change number, 64 bits. SQLite assigns numbers only to the type INTEGER, which has 64 bits there.
 Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 library = sa.Table(
     "library",
     metadata,
-    # One row. The id tells an index snapshot whether it belongs to this database at all.
+    # One row. The id shows whether an index snapshot belongs to this database.
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("active_generation", sa.String, nullable=True),
-    # What the settings asked for when they were last heard: only a change of them is a wish.
+    # The model that the settings requested at the last start. Only a changed setting starts re-embedding.
     sa.Column("model_setting", sa.String, nullable=True),
 )
 
@@ -68,7 +68,7 @@ videos = sa.Table(
     sa.Column("frame_times", sa.JSON, nullable=False),
     sa.Column("created_at", sa.DateTime, nullable=False),
     sa.Column("updated_at", sa.DateTime, nullable=False),
-    # A key is never used again, so an index entry can never come to mean another video.
+    # A primary key is never reused, so an index entry never comes to mean another video.
     sqlite_autoincrement=True,
 )
 
@@ -80,9 +80,9 @@ generations = sa.Table(
     sa.Column("dimension", sa.Integer, nullable=False),
     sa.Column("precision", sa.String, nullable=False),
     sa.Column("created_at", sa.DateTime, nullable=False),
-    sa.Column("wanted", sa.Boolean, nullable=False, server_default=sa.false()),  # embedded beside the active one
-    sa.Column("activate", sa.Boolean, nullable=False, server_default=sa.false()),  # once it is complete
-    sa.Column("completed_at", sa.DateTime, nullable=True),  # when it first had every video
+    sa.Column("wanted", sa.Boolean, nullable=False, server_default=sa.false()),  # target, beside the active one
+    sa.Column("activate", sa.Boolean, nullable=False, server_default=sa.false()),  # as soon as it is complete
+    sa.Column("completed_at", sa.DateTime, nullable=True),  # when it first had vectors of every video
     sa.Column("error", sa.Text, nullable=True),
 )
 
@@ -103,9 +103,9 @@ embeddings = sa.Table(
 changes = sa.Table(
     "changes",
     metadata,
-    # The last change of every video that ever was, in order. An index that has seen number S asks for what
-    # came after it; a video that is gone by then is taken out. What changed in one generation alone says so, and
-    # the indexes of the others need not look; empty stands for all.
+    # The last change of every video, deleted ones included, in order. An index that has applied change S reads the
+    # changes after S, and removes videos that no longer exist. A change of one generation alone names it, so that
+    # the indexes of other generations skip the change. An empty generation stands for all.
     sa.Column("number", Number, primary_key=True),
     sa.Column("video_key", Number, nullable=False),
     sa.Column("generation", sa.String, nullable=False, server_default="", index=True),
@@ -116,20 +116,20 @@ changes = sa.Table(
 collections = sa.Table(
     "collections",
     metadata,
-    # What a collection of vectors holds that is kept outside (milvus.py). Derived, and of one place: no backup and no
-    # copy takes it along.
+    # State of the collections of vectors in Milvus. Derived, and valid for one deployment only: backups and copies of
+    # the library leave this table out.
     sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
     sa.Column("kind", sa.String, primary_key=True),
-    sa.Column("name", sa.String, nullable=False),  # empty until the first is filled
-    sa.Column("next", sa.String, nullable=False, server_default=""),  # one that is being filled
+    sa.Column("name", sa.String, nullable=False),  # empty until the first collection is filled
+    sa.Column("next", sa.String, nullable=False, server_default=""),  # collection that is being filled
     sa.Column("index_type", sa.String, nullable=False),  # as Milvus names it
-    sa.Column("version", Number, nullable=False),  # counts the batches
-    sa.Column("number", Number, nullable=False),  # of the last change that is in it
-    sa.Column("coming", Number, nullable=False),  # the same once `batch` has arrived
-    sa.Column("size", sa.BigInteger, nullable=False),  # rows, with `batch`
-    sa.Column("largest", Number, nullable=False),  # key of a video that was ever in it, with `batch`
-    sa.Column("moments", sa.LargeBinary, nullable=False),  # with `batch`
-    sa.Column("batch", sa.LargeBinary, nullable=True),  # what is on its way
+    sa.Column("version", Number, nullable=False),  # incremented with each batch
+    sa.Column("number", Number, nullable=False),  # last change that the collection holds
+    sa.Column("coming", Number, nullable=False),  # `number` once `batch` is stored
+    sa.Column("size", sa.BigInteger, nullable=False),  # rows, `batch` included
+    sa.Column("largest", Number, nullable=False),  # largest video primary key ever held, `batch` included
+    sa.Column("moments", sa.LargeBinary, nullable=False),  # running statistics, `batch` included
+    sa.Column("batch", sa.LargeBinary, nullable=True),  # rows that are being sent
 )
 
 jobs = sa.Table(
@@ -145,7 +145,7 @@ jobs = sa.Table(
 keys = sa.Table(
     "keys",
     metadata,
-    # API keys, by their hash: what is stored here opens nothing.
+    # API keys as hashes: access to this table gives no API key away.
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("name", sa.String, nullable=False, unique=True),
     sa.Column("sha256", sa.String, nullable=False, unique=True),
@@ -156,7 +156,7 @@ keys = sa.Table(
 sources = sa.Table(
     "sources",
     metadata,
-    # Which file of a folder became which video, so that a second run reads only what is new or changed.
+    # Which imported file became which video, so that a second import reads only new and changed files.
     sa.Column("path", sa.String, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("modified_ns", sa.BigInteger, nullable=False),
@@ -168,11 +168,11 @@ projections = sa.Table(
     metadata,
     sa.Column("key", Number, primary_key=True),
     sa.Column("id", sa.String, nullable=False, unique=True),
-    # Of everything that decides where points come to lie: the same question is the same map.
+    # Hash of everything that determines the coordinates: equal requests share one projection.
     sa.Column("digest", sa.String, nullable=False, unique=True),
     sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), nullable=False),
-    sa.Column("embedding", sa.String, nullable=False),  # as users name it: frame, aggregated, text
-    sa.Column("kind", sa.String, nullable=False),  # as `embeddings` names it: frame, mean, max, text
+    sa.Column("embedding", sa.String, nullable=False),  # name that users see: frame, aggregated, text
+    sa.Column("kind", sa.String, nullable=False),  # name in `embeddings`: frame, mean, max, text
     sa.Column("method", sa.String, nullable=False),
     sa.Column("dimensions", sa.Integer, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
@@ -183,10 +183,10 @@ projections = sa.Table(
     sa.Column("error", sa.Text, nullable=True),
     sa.Column("owner", sa.String, nullable=True),
     sa.Column("lease_expires_at", sa.Float, nullable=True),  # seconds since the epoch
-    sa.Column("version", sa.Integer, nullable=False),  # counts the changes of its points
-    sa.Column("seen", Number, nullable=False),  # number of the last change that the points know of
-    sa.Column("basis", sa.String, nullable=True),  # of the vectors that were laid out
-    sa.Column("model", sa.LargeBinary, nullable=True),  # what placing needs besides points, as .npz
+    sa.Column("version", sa.Integer, nullable=False),  # incremented when the points change
+    sa.Column("seen", Number, nullable=False),  # last change that the points reflect
+    sa.Column("basis", sa.String, nullable=True),  # digest of the vectors that were fitted
+    sa.Column("model", sa.LargeBinary, nullable=True),  # for transforming, besides points; .npz
     sa.Column("quality", sa.JSON, nullable=True),
     sa.Column("created_at", sa.DateTime, nullable=False),
     sa.Column("fitted_at", sa.DateTime, nullable=True),
@@ -198,19 +198,22 @@ coordinates = sa.Table(
     metadata,
     sa.Column("projection_key", Number, sa.ForeignKey("projections.key", ondelete="CASCADE"), primary_key=True),
     sa.Column("video_key", Number, _of_a_video(), primary_key=True, index=True),
-    sa.Column("points", sa.LargeBinary, nullable=False),  # (N, 2 or 3) float32, a row a frame or one
-    sa.Column("placed", sa.Boolean, nullable=False),  # into a map that was fitted without it
-    # Read map by map, so rows stand in the order of their key.
+    sa.Column("points", sa.LargeBinary, nullable=False),  # (N, 2 or 3) float32, one row per frame, or 1
+    sa.Column("placed", sa.Boolean, nullable=False),  # transformed after the fit
+    # Read one projection at a time, so rows are stored in the order of their primary key.
     sqlite_with_rowid=False,
 )
 
 
 class Database:
-    """Two doors to one database: `read` and `write`.
+    """Transactions on one database: `read` and `write`.
 
-    Both give a SQLAlchemy connection inside a transaction that is committed when the block ends well and
-    rolled back when it does not. Raises Unavailable where the lock cannot be had within `patience_seconds`,
-    StorageFull where the disk is full or cannot be written.
+    Both yield a SQLAlchemy connection inside a transaction. The transaction is committed if the block ends normally,
+    and rolled back if the block raises.
+
+    Raises:
+        Unavailable: if the lock is not obtained within `patience_seconds`, or the database cannot be reached.
+        StorageFull: if the disk is full or cannot be written.
     """
 
     def __init__(self, url: str) -> None:
@@ -218,41 +221,47 @@ class Database:
         self._dialect = dialects.of(self.url)
         self._reader = self._dialect.engine(self.url, writes=False)
         self._writer = self._dialect.engine(self.url, writes=True)
-        # Threads of this process queue here in turn; the database's own lock only keeps processes apart.
+        # Threads of this process take turns here. The database's own lock only separates processes.
         self._turn = threading.Lock()
         self.patience_seconds: float = dialects.BUSY_TIMEOUT_SECONDS
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A snapshot of the last commit."""
+        """Yield a connection that reads a snapshot of the last commit."""
         with _wrapped(), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """The one writer; nothing else writes until the block ends."""
+        """Yield the only connection that writes. All other writers wait until the block ends."""
         with self._writing(self.patience_seconds) as connection:
             yield connection
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
-        """Whether nobody else is in a block of that name, in whatever process of whatever machine that uses this
-        database; until this block ends nobody will be."""
+        """Try to take the named lock across all processes; yield whether it was taken.
+
+        Does not wait. The lock covers all machines that use this database. A lock that was taken is held until the
+        block ends.
+        """
         with _wrapped(), self._dialect.alone(self._reader, name) as taken:
             yield taken
 
     def check_writable(self, patience_seconds: float) -> None:
-        """Raises what a write would raise that waits so long for its turn; changes nothing."""
+        """Write without committing. Raises the errors that a write would raise now.
+
+        Waits up to `patience_seconds` for the lock, and changes nothing.
+        """
         with self._writing(patience_seconds) as connection:
             row = connection.execute(sa.select(library.c.id)).scalar()
-            connection.execute(sa.update(library).values(id=row))  # the same: what a full disk refuses
+            connection.execute(sa.update(library).values(id=row))  # the same value, yet a full disk refuses the write
             transaction = connection.get_transaction()
             assert transaction is not None, "`_writing` begins one"
             transaction.rollback()
 
     @contextmanager
     def _writing(self, patience_seconds: float) -> Iterator[sa.Connection]:
-        # In the queue, too: were each to wait for those before it, the last of many would wait for minutes.
+        # The timeout applies here too. Otherwise the last of many waiting threads would wait for minutes.
         if not self._turn.acquire(timeout=patience_seconds):
             raise Unavailable("the database is busy; try again")
         try:
@@ -263,25 +272,31 @@ class Database:
             self._turn.release()
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         self._reader.dispose()
         self._writer.dispose()
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> dialects.Insert:
-    """An INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    """Return an INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
     return dialects.of(connection).insert(table)
 
 
 def now(connection: sa.Connection) -> float:
-    """Seconds since the epoch, by a clock that all who use the database share: leases are counted by it."""
+    """Return seconds since the epoch, by a clock that all processes with this database share.
+
+    Leases are measured by this clock.
+    """
     return dialects.of(connection).now(connection)
 
 
 def upgrade(url: str) -> None:
-    """Bring the schema to the newest revision, making the database where there is none.
+    """Upgrade the schema to the newest revision. Create the database if it does not exist.
 
-    Raises ConfigurationError for a database that a newer ReelsRS has written.
+    Raises:
+        ConfigurationError: if a newer version of ReelsRS has written the database.
+        Unavailable: if the database cannot be used now.
+        StorageFull: if the disk is full or cannot be written.
     """
     from alembic import command
     from alembic.config import Config
@@ -306,20 +321,20 @@ def upgrade(url: str) -> None:
 
 
 def migrations_folder() -> Path:
-    """Where the migrations are: inside an installed package, beside it in a checkout."""
+    """Return the folder of the migrations: inside an installed package, or beside it in a checkout."""
     inside = Path(__file__).parents[1] / "migrations"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
 
 
 def newest_revision() -> str | None:
-    """The revision of the schema that this version works with."""
+    """Return the schema revision that this version uses."""
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory(str(migrations_folder())).get_current_head()
 
 
 def revision(url: str) -> str | None:
-    """The revision of a database's schema, None where it has none yet."""
+    """Return the schema revision of a database, or None if there is no schema yet."""
     engine = dialects.of(make_url(url)).engine(make_url(url), writes=False)
     try:
         with _wrapped(), engine.connect() as connection:
@@ -332,6 +347,7 @@ def revision(url: str) -> str | None:
 
 @contextmanager
 def _wrapped() -> Iterator[None]:
+    """Translate database errors of the machine into Unavailable or StorageFull."""
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -339,7 +355,7 @@ def _wrapped() -> Iterator[None]:
         if fault is None:
             raise
         raise fault from error
-    except sqlite3.Error as error:  # while connecting, where SQLAlchemy lets it through
+    except sqlite3.Error as error:  # raised while connecting; SQLAlchemy does not wrap it
         fault = system_errors.of(error)
         if fault is None:
             raise

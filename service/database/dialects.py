@@ -1,9 +1,9 @@
-"""What SQLite and PostgreSQL do differently, in one place: how a connection is made, how a write waits for its turn,
-how a row is put in place of another, and whose clock counts. Knows no table.
+"""Differences between SQLite and PostgreSQL: connections, the write lock, upserts, and the clock.
 
-On both, one transaction writes at a time. It makes the numbers of changes appear in their order, which the followers
-rely on, and a check at the start of a transaction hold until its end. SQLite is so by itself; on PostgreSQL every write
-begins by taking one advisory lock, which its end gives back. Readers see the last commit and never wait.
+On both, one transaction writes at a time. Changes therefore appear in the order of their numbers, on which the
+synchronisation of indexes relies. A condition that is checked at the start of a write transaction holds until its end.
+SQLite works this way by itself. On PostgreSQL every write transaction first takes one advisory lock, and its end
+releases the lock. Readers see the last commit and never wait.
 """
 
 from __future__ import annotations
@@ -21,57 +21,66 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service.errors import ConfigurationError
 
 BUSY_TIMEOUT_SECONDS = 5
-"""How long a write waits for its turn where somebody waits for the answer."""
+"""Seconds that a write waits for the lock if a client waits for the response."""
 
-_LOCK = 7_330_275_291_847_351  # any number that other applications of one database do not take
+_LOCK = 7_330_275_291_847_351  # arbitrary; no other application of the database may use this number
 _UPGRADE_SECONDS = 600
-_POOL = 20  # connections of one process that are kept, reading and writing alike; as many again where it must
-_GONE_SECONDS = 60  # a writer whose machine is gone gives its turn back after that
-# A server or a network that went away without a word is noticed within a minute.
+_POOL = 20  # connections that a process keeps for reading, and as many for writing; twice as many under load
+_GONE_SECONDS = 60  # the lock of a writer whose machine is gone is released after that
+# Detect within a minute that a server or a network is silently gone.
 _NOTICED = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 Insert = sqlite.Insert | postgresql.Insert
 
 
 class Dialect(Protocol):
-    """Of one kind of database."""
+    """Operations that differ between database systems."""
 
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
-        """Connections whose transactions only read, or `writes`."""
+        """Return an engine whose transactions only read, or write if `writes` is True."""
 
     def await_turn(self, connection: sa.Connection, seconds: float) -> None:
-        """Begin to write, once nobody else does: the first statement of a transaction of a writing engine. Fails, as
-        `faults.of` knows, where others take longer than `seconds`."""
+        """Wait for the write lock, and begin to write.
+
+        Must be the first statement of a transaction of a writing engine. If other writers hold the lock for longer than
+        `seconds`, this raises an error that `system_errors.of` translates to Unavailable.
+        """
 
     def insert(self, table: sa.Table) -> Insert:
-        """An INSERT that has `on_conflict_do_update`."""
+        """Return an INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
 
     def now(self, connection: sa.Connection, /) -> float:
-        """Seconds since the epoch, by a clock that all who use the database share."""
+        """Return seconds since the epoch, by a clock that all processes with this database share."""
 
     def alone(self, engine: sa.Engine, name: str) -> AbstractContextManager[bool]:
-        """Whether nobody else is in a block of that name, on any machine; until the block ends nobody will be."""
+        """Try to take the named lock across all processes; yield whether it was taken.
+
+        Does not wait. A lock that was taken is held until the block ends.
+        """
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
-        """Have the numbers that this column gives by itself be greater than that from now on."""
+        """Make the numbers that this column assigns automatically greater than `number`."""
 
     def upgrade_alone(self, connection: sa.Connection) -> None:
-        """Begin to change the schema, once nobody else does."""
+        """Begin to change the schema, after waiting for the write lock for up to 10 minutes."""
 
 
 class SQLite:
-    """A file. It has one writer at a time: every write transaction says so at its start (`BEGIN IMMEDIATE`), because
-    one that reads first and writes later fails with "database is locked" when another got in between, however long the
-    time-out."""
+    """An SQLite file, which has one writer at a time.
+
+    Every write transaction starts with `BEGIN IMMEDIATE`. A transaction that reads first and writes later fails with
+    "database is locked" if another one wrote in between, whatever the timeout.
+    """
 
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
+        """Return an engine with a write-ahead log, full synchronisation and foreign keys."""
         engine = sa.create_engine(
             url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, pool_timeout=BUSY_TIMEOUT_SECONDS
         )
 
         @event.listens_for(engine, "connect")
         def _configure(connection: Any, _record: object) -> None:
-            connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
+            connection.isolation_level = None  # transactions begin explicitly, not where sqlite3 guesses
             cursor = connection.cursor()
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged upload survives a power cut
@@ -86,17 +95,24 @@ class SQLite:
         return engine
 
     def await_turn(self, connection: sa.Connection, seconds: float) -> None:
+        """Begin an immediate transaction, waiting up to `seconds` for the write lock."""
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def insert(self, table: sa.Table) -> Insert:
+        """Return an INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return sqlite.insert(table)
 
     def now(self, _connection: sa.Connection) -> float:
+        """Return seconds since the epoch, by the clock of this machine."""
         return time.time()  # one file, one machine
 
     @contextmanager
     def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
+        """Try to lock a file beside the database; yield whether the lock was taken.
+
+        Does not wait. A lock that was taken is held until the block ends.
+        """
         lock = FileLock(f"{engine.url.database}-{name}.lock", is_singleton=False, thread_local=False)
         try:
             lock.acquire(blocking=False)
@@ -109,29 +125,32 @@ class SQLite:
             lock.release()
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+        """Set the AUTOINCREMENT counter of the column's table to `number`."""
         values = {"name": column.table.name, "number": number}
         connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
         connection.execute(sa.text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :number)"), values)
 
     def upgrade_alone(self, connection: sa.Connection) -> None:
-        # A table that is made anew is dropped on the way: its rows' relations are not to go with it.
+        """Turn foreign keys off, and begin to write within 10 minutes."""
+        # A migration may drop a table to make it again. That must not delete the rows that refer to the table.
         connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
         self.await_turn(connection, _UPGRADE_SECONDS)
 
 
 class PostgreSQL:
-    """A server, shared by many machines."""
+    """A PostgreSQL server, which many machines share."""
 
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
+        """Return a pooled engine. Raises ConfigurationError if psycopg is not installed."""
         try:
             return sa.create_engine(
                 url,
-                # A reader's statements all see what its first one saw, as on SQLite.
+                # All statements of a read transaction see the same snapshot, as on SQLite.
                 isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
                 pool_size=_POOL,
                 max_overflow=_POOL,
                 pool_timeout=BUSY_TIMEOUT_SECONDS,
-                pool_pre_ping=True,  # a server that was started again is met with new connections
+                pool_pre_ping=True,  # connections that a restart of the server broke are replaced
                 connect_args={
                     "connect_timeout": BUSY_TIMEOUT_SECONDS,
                     "application_name": "reelsrs",
@@ -145,19 +164,26 @@ class PostgreSQL:
             ) from error
 
     def await_turn(self, connection: sa.Connection, seconds: float) -> None:
+        """Take the advisory lock until the transaction ends, waiting up to `seconds`."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, int(seconds * 1000))}")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
 
     def insert(self, table: sa.Table) -> Insert:
+        """Return an INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return postgresql.insert(table)
 
     def now(self, connection: sa.Connection) -> float:
+        """Return seconds since the epoch, by the clock of the server."""
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
     @contextmanager
     def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
-        # Of the connection, outside of any transaction: it is given back with it, however its process ends. Should the
-        # connection break meanwhile, two may be in the block, which must be no worse than a waste.
+        """Try to take a named advisory lock of the session; yield whether it was taken.
+
+        Does not wait. A lock that was taken is held until the block ends.
+        """
+        # The lock belongs to the connection, outside any transaction, and is released however the process ends. If the
+        # connection breaks during the block, another process may enter the block too. Callers must tolerate that.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             lock = sa.func.hashtextextended(name, _LOCK)
             taken: bool = connection.execute(sa.select(sa.func.pg_try_advisory_lock(lock))).scalar_one()
@@ -165,14 +191,16 @@ class PostgreSQL:
                 yield taken
             finally:
                 if taken:
-                    with suppress(sa.exc.DBAPIError):  # it went with its connection
+                    with suppress(sa.exc.DBAPIError):  # already released with its connection
                         connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
 
     def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+        """Set the sequence of this column so that its next numbers are greater than `number`."""
         sequence = sa.func.pg_get_serial_sequence(column.table.name, column.name)
         connection.execute(sa.select(sa.func.setval(sequence, max(1, number), number > 0)))
 
     def upgrade_alone(self, connection: sa.Connection) -> None:
+        """Take the advisory lock, waiting up to 10 minutes."""
         self.await_turn(connection, _UPGRADE_SECONDS)
 
 
@@ -180,5 +208,5 @@ _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
 def of(it: sa.URL | sa.Connection) -> Dialect:
-    """The dialect of a database or of a connection to one."""
+    """Return the dialect of a URL or of a connection."""
     return _DIALECTS[it.get_backend_name() if isinstance(it, sa.URL) else it.dialect.name]

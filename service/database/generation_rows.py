@@ -1,4 +1,4 @@
-"""Generations: which models have embedded the library, and which of them answers."""
+"""The generations table: which models have embedded the library, and which generation is active."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from service.models import Generation
 
 
 def library_id(connection: sa.Connection) -> str:
-    """The id of this database, made when first asked for."""
+    """Return the id of this database, creating the id if there is none.
+
+    Call inside a write transaction if the id may not exist yet.
+    """
     found = connection.execute(sa.select(db.library.c.id)).scalar()
     if found is None:
         found = secrets.token_hex(8)
@@ -22,7 +25,7 @@ def library_id(connection: sa.Connection) -> str:
 
 
 def active_generation(connection: sa.Connection) -> Generation | None:
-    """The generation that answers queries, None before the first."""
+    """Return the generation that serves searches, or None before the first activation."""
     row = connection.execute(
         sa.select(db.generations).join(db.library, db.library.c.active_generation == db.generations.c.id)
     ).first()
@@ -30,7 +33,7 @@ def active_generation(connection: sa.Connection) -> Generation | None:
 
 
 def generation(connection: sa.Connection, generation_id: str) -> Generation:
-    """The generation with this id. Raises NotFound."""
+    """Return the generation with this id. Raises NotFound."""
     row = connection.execute(sa.select(db.generations).where(db.generations.c.id == generation_id)).first()
     if row is None:
         raise NotFound(f"there is no generation {generation_id!r}")
@@ -38,7 +41,7 @@ def generation(connection: sa.Connection, generation_id: str) -> Generation:
 
 
 def add_generation(connection: sa.Connection, generation: Generation) -> None:
-    """Make it known; nothing happens where it is."""
+    """Insert a generation; do nothing if it exists. Call inside a write transaction."""
     connection.execute(
         db.insert(connection, db.generations)
         .values(
@@ -53,14 +56,17 @@ def add_generation(connection: sa.Connection, generation: Generation) -> None:
 
 
 def activate_generation(connection: sa.Connection, generation: Generation) -> None:
-    """Make this generation the one that answers queries; made known where it is new."""
+    """Make a generation the active one, which serves searches. Insert its row if it is new.
+
+    Call inside a write transaction.
+    """
     add_generation(connection, generation)
     library_id(connection)
     connection.execute(sa.update(db.library).values(active_generation=generation.id))
 
 
 def require_active(connection: sa.Connection, wanted: Generation) -> None:
-    """Raises Unavailable unless this is the generation that answers."""
+    """Raise Unavailable unless `wanted` is the active generation."""
     active = active_generation(connection)
     if active is None or active.id != wanted.id:
         raise Unavailable("another model took over just now; try again")

@@ -1,7 +1,7 @@
-"""The queue of embedding work, one row per video in the same database. Knows nothing of how work is done.
+"""The queue of embedding jobs: one row per video, in the same database.
 
-A worker claims a job with a lease that it renews; when the worker dies the lease runs out and another claims
-the job. A job that outlives MAX_ATTEMPTS claims is given up, with the reason in the video's `error`.
+A worker claims a job with a lease, which it renews. If the worker dies, the lease expires and another worker claims the
+job. After MAX_ATTEMPTS claims a job is given up, and the video's `error` holds the reason.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ _LEASES = Leases(db.jobs, db.jobs.c.video_key)
 
 
 def add(connection: sa.Connection, key: int) -> None:
-    """The job of a video that was added just now, in the same transaction. No index knows it yet, so none is told."""
+    """Insert the job of a new video, in the transaction that adds the video.
+
+    No index holds the video yet, so no change is recorded.
+    """
     connection.execute(sa.insert(db.jobs).values(video_key=key, attempts=0, available_at=db.now(connection), **FREE))
 
 
 def enqueue(connection: sa.Connection, key: int) -> None:
-    """Queue a video again, in the transaction that changes it. One that is queued already starts afresh."""
+    """Queue a video again, in the write transaction that changes it.
+
+    A job that is queued or running already starts again, with all its attempts.
+    """
     fresh = {"attempts": 0, "available_at": db.now(connection), **FREE}
     connection.execute(
         db.insert(connection, db.jobs)
@@ -31,17 +37,21 @@ def enqueue(connection: sa.Connection, key: int) -> None:
         .on_conflict_do_update(index_elements=["video_key"], set_=fresh)
     )
     catalog.set_status(connection, key, "queued", 0.0)
-    change_log.record_change(connection, key)  # not searchable until it is ready (again)
+    change_log.record_change(connection, key)  # not searchable until it is ready again
 
 
 def waiting(connection: sa.Connection) -> bool:
-    """Whether a claim would find something; cheap, for a worker's idle loop."""
+    """Return whether a claim would find a job now. Cheap enough for a worker's idle loop."""
     query = sa.select(db.jobs.c.video_key).where(_claimable(db.now(connection))).limit(1)
     return connection.execute(query).first() is not None
 
 
 def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: float = LEASE_SECONDS) -> list[int]:
-    """Keys of at most `limit` videos, oldest first, that `owner` now holds for `lease_seconds`."""
+    """Claim at most `limit` jobs, oldest first; return the primary keys of their videos.
+
+    `owner` then holds the jobs for `lease_seconds`. A job without attempts left is marked as failed instead. Call
+    inside a write transaction.
+    """
     now = db.now(connection)
     rows = connection.execute(
         sa.select(db.jobs).where(_claimable(now)).order_by(db.jobs.c.available_at, db.jobs.c.video_key).limit(limit)
@@ -58,28 +68,38 @@ def claim(connection: sa.Connection, owner: str, limit: int, lease_seconds: floa
 
 
 def renew(connection: sa.Connection, owner: str, lease_seconds: float = LEASE_SECONDS) -> None:
-    """Hold on to everything that `owner` has claimed, for `lease_seconds` from now on."""
+    """Extend the leases of all jobs of `owner` to `lease_seconds` from now. Call inside a write transaction."""
     _LEASES.renew(connection, owner, lease_seconds)
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
-    """Whether the job is still `owner`'s; not so once it was deleted, queued afresh or claimed by another."""
+    """Return whether `owner` still holds the job.
+
+    False if the job was deleted, queued again or claimed by another worker.
+    """
     return _LEASES.owns(connection, key, owner)
 
 
 def finish(connection: sa.Connection, key: int) -> None:
-    """Take the job off the queue, in the transaction that stores its result."""
+    """Delete the job of a video, in the write transaction that stores its result."""
     connection.execute(sa.delete(db.jobs).where(db.jobs.c.video_key == key))
 
 
 def fail(connection: sa.Connection, key: int, reason: str) -> None:
-    """The end of a job whose video is at fault, or whose attempts are used up."""
+    """Delete the job of a video, and mark the video as failed with `reason`.
+
+    For a video that cannot be embedded, or whose attempts are used up. Call inside a write transaction.
+    """
     finish(connection, key)
     catalog.set_status(connection, key, "failed", 1.0, reason)
 
 
 def retry(connection: sa.Connection, key: int, reason: str, backoff_seconds: float = BACKOFF_SECONDS) -> None:
-    """Something else is at fault: try again after so long, twice as late each time, until MAX_ATTEMPTS."""
+    """Queue a job again, after an error for which the video may not be to blame.
+
+    The pause is `backoff_seconds`, and doubles with each attempt. After MAX_ATTEMPTS the video is marked as failed.
+    Call inside a write transaction.
+    """
     attempts = connection.execute(sa.select(db.jobs.c.attempts).where(db.jobs.c.video_key == key)).scalar_one()
     if attempts >= MAX_ATTEMPTS:
         fail(connection, key, f"gave up after {attempts} attempts: {reason}")
@@ -90,7 +110,10 @@ def retry(connection: sa.Connection, key: int, reason: str, backoff_seconds: flo
 
 
 def postpone(connection: sa.Connection, key: int, reason: str, seconds: float) -> None:
-    """The machine is at fault, not the video: try again in `seconds`. It does not count, however often."""
+    """Queue a job again in `seconds`, after a fault of the machine and not of the video.
+
+    The attempt does not count, however often this happens. Call inside a write transaction.
+    """
     _take_back(connection, db.jobs.c.video_key == key)
     connection.execute(
         sa.update(db.jobs).where(db.jobs.c.video_key == key).values(**FREE, available_at=db.now(connection) + seconds)
@@ -99,7 +122,11 @@ def postpone(connection: sa.Connection, key: int, reason: str, seconds: float) -
 
 
 def release(connection: sa.Connection, owner: str, *, counts: bool = True) -> None:
-    """Give back everything that `owner` holds, at once; the attempt counts where it may be what killed it."""
+    """Release all jobs of `owner` at once, so that they can be claimed again.
+
+    Pass `counts` as False if the jobs cannot have killed the worker: the attempt then does not count. Call inside a
+    write transaction.
+    """
     if not counts:
         _take_back(connection, db.jobs.c.owner == owner)
     keys = connection.execute(sa.select(db.jobs.c.video_key).where(db.jobs.c.owner == owner)).scalars().all()
@@ -109,18 +136,22 @@ def release(connection: sa.Connection, owner: str, *, counts: bool = True) -> No
 
 
 def depth(connection: sa.Connection) -> int:
-    """Number of jobs that are not finished."""
+    """Return the number of unfinished jobs."""
     return connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
 
 
 def age(connection: sa.Connection, key: int | None = None) -> float:
-    """Seconds since this job, or the oldest of all, could have been begun; 0 where there is none."""
+    """Return the seconds since a job could first be claimed, or 0 if there is no such job.
+
+    Without `key`, this is the job that has been available longest.
+    """
     since = sa.select(sa.func.min(db.jobs.c.available_at))
     found = connection.execute(since if key is None else since.where(db.jobs.c.video_key == key)).scalar()
     return 0.0 if found is None else max(0.0, db.now(connection) - found)
 
 
 def _take_back(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Do not count the last attempt at the jobs that match the condition `which`."""
     attempts = sa.case((db.jobs.c.attempts > 0, db.jobs.c.attempts - 1), else_=0)
     connection.execute(sa.update(db.jobs).where(which).values(attempts=attempts))
 

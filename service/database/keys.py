@@ -1,7 +1,7 @@
-"""API keys: made, revoked, listed, looked up. Knows no HTTP, and nothing of keys that stand in the settings.
+"""API keys: create, revoke, list and look up. API keys from the settings are not stored here.
 
-A key is 256 random bits, so its SHA-256 is enough to keep: a slow hash is for words that people think of, which can be
-guessed one after another, and would cost every request what it costs a guess.
+An API key has 256 random bits, so its SHA-256 is enough to store. A slow hash protects passwords that people choose,
+which can be guessed one after another. Here it would cost every request as much as it costs a guess.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from service.database import db
 from service.errors import InvalidInput, NotFound
 
 Right = Literal["read", "write", "admin"]
-RIGHTS: tuple[Right, ...] = ("read", "write", "admin")  # each includes those before it
+RIGHTS: tuple[Right, ...] = ("read", "write", "admin")  # each right includes those before it
 
-# Tells a key that lies in a log or a repository from other random text, for people and for scanners.
+# Lets people and secret scanners recognise an API key in a log or a repository.
 PREFIX = "reelsrs_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key once it was given out."""
+    """An API key as stored, without its secret."""
 
     name: str
     right: Right
@@ -37,7 +37,13 @@ class Key:
 
 
 def create(connection: sa.Connection, name: str, right: Right) -> str:
-    """Make a key and give its secret, which nobody can ever be told again. Raises InvalidInput."""
+    """Create an API key and return its secret, which cannot be retrieved again.
+
+    Call inside a write transaction.
+
+    Raises:
+        InvalidInput: if the name is malformed or already taken.
+    """
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             "name", "must be letters, digits, dots, dashes and underscores, at most 64, a letter or digit first"
@@ -58,32 +64,35 @@ def create(connection: sa.Connection, name: str, right: Right) -> str:
 
 
 def revoke(connection: sa.Connection, name: str) -> None:
-    """From now on the key opens nothing. Raises NotFound."""
+    """Delete an API key, which stops working at once. Raises NotFound.
+
+    Call inside a write transaction.
+    """
     if not connection.execute(sa.delete(db.keys).where(db.keys.c.name == name)).rowcount:
         raise NotFound(f"there is no key {name}; `reelsrs keys list` names those there are")
 
 
 def every(connection: sa.Connection) -> list[Key]:
-    """All of them, by name."""
+    """Return all API keys, sorted by name."""
     return [_key(row) for row in connection.execute(sa.select(db.keys).order_by(db.keys.c.name))]
 
 
 def exist(connection: sa.Connection) -> bool:
-    """Whether there is any."""
+    """Return whether there is any API key."""
     return connection.execute(sa.select(db.keys.c.id).limit(1)).first() is not None
 
 
 def look_up(connection: sa.Connection, secret: str) -> Key | None:
-    """The key of this secret."""
+    """Return the API key with this secret, or None."""
     digest = _digest(secret)
     row = connection.execute(sa.select(db.keys).where(db.keys.c.sha256 == digest)).first()
-    # The index compares hashes, of which a caller can choose no more than a few bytes; what it finds is compared once
-    # more, in constant time.
+    # The index look-up is not constant-time. It compares hashes, and a caller can choose only a few bytes of a hash.
+    # The row found is compared once more, in constant time.
     return _key(row) if row is not None and hmac.compare_digest(row.sha256, digest) else None
 
 
 def includes(held: Right, needed: Right) -> bool:
-    """Whether who holds the one right may do what needs the other."""
+    """Return whether the right `held` includes the right `needed`."""
     return RIGHTS.index(held) >= RIGHTS.index(needed)
 
 

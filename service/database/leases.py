@@ -1,6 +1,8 @@
-"""Leases on rows: who works on one, and until when. Of jobs (`jobs.py`) and of layouts (`map_jobs.py`) alike.
+"""Leases on rows: who works on a row, and until when.
 
-A holder renews its lease while it works. When it dies the lease runs out, and another may take the row.
+Embedding jobs (`jobs.py`) and fits of projections (`map_jobs.py`) both use leases.
+
+The owner renews its lease while it works. If the owner dies, the lease expires and another worker may claim the row.
 """
 
 from __future__ import annotations
@@ -15,31 +17,44 @@ from service.timing import Timing
 LEASE_SECONDS = Timing().lease_seconds
 
 FREE: dict[str, Any] = {"owner": None, "lease_expires_at": None}
-"""Values of a row that nobody holds."""
+"""Column values of a row without an owner."""
 
 
 class Leases:
-    """Those on the rows of one table, which has columns `owner` and `lease_expires_at`. All methods take part in the
-    transaction of `connection`."""
+    """Leases on the rows of one table, which has the columns `owner` and `lease_expires_at`.
+
+    All methods run inside the caller's transaction on `connection`.
+    """
 
     def __init__(self, table: sa.Table, key: sa.Column[int]) -> None:
         self._table = table
         self._key = key
 
     def free(self, now: float) -> sa.ColumnElement[bool]:
-        """The condition that nobody holds a row, or nobody does any more."""
+        """Return the SQL condition that a row has no lease, or that its lease has expired.
+
+        `now` is in seconds since the epoch, by the clock of `db.now`.
+        """
         expires_at = self._table.c.lease_expires_at
         return sa.or_(expires_at.is_(None), expires_at < now)
 
     def take(self, connection: sa.Connection, key: int, owner: str, until: float, **values: Any) -> None:
-        """Have `owner` hold a row until then; `values` of other columns go with it."""
+        """Make `owner` the owner of a row, with a lease until `until`.
+
+        Does not check whether the row is free. `until` is in seconds since the epoch. `values` are written to other
+        columns of the row. Call inside a write transaction.
+        """
         mine = sa.update(self._table).where(self._key == key)
         connection.execute(mine.values(owner=owner, lease_expires_at=until, **values))
 
     def renew(
         self, connection: sa.Connection, owner: str, seconds: float, key: int | None = None, **values: Any
     ) -> int:
-        """Extend the leases of `owner`, or the one on this row, to so long from now on. Return how many there are."""
+        """Extend leases of `owner` to `seconds` from now; return the number of rows renewed.
+
+        With `key`, only the lease on that row is extended. `values` are written to other columns of the same rows. An
+        expired lease is renewed too if no other worker has claimed the row. Call inside a write transaction.
+        """
         mine = self._table.c.owner == owner
         if key is not None:
             mine = sa.and_(mine, self._key == key)
@@ -47,6 +62,9 @@ class Leases:
         return connection.execute(sa.update(self._table).where(mine).values(lease_expires_at=until, **values)).rowcount
 
     def owns(self, connection: sa.Connection, key: int, owner: str) -> bool:
-        """Whether `owner` still holds the row: not so once another took it, or it was given back or deleted."""
+        """Return whether `owner` still owns the row.
+
+        False if another worker claimed the row, or if the row was released or deleted.
+        """
         held = connection.execute(sa.select(self._table.c.owner).where(self._key == key)).scalar()
         return held is not None and held == owner

@@ -1,8 +1,8 @@
-"""Layouts of maps as work to be done.
+"""The queue of fits: projections that are to be computed.
 
-A map is asked for (`queued`), laid out by whoever claims it with a lease (`running`), and from then on (`ready`) kept:
-videos that come later are placed into it. A map that is laid out anew serves its old points until the new ones are
-there.
+A projection is requested (`queued`), fitted by the worker that claims it with a lease (`running`), and kept from then
+on (`ready`). Videos that are added later are transformed into it. A projection that is fitted again serves its old
+points until the new ones are stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ CANCELLED = "cancelled"
 
 
 def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
-    """The map of this spec, and whether it was queued by this: where it is new, or had failed."""
+    """Return the projection of this specification, and whether this call queued it.
+
+    A projection that is new, or whose fit had failed, is queued. Call inside a write transaction.
+    """
     row = connection.execute(
         sa.select(db.projections.c.key, db.projections.c.status).where(db.projections.c.digest == spec.digest)
     ).first()
@@ -52,12 +55,19 @@ def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
 
 
 def queue(connection: sa.Connection, key: int) -> None:
-    """Have a map laid out (again); one that is being laid out starts afresh."""
+    """Queue a projection to be fitted, for the first time or again.
+
+    A running fit loses its claim, and the projection is fitted from the start. Call inside a write transaction.
+    """
     change(connection, key, status="queued", progress=0.0, error=None, **FREE)
 
 
 def cancel(connection: sa.Connection, key: int) -> None:
-    """Give up the layout that is queued or running. A map that has points keeps them; another one has failed."""
+    """Cancel the fit of a projection, if it is queued or running. Raises NotFound.
+
+    A projection that has points keeps them and is `ready` again. One without points is `failed`. Call inside a write
+    transaction.
+    """
     state = row_by_key(connection, key)
     if state.status not in ("queued", "running"):
         return
@@ -69,8 +79,10 @@ def cancel(connection: sa.Connection, key: int) -> None:
 
 
 def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
-    """The key of the oldest map that waits to be laid out by one of these methods, or this one if it does; None where
-    there is none."""
+    """Return the primary key of the oldest projection that waits to be fitted by one of `methods`, or None.
+
+    With `key`, only this projection is considered. A fit whose lease has expired waits again.
+    """
     query = sa.select(db.projections.c.key).where(_claimable(connection), db.projections.c.method.in_(methods))
     if key is not None:
         query = query.where(db.projections.c.key == key)
@@ -85,7 +97,10 @@ def claim(
     key: int | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> int | None:
-    """Claim what `waiting` finds for `owner`, for `lease_seconds`. Return its key, None if there is nothing."""
+    """Claim the projection that `waiting` returns; return its primary key, or None if there is none.
+
+    `owner` then holds the projection for `lease_seconds`. Call inside a write transaction.
+    """
     found = waiting(connection, methods, key)
     if found is not None:
         _LEASES.take(
@@ -101,14 +116,21 @@ def renew(
     progress: float | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> bool:
-    """Hold on to a claim for `lease_seconds` from now on, and say how far it is. False once it is not `owner`'s any
-    more: cancelled, deleted, queued again, or claimed by another worker after the lease expired."""
+    """Extend a claim to `lease_seconds` from now, and return whether `owner` still held it.
+
+    `progress`, from 0 to 1, is stored if given. The claim is lost if the fit was cancelled or queued again, or if the
+    projection was deleted. It is also lost if another worker claimed the projection after the lease had expired. Call
+    inside a write transaction.
+    """
     values = {} if progress is None else {"progress": progress}
     return _LEASES.renew(connection, owner, lease_seconds, key, **values) == 1
 
 
 def release(connection: sa.Connection, owner: str) -> None:
-    """Give back what `owner` holds, under that name or one that goes on after a colon, to be laid out by another."""
+    """Queue the claimed projections of `owner` again, so that another worker can fit them.
+
+    This includes owners whose name starts with `owner` and a colon. Call inside a write transaction.
+    """
     names = db.projections.c.owner
     connection.execute(
         sa.update(db.projections)
@@ -118,13 +140,16 @@ def release(connection: sa.Connection, owner: str) -> None:
 
 
 def owns(connection: sa.Connection, key: int, owner: str) -> bool:
-    """Whether the layout is still `owner`'s to make."""
+    """Return whether `owner` still holds the claim on a projection."""
     return _LEASES.owns(connection, key, owner)
 
 
 def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) -> None:
-    """The end of a layout of `owner`'s that could not be made, or with None of a placement. Points that are there
-    stay."""
+    """Mark a projection as failed, with `reason` as its error. Existing points are kept.
+
+    Nothing happens if `owner` does not hold the claim any more. Pass None as `owner` if no fit is running, but new
+    points could not be transformed. Call inside a write transaction.
+    """
     connection.execute(
         sa.update(db.projections)
         .where(db.projections.c.key == key, db.projections.c.owner == owner)
@@ -142,9 +167,20 @@ def finish(
     model: bytes,
     quality: dict[str, float] | None,
 ) -> None:
-    """Put a layout in place of the one before: coordinates by video key, as of the change `seen`. Videos that have
-    changed since are left out, to be placed by what they are now. `basis` names what was laid out, `model` is what
-    placing more into it needs."""
+    """Replace the points of a projection by those of a new fit, and mark it as ready.
+
+    Videos that changed after `seen` are left out. They are transformed later, from their present vectors. Call inside a
+    write transaction.
+
+    Args:
+        connection: a write transaction.
+        key: primary key of the projection.
+        points: (N, 2) or (N, 3) float32 coordinates by video primary key, one row per frame or one per video.
+        seen: number of the last change that the fitted vectors reflect.
+        basis: digest of the vectors that were fitted.
+        model: what transforming new points needs besides the points, as .npz.
+        quality: quality measures of the fit; None if there are too few points.
+    """
     generation = connection.execute(
         sa.select(db.projections.c.generation).where(db.projections.c.key == key)
     ).scalar_one()

@@ -1,6 +1,6 @@
-"""Maps of the embedding space: their rows and their points in the database. Knows not how a map is laid out.
+"""The tables of projections of the embedding space and of their points.
 
-Points go with their video, and with the embedding that they stand for.
+A point is deleted with its video, and when the vector that it stands for changes. Fits are queued in `map_jobs.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ MapStatus = Literal["queued", "running", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Everything that decides where points come to lie. `embedding` is as users name it, `kind` whose vectors those
-    are; `parameters` are the method's own, all of them; `category` None: every category."""
+    """Everything that determines the coordinates of a projection.
+
+    Attributes:
+        embedding: what is projected, under the name that users see.
+        kind: the kind of vectors that are projected.
+        parameters: all parameters of the method, defaults included.
+        category: only videos of this category; None for every category.
+    """
 
     generation: str
     embedding: Embedding
@@ -42,16 +48,29 @@ class Spec:
 
     @property
     def digest(self) -> str:
-        """The same for the same map."""
+        """SHA-256 of the specification, as hex digits.
+
+        Equal specifications have equal digests.
+        """
         parts = {**asdict(self), "parameters": dict(sorted(self.parameters.items()))}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A row: the map, and how far it is. `version` changes with its points; `seen` is the number of the last change of
-    the catalogue that they know of; `points` counts them, `placed` those of them that came after the fit; `missing`
-    counts videos that have such embeddings and no points."""
+    """A row of the projections table: a projection and its state.
+
+    `points`, `placed` and `missing` are 0 if the function that returned the row does not count.
+
+    Attributes:
+        key: primary key.
+        progress: progress of the fit, from 0 to 1.
+        version: incremented when the points change.
+        seen: number of the last change that the points reflect.
+        points: number of points.
+        placed: number of points that were transformed into the projection after the fit.
+        missing: number of ready videos that have vectors of this kind and no points.
+    """
 
     key: int
     id: str
@@ -71,10 +90,16 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """The N points of a map, video by video, frame by frame.
+    """The N points of a projection, ordered by video, then by frame.
 
-    keys (N,), ids, categories and times N each; frames (N,) int16, -1 where a point is a whole video; times are
-    seconds, NaN where a point is a whole video; coordinates (N, 2 or 3) float32.
+    Attributes:
+        keys: (N,) int64 video primary keys.
+        ids: N public ids of videos.
+        categories: N categories; None for a video without one.
+        frames: (N,) int16 frame numbers; -1 if the point stands for a whole video.
+        times: (N,) float32 seconds; NaN if the point stands for a whole video.
+        coordinates: (N, 2) or (N, 3) float32.
+        placed: (N,) bool, whether the point was transformed into the projection after the fit.
     """
 
     keys: Keys
@@ -92,39 +117,48 @@ class Points:
 
 
 def by_id(connection: sa.Connection, map_id: str) -> Map:
-    """With its points counted, which takes a tenth of a second for 100,000. Raises NotFound."""
+    """Return a projection by its public id, with its points counted. Raises NotFound.
+
+    Counting 100,000 points takes a tenth of a second.
+    """
     return _counted(connection, row_by_id(connection, map_id))
 
 
 def row_by_id(connection: sa.Connection, map_id: str) -> Map:
-    """Without counting: `points`, `placed` and `missing` are 0. Raises NotFound."""
+    """Return a projection by its public id, without counting its points. Raises NotFound.
+
+    `points`, `placed` and `missing` are 0.
+    """
     return _one(connection, db.projections.c.id == map_id, f"there is no projection {map_id!r}")
 
 
 def by_key(connection: sa.Connection, key: int) -> Map:
-    """With its points counted. Raises NotFound."""
+    """Return a projection by its primary key, with its points counted. Raises NotFound."""
     return _counted(connection, row_by_key(connection, key))
 
 
 def row_by_key(connection: sa.Connection, key: int) -> Map:
-    """Without counting. Raises NotFound."""
+    """Return a projection by its primary key, without counting its points. Raises NotFound.
+
+    `points`, `placed` and `missing` are 0.
+    """
     return _one(connection, db.projections.c.key == key, "the projection was deleted")
 
 
 def all_of(connection: sa.Connection, generation: str) -> list[Map]:
-    """Every map of a generation, the newest first."""
+    """Return all projections of a generation, newest first, with their points counted."""
     query = sa.select(db.projections).where(db.projections.c.generation == generation)
     rows = connection.execute(query.order_by(db.projections.c.key.desc())).all()
     return [_counted(connection, _map(row)) for row in rows]
 
 
 def delete(connection: sa.Connection, key: int) -> None:
-    """Remove a map and its points."""
+    """Delete a projection and its points. Call inside a write transaction."""
     connection.execute(sa.delete(db.projections).where(db.projections.c.key == key))
 
 
 def behind(connection: sa.Connection, generation: str) -> list[int]:
-    """Keys of the maps whose points do not know of the last change."""
+    """Return the primary keys of ready projections whose points do not reflect the last change."""
     query = sa.select(db.projections.c.key).where(
         db.projections.c.generation == generation,
         db.projections.c.status == "ready",
@@ -134,7 +168,10 @@ def behind(connection: sa.Connection, generation: str) -> list[int]:
 
 
 def fit_of(connection: sa.Connection, key: int) -> tuple[str, bytes]:
-    """`basis` and `model` as `finish` was given them. Raises NotFound where the map is gone or was never laid out."""
+    """Return `basis` and `model` of a projection, as `map_jobs.finish` stored them.
+
+    Raises NotFound if the projection was deleted or never fitted.
+    """
     columns = (db.projections.c.basis, db.projections.c.model)
     row = connection.execute(sa.select(*columns).where(db.projections.c.key == key)).first()
     if row is None or row.model is None:
@@ -143,19 +180,22 @@ def fit_of(connection: sa.Connection, key: int) -> tuple[str, bytes]:
 
 
 def bases(connection: sa.Connection) -> set[str]:
-    """Every basis that a map stands on."""
+    """Return the `basis` of every fitted projection: the digests of the vectors that were fitted."""
     query = sa.select(db.projections.c.basis).where(db.projections.c.basis.is_not(None))
     return set(connection.execute(query).scalars())
 
 
 def being_laid_out(connection: sa.Connection) -> bool:
-    """Whether any map is."""
+    """Return whether a fit of any projection is running."""
     running = sa.select(db.projections.c.key).where(db.projections.c.status == "running")
     return connection.execute(running.limit(1)).first() is not None
 
 
 def moved(connection: sa.Connection, video_key: int, category: str | None) -> None:
-    """A video is in this category now: it leaves the maps of others."""
+    """Delete the points of a video from projections of other categories, after its category changed.
+
+    `category` is the new category. Call inside a write transaction.
+    """
     others: sa.ColumnElement[bool] = db.projections.c.category.is_not(None)
     if category is not None:
         others = sa.and_(others, db.projections.c.category != category)
@@ -163,12 +203,12 @@ def moved(connection: sa.Connection, video_key: int, category: str | None) -> No
 
 
 def unplaced(connection: sa.Connection, spec: Spec, key: int) -> list[int]:
-    """Keys of the videos that have such embeddings and no points, ascending."""
+    """Return the primary keys of ready videos with the vectors of `spec` and no points, ascending."""
     return list(connection.execute(_without_points(spec, key, db.videos.c.key).order_by(db.videos.c.key)).scalars())
 
 
 def on_map(connection: sa.Connection, key: int, videos: Sequence[int]) -> set[int]:
-    """Which of these videos have points."""
+    """Return those of these videos that have points on the projection, as primary keys."""
     found: set[int] = set()
     for some in chunks(videos):
         query = sa.select(db.coordinates.c.video_key).where(
@@ -179,12 +219,18 @@ def on_map(connection: sa.Connection, key: int, videos: Sequence[int]) -> set[in
 
 
 def put(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vectors]]) -> None:
-    """Add points that were placed, by video key."""
+    """Insert points that were transformed into a fitted projection, by video primary key.
+
+    Call inside a write transaction.
+    """
     insert_points(connection, key, points, placed=True)
 
 
 def caught_up(connection: sa.Connection, key: int, seen: int, *, changed: bool) -> None:
-    """The points know of every change up to `seen`; `changed`: they are others than before."""
+    """Record that the points of a projection reflect every change up to number `seen`.
+
+    If `changed`, the points themselves changed, and the version is incremented. Call inside a write transaction.
+    """
     values: dict[str, Any] = {"seen": seen}
     if changed:
         values["version"] = db.projections.c.version + 1
@@ -192,9 +238,9 @@ def caught_up(connection: sa.Connection, key: int, seen: int, *, changed: bool) 
 
 
 def points(connection: sa.Connection, state: Map) -> Points:
-    """Every point of a map, with what is known of its video."""
+    """Return all points of a projection, with the ids, categories and frame times of their videos."""
     whole = state.spec.embedding != "frame"
-    # As SQLite gives them: to convert 100,000 rows one by one takes longer than to read them.
+    # Unconverted: converting 100,000 rows one by one takes longer than reading them.
     raw = [sa.type_coerce(column, sa.types.NullType()) for column in (db.coordinates.c.points, db.coordinates.c.placed)]
     wanted = [db.videos.c.key, db.videos.c.id, db.videos.c.category, *raw]
     if not whole:
@@ -226,6 +272,7 @@ def points(connection: sa.Connection, state: Map) -> Points:
 
 
 def _without_points(spec: Spec, key: int, column: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Select `column` of ready videos that have the vectors of `spec` and no points on projection `key`."""
     present = sa.and_(db.coordinates.c.projection_key == key, db.coordinates.c.video_key == db.videos.c.key)
     query = (
         sa.select(column)
@@ -242,7 +289,12 @@ def _without_points(spec: Spec, key: int, column: sa.ColumnElement[Any]) -> sa.S
 
 
 def insert_points(connection: sa.Connection, key: int, points: Iterable[tuple[int, Vectors]], *, placed: bool) -> None:
-    # A video may have been deleted since its coordinates were computed: what refers to nothing is not stored.
+    """Insert points of a projection, (N, 2) or (N, 3) float32 by video primary key.
+
+    N is the number of frames, or 1 for a whole video. A video that has points keeps them. `placed` marks points that
+    were transformed after the fit. Call inside a write transaction.
+    """
+    # A video may have been deleted since its coordinates were computed. Its points are not stored.
     found = {video: pack(rows) for video, rows in points}
     alive = catalog.existing_keys(connection, found)
     values = [
@@ -305,4 +357,5 @@ def _map(row: sa.Row[Any]) -> Map:
 
 
 def change(connection: sa.Connection, key: int, **values: Any) -> None:
+    """Set columns of a projection. Call inside a write transaction."""
     connection.execute(sa.update(db.projections).where(db.projections.c.key == key).values(values))

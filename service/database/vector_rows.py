@@ -1,4 +1,4 @@
-"""Vectors of videos, by generation and kind."""
+"""The embeddings table: vectors of videos, by generation and kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _KIND_OF_MANY = (
 
 
 def put_embeddings(connection: sa.Connection, key: int, generation: Generation, embeddings: Embeddings) -> None:
-    """Replace all vectors of a video in this generation."""
+    """Replace all vectors of a video in one generation.
+
+    Points that stand for the old vectors are deleted. Call inside a write transaction.
+    """
     put_text(connection, key, generation, embeddings.text)
     _put(connection, key, generation, "frame", embeddings.frames)
     _put(connection, key, generation, "mean", embeddings.mean)
@@ -38,7 +41,10 @@ def put_embeddings(connection: sa.Connection, key: int, generation: Generation, 
 
 
 def put_text(connection: sa.Connection, key: int, generation: Generation, text: Vectors | None) -> None:
-    """Replace the caption's vector in this generation; None takes it away."""
+    """Replace the (D,) float32 text vector of a video in one generation; None deletes it.
+
+    Points that stand for the old text vector are deleted. Call inside a write transaction.
+    """
     if text is not None:
         _put(connection, key, generation, "text", text)
         return
@@ -49,25 +55,31 @@ def put_text(connection: sa.Connection, key: int, generation: Generation, text: 
 
 
 def forget_texts(connection: sa.Connection, key: int) -> None:
-    """The caption is another one: what was made of the old one goes, in every generation."""
+    """Delete the text vectors of a video in every generation, because its caption changed.
+
+    Points that stand for them are deleted too. Call inside a write transaction.
+    """
     connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, db.embeddings.c.kind == "text"))
     take_off_maps(connection, key, db.projections.c.kind == "text")
 
 
 def forget_others(connection: sa.Connection, key: int, generation: Generation) -> None:
-    """The frames are other ones: what the other generations made of the old ones goes."""
+    """Delete the vectors of a video in all other generations, because its frames changed.
+
+    Points that stand for them are deleted too. Call inside a write transaction.
+    """
     others = db.embeddings.c.generation != generation.id
     connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.video_key == key, others))
     take_off_maps(connection, key, db.projections.c.generation != generation.id)
 
 
 def vectors(connection: sa.Connection, key: int, generation: Generation, kind: Kind) -> Vectors | None:
-    """(N, D) vectors of one kind, None where there are none."""
+    """Return the (N, D) float32 vectors of one video and kind, or None if there are none."""
     return kinds(connection, key, generation, kind).get(kind)
 
 
 def kinds(connection: sa.Connection, key: int, generation: Generation, *wanted: Kind) -> dict[Kind, Vectors]:
-    """(N, D) vectors of one video by kind; a kind that there is none of is missing."""
+    """Return the (N, D) float32 vectors of one video by kind. A kind without vectors is missing."""
     values = {"key": key, "generation": generation.id, "kinds": wanted}
     rows = connection.execute(_KINDS_OF_ONE, values)
     return {kind: unpack(data, generation.dimension) for kind, data in rows}
@@ -76,7 +88,10 @@ def kinds(connection: sa.Connection, key: int, generation: Generation, *wanted: 
 def vectors_of(
     connection: sa.Connection, keys: Iterable[int], generation: Generation, kind: Kind
 ) -> dict[int, Vectors]:
-    """(N, D) vectors of one kind by video key, for ready videos only."""
+    """Return the (N, D) float32 vectors of one kind, by video primary key.
+
+    Videos that are not ready, or that have no such vectors, are missing.
+    """
     found: dict[int, Vectors] = {}
     for chunk in chunks(list(keys)):
         rows = connection.execute(_KIND_OF_MANY, {"keys": chunk, "generation": generation.id, "kind": kind})
@@ -85,8 +100,11 @@ def vectors_of(
 
 
 def searchable(connection: sa.Connection, keys: Sequence[int], generation: Generation, kind: Kind) -> Entries:
-    """What an index needs of those videos that can be searched: with `mean` or `max` a row a video, its caption
-    beside it; with `frame` a row a frame, in order, and no captions."""
+    """Return the entries of an index for those of these videos that can be searched.
+
+    With the kind `mean` or `max` there is one row per video, with its text vector. With the kind `frame` there is one
+    row per frame, in order, without text vectors.
+    """
     pictures = vectors_of(connection, keys, generation, kind)
     counts = [len(rows) for rows in pictures.values()]
     nothing = np.zeros((0, generation.dimension), dtype=np.float32)
@@ -110,7 +128,11 @@ def searchable(connection: sa.Connection, keys: Sequence[int], generation: Gener
 
 
 def take_off_maps(connection: sa.Connection, key: int, which: sa.ColumnElement[bool]) -> None:
-    """Points stand for vectors: those of a vector that is not the same any more go, and are placed anew."""
+    """Delete the points of a video from the projections that match the condition `which`.
+
+    Points stand for vectors. If a vector changes, its points are deleted, and the video is transformed into the
+    projection again later. Call inside a write transaction.
+    """
     maps = sa.select(db.projections.c.key).where(which)
     connection.execute(
         sa.delete(db.coordinates).where(db.coordinates.c.video_key == key, db.coordinates.c.projection_key.in_(maps))

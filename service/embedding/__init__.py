@@ -1,1 +1,1 @@
-"""CLIP: which model, on which device, and its vectors of images and texts."""
+"""CLIP: how a model is loaded, which device runs it, and its vectors of images and texts."""

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Choice of the device and the precision of a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from service.errors import ConfigurationError
 
 
 def choose_device(device: str, precision: str) -> tuple[str, str, str]:
-    """(device, precision, reason): `auto` takes CUDA, then MPS, then the CPU; half precision on CUDA.
+    """Choose device and precision; return (device, precision, reason for the device).
 
-    Raises ConfigurationError for a device that this machine does not have.
+    The device `auto` means CUDA if there is such a device, else MPS (Apple's Metal), else the CPU. The precision `auto`
+    means float16 on CUDA and float32 elsewhere. int8 always runs on OpenVINO.
+
+    Raises:
+        ConfigurationError: if this machine does not have the device, if OpenVINO is not installed, or if the device
+            does not support the precision.
     """
     import torch
 

@@ -1,10 +1,11 @@
-"""CLIP: pictures and captions to unit vectors (open_clip, torch). Knows no file of a clip and no row.
+"""CLIP encoder: images and captions to unit vectors (open_clip, torch).
 
-Device and precision are chosen in `choose_device`, which says why. What anything but torch's single precision on the
-CPU makes of a few pictures and words is compared with that before it is trusted. How many pictures make a good batch is
-found by trying, and one that does not fit into the device's memory is halved until it does. Captions longer than the
-model's context are cut into windows of whole words, and the windows' vectors are averaged by their number of tokens:
-nothing that was written is dropped.
+`choose_device` chooses device and precision, and gives the reason. Any choice but float32 on the CPU by torch is
+compared with that on a few images and captions before it is used. On CUDA the fastest batch size is measured. A batch
+that does not fit into the device's memory is halved until it fits.
+
+Captions longer than the model's context are cut into windows of whole words. The windows' vectors are averaged,
+weighted by their numbers of tokens, so no text is dropped.
 """
 
 from __future__ import annotations
@@ -38,12 +39,18 @@ _MOST = 1024
 
 
 class Encoder:
-    """One loaded model. Safe to call from several threads: calls take turns.
+    """A loaded model. Thread-safe: the towers run for one call at a time.
 
-    `generation` is the identity of what it makes; `picture` is what its picture tower wants, and `sees` whether it
-    has one. `batch` is the number of pictures to bring at a time, if so many are at hand.
+    Towers compiled by OpenVINO are kept below the folder `keep`, if given.
 
-    Raises ConfigurationError where the towers do not do what torch's single precision does on the CPU.
+    Attributes:
+        generation: the identity of the vectors that this encoder makes.
+        picture: size and preprocessing of the images that the image tower expects.
+        sees: whether the image tower is loaded.
+        batch: number of images to pass at a time, if so many are available.
+
+    Raises:
+        ConfigurationError: if the vectors differ from those of float32 on the CPU by torch.
     """
 
     def __init__(
@@ -67,11 +74,11 @@ class Encoder:
         self.context_length = int(tokenizer.context_length)
         self._lock = threading.Lock()
         self.device = device
-        """Where the model runs, as torch writes it, or `openvino`."""
+        """Device of the model, as torch names it, or `openvino`."""
         fitted_to = openvino_towers.calibration()[2] if precision == "int8" else ""
         identity = f"g{_fingerprint(model.state_dict(), settings, precision + fitted_to)[:16]}"
         if not pictures:
-            model.visual = None  # searches by words need only the text tower
+            model.visual = None  # text search needs only the text tower
         see, read = split(model, settings)
         self.picture_tower: Tower = partial(by_torch, see, "cpu")
         self.text_tower: Tower = partial(by_torch, read, "cpu")
@@ -85,18 +92,24 @@ class Encoder:
         if golden:
             self._compare(golden, precision)
             del see, read, golden
-            gc.collect()  # torch's towers, where others are in their place
+            gc.collect()  # free torch's towers if others replaced them
         if device.startswith("cuda") and pictures:
             self.batch = self.best_batch()
         width = self.embed_texts(["warm up"]).shape[1]
         self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
 
     def embed_pictures(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
-        """(N, D) float32 unit vectors of (N, H, W, 3) uint8 pictures of the size `picture`."""
+        """Return (N, D) float32 unit vectors of (N, H, W, 3) uint8 images of the size `picture`.
+
+        Raises Unavailable if the model fails or memory runs out.
+        """
         return self._run(self.picture_tower, np.ascontiguousarray(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """(N, D) float32 unit vectors of N captions of any length, with no template added."""
+        """Return (N, D) float32 unit vectors of N texts of any length, without a prompt template.
+
+        Raises Unavailable if the model fails or memory runs out.
+        """
         windows = [self.windows(text) for text in texts]
         flat = [window for parts in windows for window, _ in parts]
         vectors = iter(self._run(self.text_tower, self._tokens(flat)))
@@ -104,7 +117,10 @@ class Encoder:
         return normalise(np.stack(sums))
 
     def _run(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
-        """(N, D) unit vectors, a batch at a time. Raises Unavailable where the model fails, or memory does."""
+        """Return (N, D) float32 unit vectors, computed batch by batch.
+
+        Raises Unavailable if the model fails or memory runs out.
+        """
         try:
             return self._towered(tower, inputs)
         except (RuntimeError, MemoryError) as error:
@@ -123,14 +139,15 @@ class Encoder:
                 except torch.OutOfMemoryError:
                     if self.batch == 1:
                         raise
-                    self.batch = max(1, self.batch // 2)  # for good: the next would not fit either
+                    self.batch = max(1, self.batch // 2)  # permanent: the next batch would not fit either
                     log.warning("out of memory on the device, the batch is halved", batch=self.batch)
                     torch.cuda.empty_cache()
-            # Fetched only now, so that no batch waits for the last one to come back.
+            # Copied from the device only now, so that no batch waits for the copy of the previous one.
             vectors = [part if isinstance(part, np.ndarray) else part.float().cpu().numpy() for part in done]
         return normalise(np.concatenate(vectors))
 
     def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
+        """Replace the towers by towers compiled by OpenVINO."""
         pictures, tokens = (every[: -openvino_towers.HELD] for every in self.examples())
         make = partial(openvino_towers.tower, int8=precision == "int8", keep=keep)
         self.text_tower = make(partial(traced, read, tokens), tokens, name="text")
@@ -138,7 +155,10 @@ class Encoder:
             self.picture_tower = make(partial(traced, see, pictures), pictures, name="picture")
 
     def examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """(N, H, W, 3) pictures and (N, context) tokens of captions, those to compare with last."""
+        """Return example inputs: (N, H, W, 3) uint8 images, and (N, context) int64 tokens of captions.
+
+        The last `openvino_towers.HELD` of each are for comparison, the others for calibration.
+        """
         from PIL import Image, ImageOps
 
         files, captions, _ = openvino_towers.calibration()
@@ -151,7 +171,10 @@ class Encoder:
         return tokens
 
     def _golden(self) -> list[Vectors]:
-        """(8, D) unit vectors of pictures, if it sees, and of words that it was not fitted to."""
+        """Return (8, D) unit vectors of images and of captions that are not used for calibration.
+
+        Without an image tower there are only those of captions.
+        """
         pictures, tokens = (every[-openvino_towers.HELD :] for every in self.examples())
         towers = (
             [(self.picture_tower, pictures), (self.text_tower, tokens)] if self.sees else [(self.text_tower, tokens)]
@@ -159,11 +182,14 @@ class Encoder:
         return [self._run(tower, inputs) for tower, inputs in towers]
 
     def _compare(self, golden: list[Vectors], precision: str) -> None:
-        """Raises ConfigurationError where a vector has turned away from the golden one of the same input."""
+        """Compare the vectors of the present towers with `golden`, those of the same inputs.
+
+        Raises ConfigurationError if the least cosine is below 0.9999 for float32, or below 0.99 for other precisions.
+        """
         least = 0.9999 if precision == "float32" else 0.99
         pairs = zip(golden, self._golden(), strict=True)
         cosine = float(np.min([(one * other).sum(axis=1) for one, other in pairs]))
-        if not cosine >= least:  # a number that is none fails too
+        if not cosine >= least:  # NaN fails too
             raise ConfigurationError(
                 f"{self.device} with REELSRS_PRECISION={precision} embeds wrongly here: its vectors have a cosine of "
                 f"{cosine:.4f} to those of torch's float32 on the CPU, where {least} is the least. Set "
@@ -172,14 +198,17 @@ class Encoder:
         log.info("the model agrees with torch's float32 on the CPU", cosine=round(cosine, 5), least=least)
 
     def best_batch(self) -> int:
-        """How many pictures at a time go through fastest: twice as many, as long as that gains anything."""
+        """Measure the batch size with the highest throughput of images.
+
+        The size is doubled, from 32 to at most 1024, as long as that is at least 5 % faster and memory suffices.
+        """
         rate, size = 0.0, BATCH
         blank = np.zeros((_MOST, self.picture.height, self.picture.width, 3), dtype=np.uint8)
         while size <= _MOST:
             self.batch = size
-            self._run(self.picture_tower, blank[:size])  # the first one of a size is slow
+            self._run(self.picture_tower, blank[:size])  # the first run of a size is slow
             if self.batch < size:
-                return self.batch  # it did not fit
+                return self.batch  # out of memory
             started = time.perf_counter()
             self._run(self.picture_tower, blank[:size])
             faster = size / (time.perf_counter() - started)
@@ -190,8 +219,11 @@ class Encoder:
         return size // 2
 
     def windows(self, text: str) -> list[tuple[str, int]]:
-        """The text in windows that fit the context, each with its number of tokens; at least one window."""
-        room = self.context_length - 2  # the start and the end token
+        """Split a text into windows that fit the context, each with its number of tokens.
+
+        There is at least one window.
+        """
+        room = self.context_length - 2  # without the start and the end token
         windows: list[tuple[list[str], int]] = [([], 0)]
         for word, tokens in self._words(text, room):
             words, used = windows[-1]
@@ -202,8 +234,9 @@ class Encoder:
         return [(" ".join(words), max(1, tokens)) for words, tokens in windows]
 
     def _words(self, text: str, room: int) -> Iterator[tuple[str, int]]:
+        """Yield the words of a text with their numbers of tokens, in pieces of at most `room` tokens."""
         for word in text.split():
-            # A "word" of a thousand letters is cut into pieces that fit; a token has at least one byte.
+            # A "word" of a thousand letters is cut into pieces that fit. A token has at least one byte.
             count = self.count_tokens(word)
             if count <= room:
                 yield word, count
@@ -214,7 +247,7 @@ class Encoder:
                 yield piece, min(room, self.count_tokens(piece))
 
     def count_tokens(self, word: str) -> int:
-        """Return how many tokens a text has, without the start and the end token."""
+        """Return the number of tokens of a text, without the start and the end token."""
         if hasattr(self._tokenizer, "encode"):
             return len(self._tokenizer.encode(word))
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
@@ -233,7 +266,10 @@ def _picture(settings: dict[str, Any]) -> Picture:
 
 
 def _fingerprint(weights: dict[str, torch.Tensor], preprocessing: dict[str, Any], precision: str) -> str:
-    """What makes two embeddings comparable: every weight, the preprocessing and the precision."""
+    """Return a digest of every weight, the preprocessing and the precision.
+
+    Embeddings are comparable only if these are equal.
+    """
     digest = hashlib.sha256(repr((sorted(preprocessing.items(), key=str), precision)).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""How a model is found, and read, by its name."""
+"""Find a model by its name, and load it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,21 @@ TINY = Path(__file__).parent / "tiny"
 def load(
     model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True, keep: Path | None = None
 ) -> Encoder:
-    """The model that a setting names: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
+    """Load the model that a setting names.
 
-    `pictures` False keeps the text tower only; compiled towers are kept in the folder `keep`. Raises
-    ConfigurationError for a name that does not exist, or a device or precision that cannot be had or that computes
-    wrongly here, ModelUnavailable where the weights cannot be had.
+    If the vectors are wrong on Apple's Metal, the CPU is used instead.
+
+    Args:
+        model: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
+        device: a device, or `auto`; see `choose_device`.
+        precision: a precision, or `auto`; see `choose_device`.
+        pictures: False loads the text tower only.
+        keep: folder in which compiled towers are kept; None keeps nothing.
+
+    Raises:
+        ConfigurationError: if the name does not exist, or if the device or the precision is not available or computes
+            wrongly here.
+        ModelUnavailable: if the weights cannot be loaded.
     """
     import open_clip
 
@@ -46,7 +56,7 @@ def load(
     offline = pretrained is not None and _offline()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        root = logging.getLogger()  # where open_clip narrates what it does; its errors come out as exceptions
+        root = logging.getLogger()  # open_clip logs its steps there; its errors arrive as exceptions
         level = root.level
         root.setLevel(logging.CRITICAL)
         try:
@@ -56,37 +66,36 @@ def load(
                 load_weights=False,
                 pretrained_text=False,
                 device="cpu",
-                # OpenAI's weights were trained with another activation than the configuration of that name says.
+                # OpenAI's weights were trained with another activation than the configuration of that name states.
                 force_quick_gelu=bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu")),
             )
             _load_weights(loaded, _weights_of(name, pretrained))
             tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # the hub, the network, the disk and torch each raise their own
+        except Exception as error:  # hub, network, disk and torch raise different types
             reason = offline or (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
         finally:
             root.setLevel(level)
-    loaded.float()  # weights that were stored in half precision; the others stay where they are
+    loaded.float()  # converts weights stored in half precision; others are not copied
     try:
         return Encoder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
     except ConfigurationError as error:
         if chosen != "mps":
             raise
-        # Some releases of torch compute wrongly there, and nobody chose it but this program.
+        # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
         log.exception("Metal is not used, the CPU is", because=str(error))
         return load(model, device="cpu", precision="float32", pictures=pictures)
 
 
 def _load_weights(model: CLIP | CustomTextCLIP, path: str) -> None:
-    """Read a checkpoint. Weights stay in their file, mapped into memory, instead of being copied over random ones: half
-    of the memory and of the time, and what is not used, as the picture tower where only words are embedded, need not
-    be in memory.
+    """Load a checkpoint. Map the weights from their file instead of copying them over random ones.
 
-    open_clip has no option for it, so this one model's method is given another default meanwhile.
+    This halves memory and time. Weights that are not used need not be in memory, such as the image tower if only text
+    is embedded. open_clip has no option for this, so the method of this one model gets another default meanwhile.
     """
     import open_clip
 
-    # Past nn.Module, which takes only parameters and modules to be anything.
+    # Set past nn.Module, which declares that its attributes are tensors or modules.
     model.__dict__["load_state_dict"] = partial(model.load_state_dict, assign=True)
     try:
         open_clip.load_checkpoint(model, path)
@@ -95,7 +104,10 @@ def _load_weights(model: CLIP | CustomTextCLIP, path: str) -> None:
 
 
 def _weights_of(name: str, pretrained: str | None) -> str:
-    """The file of a model's weights, downloaded if it is not there yet; in a folder, as open_clip looks for it."""
+    """Return the path of a model's weights, downloading them if they are not on this machine.
+
+    A folder is searched in the order of open_clip. Raises FileNotFoundError if a folder has no weights.
+    """
     import open_clip
 
     if pretrained is not None:
@@ -109,6 +121,10 @@ def _weights_of(name: str, pretrained: str | None) -> str:
 
 
 def _resolve(model: str) -> tuple[str, str | None]:
+    """Return open_clip's name of a model and its pretrained tag, which is None for a folder.
+
+    Raises ConfigurationError if there is no such model.
+    """
     import open_clip
 
     if model == "tiny":
@@ -131,8 +147,11 @@ def _resolve(model: str) -> tuple[str, str | None]:
 
 
 def _offline() -> str:
-    """Why the hub is out of reach, empty where it may be in reach. Its client repeats every failed look-up for most
-    of a minute, even for weights that are on disk: where its name cannot be resolved, it is told so."""
+    """Return why the model hub cannot be reached, or an empty text if it may be reachable.
+
+    The hub's client repeats every failed look-up for most of a minute, even if the weights are on disk. If the hub's
+    name cannot be resolved, the client is switched to offline mode.
+    """
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -149,6 +168,7 @@ def _offline() -> str:
 
 
 def _cannot_load(name: str, tag: str | None, reason: str) -> str:
+    """Return an error text that says what cannot be loaded, from where, why, and what to do."""
     import open_clip
 
     if tag is None:

@@ -1,8 +1,10 @@
-"""A model's towers compiled for the CPU by OpenVINO, in single precision or in 8 bits (NNCF). Knows no CLIP.
+"""Towers of a model compiled for the CPU by OpenVINO, in float32 or in int8 (NNCF).
 
-The 8 bits are fitted to pictures and captions that travel with the package, `calibration/`, so that a model becomes the
-same one everywhere; the last few of them are held back to compare the towers with torch's. A tower is kept on disk,
-for to make it takes a minute: written aside, synced and renamed, and made anew where its checksum is wrong.
+int8 is calibrated with images and captions that are part of the package (`calibration/`), so a model becomes the same
+on every machine. The last few of them are held back, to compare the towers with those of torch.
+
+Towers are kept on disk, because making one takes a minute. Files are written aside, synced and renamed. A tower whose
+checksum is wrong is made again.
 """
 
 from __future__ import annotations
@@ -33,25 +35,28 @@ log = structlog.get_logger(__name__)
 
 Array = npt.NDArray[Any]
 Tower = Callable[[Array], Array]
-"""Takes a batch (N, ...), gives (N, D) float32. Not to be called by two threads at once."""
+"""Maps a batch (N, ...) to (N, D) float32. Not thread-safe."""
 
-_RECIPE = b"2"  # another number whenever `_made` makes other 8-bit towers of the same model
+_RECIPE = b"2"  # change this whenever `_made` makes different int8 towers of the same model
 HELD = 8
-"""So many of the pictures and captions, the last ones, no tower is fitted to."""
+"""Number of calibration images and captions, the last ones, that are held back for comparison."""
 
 _SMOOTH = 0.15
-"""How much of the outliers of activations goes over to the weights (Xiao et al., SmoothQuant, 2023). By NNCF's default
-the cosine of a ViT-B-32's vectors is 0.992 at least, with this 0.998."""
+"""Share of the activations' outliers that is moved to the weights (Xiao et al., SmoothQuant, 2023).
+
+With NNCF's default, the cosine of a ViT-B-32's vectors to the float32 ones is at least 0.992. With this value it is at
+least 0.998.
+"""
 
 _CALIBRATION = Path(__file__).parent / "calibration"
 
 
 def require() -> None:
-    """Raises ConfigurationError where OpenVINO is not installed. To be called before the first tower is asked for.
+    """Check that OpenVINO and NNCF are installed, and disable their telemetry. Raises ConfigurationError.
 
-    OpenVINO and NNCF send statistics of each conversion to their maker, and keep a number of this machine in ~/intel,
-    until somebody opts out by a program of theirs. Both do without where the package that sends is not there; so it is
-    not there for this process.
+    Call before the first tower is requested. OpenVINO and NNCF send statistics of each conversion to their vendor, and
+    store an id of this machine in ~/intel. To opt out, a user must run a program of the vendor. Both libraries work
+    without the package that sends, so that package is hidden from this process.
     """
     sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
     try:
@@ -67,7 +72,10 @@ def require() -> None:
 
 @cache
 def calibration() -> tuple[tuple[bytes, ...], tuple[str, ...], str]:
-    """(JPEG files of 256 x 256 pixels, as many captions, a digest of them all)."""
+    """Return JPEG files of 256 x 256 pixels, as many captions, and a digest of both.
+
+    The digest also covers the recipe by which int8 towers are made.
+    """
     table = (_CALIBRATION / "pictures.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in table.splitlines() if not line.startswith("#")]
     pictures = tuple((_CALIBRATION / row[0]).read_bytes() for row in rows)
@@ -76,11 +84,16 @@ def calibration() -> tuple[tuple[bytes, ...], tuple[str, ...], str]:
 
 
 def tower(traced: Callable[[], Any], inputs: Array, *, int8: bool, keep: Path | None, name: str) -> Tower:
-    """A tower: from the folder `keep` where it is kept under `name`, else made of what `traced` gives, which is a
-    torch.jit.ScriptModule, and kept there. It takes inputs like `inputs` (N, ...), as many at a time as anybody likes;
-    with `int8` it is fitted to them, else it computes in single precision.
+    """Return a compiled tower, read from disk or newly made.
 
-    Processes that ask at the same time for the same one make it once.
+    Processes that request the same tower at the same time make it once.
+
+    Args:
+        traced: returns the torch.jit.ScriptModule to compile. Called only if the tower is not on disk.
+        inputs: (N, ...) example inputs, which set shape and dtype. The tower accepts any batch size.
+        int8: calibrate the tower with `inputs` and compute in int8, else in float32.
+        keep: folder in which the tower is kept; None keeps nothing.
+        name: file name of the tower in `keep`, without suffix.
     """
     import openvino
 
@@ -94,6 +107,7 @@ def tower(traced: Callable[[], Any], inputs: Array, *, int8: bool, keep: Path | 
 
 
 def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
+    """Convert a traced module to an OpenVINO model, quantised to int8 if requested."""
     import openvino
 
     shape = openvino.PartialShape([-1, *inputs.shape[1:]])
@@ -110,7 +124,7 @@ def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(inputs),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    # Without VNNI a CPU adds products in 16 bits, which full 8-bit weights overflow.
+                    # A CPU without VNNI adds products in 16 bits, which full 8-bit weights overflow.
                     overflow_fix=nncf.OverflowFix.ENABLE,
                     smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH),
                 ),
@@ -121,13 +135,13 @@ def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
 def _ready(model: Any) -> Tower:
     import openvino
 
-    # Where a CPU has bfloat16, OpenVINO would use it for single precision without a word.
+    # On a CPU with bfloat16, OpenVINO would silently use it instead of float32.
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(model, "CPU", hints)
 
     def run(inputs: Array) -> Array:
         output: Array = compiled(inputs)[0]
-        return np.array(output, dtype=np.float32)  # the buffer is written again by the next call
+        return np.array(output, dtype=np.float32)  # a copy, because the next call overwrites the buffer
 
     return run
 
@@ -143,7 +157,7 @@ def _write(model: Any, folder: Path, name: str) -> None:
             openvino.save_model(model, Path(aside) / f"{name}.xml", compress_to_fp16=False)
         sums = {file.name: _digest(file) for file in sorted(Path(aside).iterdir())}
         (Path(aside) / f"{name}.json").write_text(json.dumps(sums))
-        # The list of checksums goes last: without it there is no tower.
+        # The list of checksums is written last: without it the tower does not exist.
         for file in (*sums, f"{name}.json"):
             path = Path(aside) / file
             with path.open("rb") as opened:
@@ -152,6 +166,7 @@ def _write(model: Any, folder: Path, name: str) -> None:
 
 
 def _whole(folder: Path, name: str) -> bool:
+    """Return whether the folder holds a tower whose checksums are right."""
     try:
         sums = json.loads((folder / f"{name}.json").read_text())
         if all(_digest(folder / file) == expected for file, expected in sums.items()) and f"{name}.xml" in sums:
@@ -171,7 +186,7 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What these libraries narrate; their errors come out as exceptions."""
+    """Suppress the messages, warnings and standard output of these libraries. Errors are still raised."""
     root = logging.getLogger("nncf")
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The two halves of a CLIP as functions of arrays."""
+"""The image tower and the text tower of a CLIP model, as functions of arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 Tower = Callable[[npt.NDArray[Any]], Any]
-"""Takes a batch (N, ...), gives (N, D), a tensor or an array, not normalised."""
+"""Maps a batch (N, ...) to vectors (N, D), a tensor or an array, not normalised."""
 
 
 def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
-    """The two halves of a CLIP as modules: (N, H, W, 3) uint8 pictures, and (N, context) tokens, to (N, D)."""
+    """Return the image tower and the text tower of a CLIP model, as torch modules in evaluation mode.
+
+    The image tower maps (N, H, W, 3) uint8 images to (N, D). It scales them with the mean and the standard deviation of
+    `preprocessing`. The text tower maps (N, context) int64 tokens to (N, D). Neither normalises its vectors.
+    """
     import torch
 
     class See(torch.nn.Module):
@@ -49,18 +53,18 @@ def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
 
     batch = torch.from_numpy(inputs)
     if device.startswith("cuda"):
-        batch = batch.pin_memory()  # copied while the device still works on the batch before
+        batch = batch.pin_memory()  # copied while the device still computes the previous batch
     output: torch.Tensor = tower(batch.to(device, non_blocking=True))
     return output
 
 
 def traced(module: Any, inputs: npt.NDArray[Any]) -> Any:
-    """The module as a torch.jit.ScriptModule, as these inputs go through it."""
+    """Return a module as a torch.jit.ScriptModule, traced with these inputs (N, ...)."""
     import torch
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # No check of the trace: it would compare the names that open_clip's classes get, and those differ.
+        # The trace is not checked, because the check compares names given to open_clip's classes, which differ.
         return torch.jit.trace(  # type: ignore[no-untyped-call]
             module, torch.from_numpy(inputs[:2]), check_trace=False
         )

@@ -1,1 +1,1 @@
-"""Which model answers, and the change to another."""
+"""Generations: which model serves searches, and the switch to another model."""

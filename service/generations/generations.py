@@ -1,9 +1,11 @@
-"""Generations: whose vectors answer, whose are made beside them, and how far that is. Rows only; knows no model.
+"""State of the generations: the active one, the target, and its progress. Rows only; no model is loaded here.
 
-One generation is active. Another may be wanted: it is embedded beside the active one, which goes on answering, and is
-complete once every video that can be searched has its vectors, a caption's too. Switching is one row in one
-transaction; the vectors of the generation before stay, so that going back is one row as well. What lacks vectors at
-that moment (it came in since, or could not be embedded beside) is queued as if it had just been uploaded.
+One generation is active. Another one may be the target: it is embedded beside the active one, which serves searches
+meanwhile. A generation is complete once every video that can be searched has its vectors, text vectors included.
+
+A switch changes one row, in one transaction. The vectors of the former generation stay, so switching back also changes
+one row. Videos that lack vectors of the new active generation are queued as if they had just been uploaded. Such videos
+were added meanwhile, or could not be embedded.
 """
 
 from __future__ import annotations
@@ -23,7 +25,17 @@ Status = Literal["active", "ready", "embedding", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A generation and how far it is: it has vectors of `embedded` of the `total` videos that can be searched."""
+    """A generation and its progress.
+
+    Attributes:
+        active: the generation serves searches.
+        wanted: the generation is the target, embedded beside the active one.
+        activate: switch to the generation once it is complete.
+        embedded: number of videos that can be searched and have vectors of the generation.
+        total: number of videos that can be searched.
+        error: what prevents the generation from becoming complete, or None.
+        completed_at: when the generation was first complete, or None.
+    """
 
     generation: Generation
     active: bool
@@ -37,14 +49,18 @@ class State:
 
     @property
     def status(self) -> Status:
-        """`ready` was complete once and can be switched to; `stopped` was given up for another."""
+        """`active`, `ready`, `embedding` or `stopped`.
+
+        A `ready` generation was complete once, and can be switched to. A `stopped` generation was given up for another
+        one.
+        """
         if self.active:
             return "active"
         return "ready" if self.completed_at else "embedding" if self.wanted else "stopped"
 
 
 def states(connection: sa.Connection) -> list[State]:
-    """All of them, the newest first."""
+    """Return the states of all generations, newest first."""
     active = generation_rows.active_generation(connection)
     ready = db.videos.c.status == "ready"
     total = connection.execute(sa.select(sa.func.count()).select_from(db.videos).where(ready)).scalar_one()
@@ -74,7 +90,7 @@ def states(connection: sa.Connection) -> list[State]:
 
 
 def state(connection: sa.Connection, generation_id: str) -> State:
-    """One of them. Raises NotFound."""
+    """Return the state of one generation. Raises NotFound."""
     for found in states(connection):
         if found.generation.id == generation_id:
             return found
@@ -82,19 +98,26 @@ def state(connection: sa.Connection, generation_id: str) -> State:
 
 
 def heard(connection: sa.Connection) -> str | None:
-    """What the settings asked for when they were last heard, None before the first time."""
+    """Return the model and precision setting that was recorded last, or None before the first start."""
     return connection.execute(sa.select(db.library.c.model_setting)).scalar()
 
 
 def hear(connection: sa.Connection, setting: str) -> None:
-    """Remember it, so that a later start with the same settings is no new wish."""
+    """Record the model and precision setting.
+
+    A later start with the same settings then does not start re-embedding. Call inside a write transaction.
+    """
     generation_rows.library_id(connection)
     connection.execute(sa.update(db.library).values(model_setting=setting))
 
 
 def want(connection: sa.Connection, generation: Generation, *, activate: bool) -> None:
-    """Have it embedded beside the active one, and with `activate` switched to once it is complete. One at a time: a
-    generation that was wanted before is given up, and keeps what it has."""
+    """Make a generation the target: it is embedded beside the active one.
+
+    With `activate`, the library switches to the generation once it is complete. There is one target at a time: a former
+    target is given up, and keeps its vectors. If the generation is active already, there is no target afterwards. Call
+    inside a write transaction.
+    """
     generation_rows.add_generation(connection, generation)
     connection.execute(sa.update(db.generations).values(wanted=False, activate=False))
     active = generation_rows.active_generation(connection)
@@ -103,14 +126,17 @@ def want(connection: sa.Connection, generation: Generation, *, activate: bool) -
 
 
 def wanted(connection: sa.Connection) -> Generation | None:
-    """The one that is embedded beside the active one, None where there is none."""
+    """Return the target generation, or None."""
     row = connection.execute(sa.select(db.generations).where(db.generations.c.wanted)).first()
     return None if row is None else Generation(row.id, row.model, row.dimension, row.precision)
 
 
 def missing(connection: sa.Connection, generation_id: str) -> tuple[list[int], list[int]]:
-    """Keys of the videos that can be searched and have no vectors in this generation, and of those that lack their
-    caption's only; the oldest first."""
+    """Return the primary keys of searchable videos that lack vectors of a generation, in two lists.
+
+    The first list holds the videos without any vectors, the second those that lack only the text vector of their
+    caption. Both start with the oldest video.
+    """
 
     def without(kind: str, condition: sa.ColumnElement[bool]) -> list[int]:
         column = db.embeddings.c.video_key
@@ -125,12 +151,18 @@ def missing(connection: sa.Connection, generation_id: str) -> tuple[list[int], l
 
 
 def report(connection: sa.Connection, generation_id: str, error: str | None) -> None:
-    """Say what stands in its way, None where nothing does."""
+    """Record what prevents a generation from becoming complete; None if nothing does.
+
+    Call inside a write transaction.
+    """
     _set(connection, generation_id, error=error)
 
 
 def complete(connection: sa.Connection, generation: Generation) -> bool:
-    """It has all that can be had; whether that switched to it."""
+    """Mark a generation as complete, and switch to it if requested; return whether it was switched to.
+
+    Videos that cannot be embedded do not prevent a generation from being complete. Call inside a write transaction.
+    """
     row = connection.execute(sa.select(db.generations).where(db.generations.c.id == generation.id)).one()
     if row.completed_at is None:
         _set(connection, generation.id, completed_at=_now())
@@ -141,17 +173,24 @@ def complete(connection: sa.Connection, generation: Generation) -> bool:
 
 
 def switch(connection: sa.Connection, generation_id: str) -> int:
-    """Make it the one that answers; of how many videos that lack its vectors and are queued for them. The one
-    before stays as complete as it is. Raises NotFound, and NotReady for one that was never complete."""
+    """Make a generation the active one; return the number of videos that lack its vectors and were queued.
+
+    The former generation counts as complete, so that switching back is possible. If the generation is active already,
+    nothing happens. Call inside a write transaction.
+
+    Raises:
+        NotFound: if there is no such generation.
+        NotReady: if the generation was never complete.
+    """
     now = state(connection, generation_id)
     if now.active:
         return 0
     if now.completed_at is None:
         raise NotReady(generation_id, now.status, "generation")
     before = generation_rows.active_generation(connection)
-    if before is not None:  # what answered until now had every video
+    if before is not None:  # the active generation had every video
         _set(connection, before.id, completed_at=sa.func.coalesce(db.generations.c.completed_at, _now()))
-    # Whoever switches by hand has decided: nothing else is to switch by itself later.
+    # A manual switch is a decision: no generation becomes active by itself afterwards.
     connection.execute(sa.update(db.generations).values(activate=False))
     _set(connection, generation_id, wanted=False, error=None)
     generation_rows.activate_generation(connection, now.generation)
@@ -159,7 +198,10 @@ def switch(connection: sa.Connection, generation_id: str) -> int:
 
 
 def queue_missing(connection: sa.Connection, generation_id: str) -> int:
-    """Queue what lacks vectors of the active generation, as if it had just been uploaded; how many videos."""
+    """Queue videos that lack vectors of the active generation; return their number.
+
+    They are queued as if they had just been uploaded. Call inside a write transaction.
+    """
     pictures, texts = missing(connection, generation_id)
     for key in (*pictures, *texts):
         jobs.enqueue(connection, key)
@@ -171,4 +213,4 @@ def _set(connection: sa.Connection, generation_id: str, **values: object) -> Non
 
 
 def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)  # stored without a zone, always UTC
+    return datetime.now(UTC).replace(tzinfo=None)  # rows store UTC without a time zone

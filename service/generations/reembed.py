@@ -1,8 +1,8 @@
-"""The way of the videos that are there into another generation, beside the one that answers. Knows no HTTP.
+"""Re-embed the library into another generation, beside the active one.
 
-It goes the way of an upload from the stored bytes on, but touches neither a video's status nor its pictures. What is
-left to do is read off the vectors that are there, so that it can be broken off at any moment and taken up again.
-Uploads go first: while any wait, it does.
+Re-embedding starts from the stored bytes, like an upload. It changes neither the status nor the thumbnails of a video.
+The remaining work is derived from the vectors that exist, so a run can be stopped and continued at any time. Uploads go
+first: re-embedding waits while an upload waits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ _LOOK_SECONDS = 0.5
 
 
 class Reembedding:
-    """One generation's. `embedder` gives its model. One process does this at a time, on whatever machine: what is left
-    is read off the vectors that are there, so two would do the same twice."""
+    """Re-embeds the library into one generation, whose model `embedder` returns.
+
+    One process at a time does this, across all machines. The remaining work is derived from the vectors that exist, so
+    two processes would do the same work twice.
+    """
 
     def __init__(
         self,
@@ -53,16 +56,23 @@ class Reembedding:
         self._generation = generation
         self._left: list[int] = []
         self._tries: Counter[int] = Counter()
-        self._failed: dict[int, str] = {}  # not tried any more; once it is switched to, they are, as uploads are
+        self._failed: dict[int, str] = {}  # not tried again here; queued like uploads after a switch
 
     def run(
         self, stop: threading.Event, *, keep_up: bool = True, on_progress: Callable[[int, int], None] = lambda *_: None
     ) -> None:
-        """Until the generation is complete and switched to, or not wanted any more, or `stop` is set. With `keep_up`
-        one that is complete is kept so, for whoever may switch to it. `on_progress` hears how many of how many are
-        done.
+        """Re-embed until the generation is active, is no longer the target, or `stop` is set.
 
-        Raises ConfigurationError, ModelUnavailable, OtherWeights.
+        Args:
+            stop: ends the run early. A later run continues.
+            keep_up: if the generation is complete but not active, keep it complete so that it can be switched to. If
+                False, return as soon as the generation is complete.
+            on_progress: called with the number of videos done and the number of all videos.
+
+        Raises:
+            ConfigurationError: if the model's name, device or precision cannot be used.
+            ModelUnavailable: if the weights cannot be loaded.
+            OtherWeights: if the weights differ from those of the generation.
         """
         while True:
             with self._db.alone("generations") as mine:
@@ -78,7 +88,7 @@ class Reembedding:
         while not stop.is_set() and self._wanted():
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
-                if last == looked_at:  # complete, and nothing came since
+                if last == looked_at:  # complete, and nothing changed since
                     missing: list[int] = []
                     texts, total = missing, 0
                 else:
@@ -115,11 +125,11 @@ class Reembedding:
             return jobs.waiting(connection)
 
     def _complete(self) -> bool:
-        """Whether that switched to it."""
+        """Mark the generation as complete, unless work is left; return whether it became active."""
         with self._db.write() as connection:
             missing, texts = generations.missing(connection, self._generation.id)
             if {*missing, *texts} - self._failed.keys():
-                return False  # something came in between
+                return False  # videos were added meanwhile
             failed = [f"{catalog.video_by_key(connection, key).id} ({self._failed[key]})" for key in missing[:5]]
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             reason = f"could not be embedded: {', '.join(failed)}{more}" if failed else None
@@ -132,10 +142,14 @@ class Reembedding:
     # --- the sink of the pipeline
 
     def sampled(self, video: Video) -> None:
-        """Nobody is told: the video is ready all the while."""
+        """Do nothing, because the video stays ready meanwhile."""
 
     def store(self, clip: Embedded) -> None:
-        """Its vectors beside those that answer; its status and its pictures stay."""
+        """Store the vectors of a clip in this generation. Its status and thumbnails stay as they are.
+
+        A video that was deleted or queued meanwhile is skipped. If its frames differ from those of the active
+        generation, the video is queued, so that both generations have the same frames.
+        """
         video, sample, texts = clip.video, clip.sample, clip.texts
         with self._db.write() as connection:
             try:
@@ -143,19 +157,22 @@ class Reembedding:
             except NotFound:
                 return
             if now.status != "ready" or now.sampling != video.sampling:
-                return  # it is embedded anew, and will be missing again
+                return  # being embedded again, and missing again afterwards
             if len(sample.times) != len(now.frame_times) or not np.allclose(sample.times, now.frame_times, atol=1e-3):
-                # Another setting or another decoder picks other frames: those that answer must be these, too.
+                # Another setting or decoder picked other frames. The active generation must have the same frames.
                 jobs.enqueue(connection, video.key)
                 return
-            text = texts.get(now.caption) if now.caption else None  # one that was edited meanwhile is left missing
+            text = texts.get(now.caption) if now.caption else None  # an edited caption stays missing
             vector_rows.put_embeddings(connection, video.key, self._generation, aggregate(clip.frames, text))
             change_log.record_change(connection, video.key, self._generation.id)
 
     def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
-        """Try again, or leave it out of this generation. Raises what is the machine's fault."""
+        """Count a failed attempt, and leave the video out of this generation if no attempt is left.
+
+        Raises `error` if the machine is at fault and not the video.
+        """
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
-            raise error  # the machine's fault, no clip's, and tried again from where it stands
+            raise error  # the machine's fault, not a clip's; the work left is tried again later
         self._tries[video.key] += 1
         reason = str(error) or type(error).__name__
         log.warning("a video could not be embedded beside", video=video.id, reason=reason)
@@ -163,6 +180,7 @@ class Reembedding:
             self._failed[video.key] = reason
 
     def _embed_captions(self, keys: list[int], stop: threading.Event) -> None:
+        """Embed the captions of videos that lack only their text vector."""
         for start in range(0, len(keys), _CAPTIONS):
             if stop.is_set() or self._uploads_wait():
                 return

@@ -1,1 +1,1 @@
-"""How clips get in: accepted, decoded, embedded, stored."""
+"""Ingestion of clips: accept, decode, embed, store."""

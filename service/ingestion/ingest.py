@@ -1,8 +1,8 @@
-"""What is done with videos: taken in, edited, queued again, deleted. Knows no HTTP and no command line.
+"""Operations on videos: add, edit, queue again, delete.
 
-`accept` acknowledges a clip only once its bytes are synced and its row and job are committed. Bytes are placed and
-removed while the database's write lock is held, so that an upload and a deletion of the same bytes cannot cross; a
-crash in between leaves at worst bytes without a row, which `repair` removes, never a row without bytes.
+`accept` acknowledges a clip only after its bytes are synced and its row and its job are committed. Bytes are placed and
+removed under the database's write lock, so that an upload and a deletion of the same bytes cannot interleave. A crash
+in between leaves at worst bytes without a row, which `repair` removes. It never leaves a row without bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Outcome = Literal["created", "existing", "requeued"]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said about a clip, already checked. Build it with `describe`."""
+    """Checked metadata of a clip. Created by `describe`."""
 
     filename: str
     title: str
@@ -54,7 +54,10 @@ def describe(
     caption: str | None = None,
     category: str | None = None,
 ) -> Description:
-    """Checks every word that came with a clip. Raises InvalidInput, naming the field."""
+    """Check the metadata of a clip. Raises InvalidInput, which names the field.
+
+    The title defaults to the file name without its suffix.
+    """
     clean = clean_filename(filename)
     return Description(
         filename=clean,
@@ -66,7 +69,7 @@ def describe(
 
 
 class Ingest:
-    """The way in, and out again."""
+    """Adds, edits, queues and deletes videos."""
 
     def __init__(
         self,
@@ -84,38 +87,43 @@ class Ingest:
         self._max_upload_bytes = max_upload_bytes
 
     def receive(self) -> Incoming:
-        """A place for the bytes of a clip, with the size limit; a context manager."""
+        """Return a context manager that receives the bytes of a clip, up to the size limit."""
         return self._files.receive(self._max_upload_bytes)
 
     def accept(self, incoming: Incoming, description: Description) -> tuple[Video, Outcome]:
-        """Take finished bytes into the catalogue. The same bytes again are the video that is there; one that had
-        failed is queued once more.
+        """Add a finished upload to the library; return the video and the outcome.
 
-        Raises Undecodable, InvalidInput (longer or larger than the limits), StorageFull.
+        If a video with the same bytes exists, that video is returned. If it had failed, it is queued again.
+
+        Raises:
+            Undecodable: if the bytes are not a video, or if a video with these bytes was deleted at this moment.
+            InvalidInput: if the clip is longer or larger than the limits.
+            StorageFull: if there is no space left.
         """
         if incoming.size_bytes == 0:
             raise Undecodable("the file is empty")
         with self._db.read() as connection:
             known = catalog.video_by_sha256(connection, incoming.sha256)
-        # A clip that is known was probed when it came; before any lock is taken, for this takes its time.
+        # A known clip was probed when it was added. Probing is slow, so it happens before any lock is taken.
         probe = None if known else self._decoder.probe(incoming.path)
         try:
             return self._take_in(incoming, description, probe)
         except StorageFull:
-            # The bytes may lie there by now, and their row was refused. They go at once where that can be had, for room
-            # is what is wanted; else the mark stays, and the next start removes them.
+            # The bytes may be stored although their row was refused. They are removed at once if possible, to free
+            # space. Otherwise the mark stays, and the next start removes them.
             with suppress(ReelsError):
                 self._repair_one(incoming.sha256)
             raise
 
     def _take_in(self, incoming: Incoming, description: Description, probe: Probe | None) -> tuple[Video, Outcome]:
+        """Store bytes, row and job of an upload, or return the video that has these bytes."""
         with self._files.unsettled(incoming.sha256):
             if probe is not None:
                 self._files.send(incoming, probe.media_type)
             with self._db.write() as connection:
                 existing = catalog.video_by_sha256(connection, incoming.sha256)
                 if existing is None:
-                    if probe is None:  # deleted since the first look
+                    if probe is None:  # deleted since the first look-up
                         raise Undecodable("the video was deleted while its bytes were sent again; send them once more")
                     self._files.place(incoming, probe.media_type)
                     video = catalog.add_video(
@@ -137,16 +145,21 @@ class Ingest:
                 return catalog.video_by_key(connection, existing.key), "requeued"
 
     def edit(self, video_id: str, changes: dict[str, str | None]) -> Video:
-        """Change `caption`, `category` or `title`, whichever are given. A new caption embeds text, nothing else.
+        """Change `caption`, `category` or `title` of a video, those that `changes` contains.
 
-        Raises NotFound, InvalidInput, and Unavailable in the moment in which another model takes over.
+        A new caption only embeds text.
+
+        Raises:
+            NotFound: if there is no such video.
+            InvalidInput: if a value cannot be used.
+            Unavailable: if another generation became active at this moment.
         """
         checks = {"caption": clean_caption, "category": clean_category, "title": clean_title}
         values = {name: checks[name](value) for name, value in changes.items()}
         if "title" in values and values["title"] is None:
             raise InvalidInput("title", "must not be empty")
         with self._db.read() as connection:
-            catalog.video(connection, video_id)  # before a model is asked for the sake of nobody
+            catalog.video(connection, video_id)  # raises NotFound before a model is loaded
         caption = values.get("caption")
         embedder = self._embedder() if caption else None
         vector = embedder.embed_texts([caption])[0] if embedder and caption else None
@@ -167,7 +180,7 @@ class Ingest:
             return catalog.video(connection, video_id)
 
     def resample(self, video_id: str, sampling: Sampling) -> Video:
-        """Decode and embed a video again, with this sampling. Raises NotFound."""
+        """Queue a video to be decoded and embedded again with this sampling. Raises NotFound."""
         with self._db.write() as connection:
             video = catalog.video(connection, video_id)
             catalog.update_video(
@@ -177,7 +190,7 @@ class Ingest:
             return catalog.video(connection, video_id)
 
     def retry(self, video_id: str) -> Video:
-        """Queue a video again that has failed; another one stays as it is. Raises NotFound."""
+        """Queue a video again if it has failed, and return the video. Raises NotFound."""
         with self._db.write() as connection:
             video = catalog.video(connection, video_id)
             if video.status != "failed":
@@ -186,20 +199,22 @@ class Ingest:
             return catalog.video(connection, video_id)
 
     def delete(self, video_id: str) -> None:
-        """Remove a video: row, vectors, job, then bytes and pictures. Raises NotFound."""
+        """Delete a video: first row, vectors and job, then bytes and thumbnails. Raises NotFound."""
         with self._db.read() as connection:
             video = catalog.video(connection, video_id)
         with self._files.unsettled(video.sha256):
             with self._db.write() as connection:
                 catalog.delete_video(connection, catalog.video(connection, video_id).key)
-            # Only now that the row is gone for good; under the lock, and only if nobody brought the bytes back.
+            # Only after the deletion is committed, under the lock, and only if the bytes were not uploaded again.
             with self._db.write() as connection:
                 if catalog.video_by_sha256(connection, video.sha256) is None:
                     self._files.delete(video.sha256)
 
     def repair(self) -> int:
-        """Remove what a crash left of uploads that were never acknowledged and of videos that were deleted; of how
-        many. Bytes that carry no mark are left alone: they may be another database's."""
+        """Remove what crashes left of unacknowledged uploads and of deleted videos; return the number of clips.
+
+        Bytes without a mark are kept, because they may belong to another database.
+        """
         self._files.sweep()
         removed = 0
         for sha256 in self._files.doubtful():
@@ -209,7 +224,7 @@ class Ingest:
         return removed
 
     def _repair_one(self, sha256: str) -> bool:
-        """Remove bytes that no row refers to; whether it was so."""
+        """Remove bytes that no row refers to, and their mark; return whether bytes were removed."""
         with self._db.write() as connection:
             stray = catalog.video_by_sha256(connection, sha256) is None
             if stray:

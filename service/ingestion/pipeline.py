@@ -1,7 +1,7 @@
-"""Clips that are stored, decoded and embedded: decode > embed > store, all three at the same time.
+"""Pipeline that decodes, embeds and stores clips; the three stages run at the same time.
 
-Whose clips those are, and what becomes of them, is for others to say: uploads (`uploads.py`), or all that there is when
-another model takes over (`generations/reembed.py`).
+A `Sink` decides what happens to the results. `uploads.py` has the sink of uploads, and `generations/reembed.py` the
+sink of the whole library when the model changes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from service.storage import Store
 
 log = structlog.get_logger(__name__)
 
-AHEAD_FRAMES = 128  # 25 MB; captions, too, are several times as fast in a batch
-_LOOK_SECONDS = 0.2  # while a long clip is decoded, others may come
+AHEAD_FRAMES = 128  # 25 MB; captions are also several times as fast in a batch
+_LOOK_SECONDS = 0.2  # while a long clip is decoded, other jobs may arrive
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """A clip with the vectors of its frames (N, D), and those of all captions that were embedded beside it."""
+    """A clip with the (N, D) float32 vectors of its frames.
+
+    `texts` holds the (D,) text vectors of all captions that were embedded in the same batch, by caption.
+    """
 
     video: Video
     sample: Sample
@@ -39,26 +42,29 @@ class Embedded:
 
 
 class Sink(Protocol):
-    """What becomes of the videos that a pipeline is given."""
+    """Receives the results of a pipeline."""
 
     def sampled(self, video: Video) -> None:
-        """Its frames are decoded. Called in one of several threads."""
+        """Take note that the frames of a video are decoded. Called in one of several threads."""
 
     def store(self, clip: Embedded) -> None:
-        """It is embedded. What this raises is handed to `fail`."""
+        """Store an embedded clip. An error raised here is passed to `fail`."""
 
     def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
-        """It could not be embedded. A fault that is `passing` is the machine's, not the video's; None where only the
-        error can tell. What this raises ends the run."""
+        """Handle a video that could not be embedded. An error raised here ends the run.
+
+        `passing` is True for a fault of the machine, and False for one of the video. None leaves it to the type of
+        `error`.
+        """
 
 
 class Pipeline:
-    """Three stages: decoders in processes, the model here, and one thread that stores."""
+    """Three stages: decoders in child processes, the model in this process, and one thread that stores."""
 
     def __init__(
         self, db: Database, files: Store, decoder: Decoder, embedder: Callable[[], Encoder], *, threads: int
     ) -> None:
-        """`threads`: how many clips are decoded at a time."""
+        """Create a pipeline that decodes `threads` clips at a time."""
         self._db = db
         self._files = files
         self._decoder = decoder
@@ -66,11 +72,11 @@ class Pipeline:
         self._threads = threads
 
     def run(self, claim: Callable[[], list[int]], sink: Sink) -> None:
-        """Embed videos for as long as `claim` gives keys of some, and hand each to `sink`.
+        """Embed videos as long as `claim` returns primary keys, and pass each result to `sink`.
 
-        A pipeline of three: decoders work on the next clips while the frames of the last are embedded, all that are
-        there at once, and those before are stored. It asks for no more than keeps the model busy, so neither a long
-        queue nor a long clip takes more memory. What goes wrong with one video stays with it.
+        Decoders work on the next clips while the model embeds all frames that are decoded, and the clips before are
+        stored. Only as many clips are claimed as keep the model busy, so neither a long queue nor a long clip takes
+        more memory. An error of one video does not affect the others.
         """
         batch = self._embedder().batch
         running: dict[Future[Sample], Video] = {}
@@ -88,13 +94,13 @@ class Pipeline:
                 if decoded:
                     embedded = self._embed(decoded, sink)
                     if storing:
-                        storing.result()  # one batch waits at most
+                        storing.result()  # at most one batch waits to be stored
                     storing = store.submit(_store, embedded, sink)
             if storing:
                 storing.result()
 
     def _hungry(self, running: dict[Future[Sample], Video], batch: int) -> bool:
-        """Whether the clips that are being decoded might leave a decoder or the model without work."""
+        """Return whether the clips in decoding might leave a decoder or the model without work."""
         frames = sum(video.sampling.num_frames for video in running.values())
         return len(running) <= self._threads or frames < max(2 * batch, AHEAD_FRAMES)
 
@@ -105,6 +111,7 @@ class Pipeline:
         return sample
 
     def _results(self, done: dict[Future[Sample], Video], sink: Sink) -> Iterator[tuple[Video, Sample]]:
+        """Yield the decoded clips, and pass errors to the sink."""
         for future, video in done.items():
             try:
                 yield video, future.result()
@@ -112,6 +119,7 @@ class Pipeline:
                 sink.fail(video, error)
 
     def _embed(self, batch: list[tuple[Video, Sample]], sink: Sink) -> list[Embedded]:
+        """Embed clips as one batch; if that fails, embed each clip by itself."""
         embedder = self._embedder()
         try:
             pixels = np.concatenate([sample.pixels for _, sample in batch])
@@ -122,7 +130,7 @@ class Pipeline:
             captions = list({video.caption: None for video, _ in batch if video.caption})
             texts = dict(zip(captions, embedder.embed_texts(captions), strict=True)) if captions else {}
         except Exception as error:
-            if len(batch) > 1:  # one of them may be too much: the others are not to suffer by it
+            if len(batch) > 1:  # one clip may be too large; the others must not fail with it
                 return [embedded for one in batch for embedded in self._embed([one], sink)]
             sink.fail(batch[0][0], error, passing=not self._model_works())
             return []
@@ -131,7 +139,10 @@ class Pipeline:
         return [Embedded(video, sample, rows, texts) for (video, sample), rows in zip(batch, own, strict=True)]
 
     def _model_works(self) -> bool:
-        """Whether it is the video that the model fails at, and not the model: a blank picture and a word tell."""
+        """Return whether the model embeds a blank image and a word.
+
+        If so, an earlier error was the fault of the video, else the fault of the model.
+        """
         embedder = self._embedder()
         try:
             embedder.embed_pictures(np.zeros((1, embedder.picture.height, embedder.picture.width, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""What becomes of uploads in the pipeline: ready, failed, or tried again."""
+"""Sink for uploads in the pipeline: a video becomes ready or failed, or is tried again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class Uploads:
-    """The sink of jobs that `owner` holds; those that are not its own any more are left alone."""
+    """Sink for the jobs that `owner` holds. Jobs that `owner` lost meanwhile are left alone."""
 
     def __init__(self, db: Database, files: Store, embedder: Callable[[], Encoder], owner: str, timing: Timing) -> None:
         self._db = db
@@ -29,23 +29,26 @@ class Uploads:
         self._embedder = embedder
         self._owner = owner
         self._timing = timing
-        self._faults = 0  # of the machine, since something last went well
+        self._faults = 0  # of the machine, since the last success
 
     def sampled(self, video: Video) -> None:
-        """Half of the way."""
+        """Set the progress of the video to one half."""
         with self._db.write() as connection:
             if jobs.owns(connection, video.key, self._owner):
                 catalog.set_status(connection, video.key, "processing", 0.5)
 
     def store(self, clip: Embedded) -> None:
-        """Its vectors and pictures, then its job is done."""
+        """Store the vectors and thumbnails of a clip, mark the video as ready and finish its job.
+
+        Raises Unavailable if another generation is active by now.
+        """
         video, sample, texts = clip.video, clip.sample, clip.texts
         embedder = self._embedder()
         self._files.send_pictures(video.sha256, sample.times.tolist(), sample.jpegs)
         with self._db.write() as connection:
-            if not jobs.owns(connection, video.key, self._owner):  # deleted, or queued afresh, or another worker has it
+            if not jobs.owns(connection, video.key, self._owner):  # deleted, queued again, or claimed by another worker
                 if catalog.video_by_sha256(connection, video.sha256) is None:
-                    self._files.delete(video.sha256)  # its pictures may have been sent since
+                    self._files.delete(video.sha256)  # thumbnails may have been sent after the deletion
                 return
             generation_rows.require_active(connection, embedder.generation)
             caption = catalog.video_by_key(connection, video.key).caption
@@ -75,7 +78,12 @@ class Uploads:
         self._faults = 0
 
     def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
-        """What becomes of a job that could not be done. A fault that is `passing` is the machine's, not the video's."""
+        """Postpone, retry or give up the job of a video that could not be embedded.
+
+        A fault of the machine postpones the job, each time for longer, and costs no attempt. Undecodable and
+        InvalidInput give the job up. Any other error costs one attempt. `passing` is True for a fault of the machine,
+        and False for one of the video. None leaves it to the type of `error`.
+        """
         reason = str(error) or type(error).__name__
         pause = 0.0
         if isinstance(error, StorageFull | Unavailable) if passing is None else passing:

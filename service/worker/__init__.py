@@ -1,1 +1,1 @@
-"""The process that takes jobs, and its supervisor."""
+"""The worker, which runs jobs, and its supervisor."""

@@ -1,4 +1,4 @@
-"""Work that has a process of its own: maps to lay out, and another model to embed everything with."""
+"""Work that runs in processes of its own: fits of projections, and re-embedding by another model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from service.worker.processes import end, spawn
 
 
 class Layouts:
-    """Has maps by some methods laid out, one after another, each in a process of its own: it may take all the memory
-    there is, and it can be ended at any moment. Runs in the thread that calls `run`."""
+    """Fits projections by some methods, one after another, each in a process of its own.
+
+    A fit may take all memory, and its process can be killed at any moment. Runs in the thread that calls `run`.
+    """
 
     def __init__(self, runtime: Runtime, owner: str, methods: tuple[Method, ...]) -> None:
         self._runtime = runtime
@@ -24,7 +26,7 @@ class Layouts:
         self._owner = f"{owner}:{'+'.join(methods)}"
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; what is not laid out by then is given back."""
+        """Fit queued projections until `stop` is set. An unfinished fit is then queued again."""
         keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the layouts wait")
 
     def _step(self, stop: threading.Event) -> bool:
@@ -42,17 +44,17 @@ class Layouts:
             try:
                 self._watch(process, key, stop)
             finally:
-                process.kill()  # one that has ended is not hurt
+                process.kill()  # no effect on a process that has ended
         with db.write() as connection:
             if stop.is_set():
                 map_jobs.release(connection, self._owner)
-            else:  # it has written its end itself, unless it was ended
+            else:  # no effect if the process recorded its own result
                 reason = f"its process ended with {process.returncode}; was there enough memory?"
                 map_jobs.fail(connection, key, self._owner, reason)
         return True
 
     def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
-        """Until it ends, is cancelled, or is to stop."""
+        """Renew the lease until the process ends, the claim is lost, or `stop` is set."""
         renewed, lease = time.monotonic(), self._runtime.timing.lease_seconds
         while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
             with self._runtime.db.read() as connection:
@@ -65,14 +67,16 @@ class Layouts:
 
 
 class Beside:
-    """Has the generation that is wanted embedded beside the active one, in a process of its own: it holds another
-    model, and what happens to that is not to happen to uploads. Runs in the thread that calls `run`."""
+    """Re-embeds the library into the target generation, in a process of its own.
+
+    That process holds another model, and its failures must not affect uploads. Runs in the thread that calls `run`.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set."""
+        """Re-embed whenever there is a target generation, until `stop` is set."""
         keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the other generation waits")
 
     def _step(self, stop: threading.Event) -> bool:

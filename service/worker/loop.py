@@ -1,4 +1,4 @@
-"""What every thread of the worker does: one thing after another, until it is told to stop."""
+"""The loop of every thread of the worker: one step after another, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ log = structlog.get_logger(__name__)
 
 
 def keep_doing(step: Callable[[], bool], stop: threading.Event, timing: Timing, trouble: str) -> None:
-    """Call `step` until `stop` is set: again at once if it did something, after a pause if there was nothing to do.
+    """Call `step` until `stop` is set: again at once if it did something, else after a pause.
 
-    A fault of the machine passes: a full disk, a locked database, a process that cannot be started. It is logged as
-    `trouble`, and `step` is called again later, ever later while the fault stays.
+    Faults of the machine pass: a full disk, a locked database, a process that cannot be started. A fault is logged as
+    `trouble`, and `step` is called again after a pause. The pause grows while the fault lasts. Errors other than
+    ReelsError and OSError end the loop.
     """
     failures = 0
     while not stop.is_set():

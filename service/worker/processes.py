@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and give way to it."""
+"""Child processes that end with their parent process, and run at a lower priority."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.config import Settings
 def spawn(settings: Settings, *command: str) -> subprocess.Popen[bytes]:
     """Start `reelsrs COMMAND...` with these settings, as a process that ends with this one.
 
-    Its standard input is a pipe from here: when this process ends, however it ends, the pipe closes, and what runs
-    `stop_with_stdin` stops.
+    Its standard input is a pipe from this process. When this process ends, for whatever reason, the pipe closes. A
+    child that called `stop_with_stdin` then stops.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "service", *command],
@@ -27,7 +27,7 @@ def spawn(settings: Settings, *command: str) -> subprocess.Popen[bytes]:
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Ask a process to stop, and wait until it has; kill it when it takes longer than `seconds`."""
+    """Ask a process to stop, and wait until it has. Kill it if it takes longer than `seconds`."""
     process.terminate()
     try:
         process.wait(timeout=seconds)
@@ -37,15 +37,18 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def owner_of(pid: int) -> str:
-    """The name under which the worker process `pid` of this machine holds its jobs."""
+    """Return the name under which the worker process `pid` of this machine holds its jobs."""
     return f"{socket.gethostname()}:{pid}"
 
 
 def stop_with_stdin(stop: threading.Event) -> None:
-    """Set `stop` when standard input ends; end the process if the work in hand takes too long after that."""
+    """Set `stop` when standard input ends.
+
+    If this process still runs 10 seconds later, it exits with status 1.
+    """
 
     def wait() -> None:
-        # Not sys.stdin: its lock would be held for ever and block the interpreter's exit.
+        # Not sys.stdin: its lock would stay held and block the interpreter's exit.
         while os.read(0, 1024):
             pass
         stop.set()
@@ -56,6 +59,6 @@ def stop_with_stdin(stop: threading.Event) -> None:
 
 
 def lower_priority() -> None:
-    """Let searches go first, where the system knows priorities."""
+    """Lower the priority of this process, so that searches go first. No effect if the system has no `nice`."""
     if hasattr(os, "nice"):
         os.nice(10)

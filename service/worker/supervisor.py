@@ -1,4 +1,4 @@
-"""A worker beside the service, started again when it dies."""
+"""Supervisor of a worker beside the service, which is started again when it dies."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class RunningWorker(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the worker runs now."""
 
     def stop(self) -> None:
-        """Ask it to stop, and wait until it has."""
+        """Ask the worker to stop, and wait until it has."""
 
 
 StartWorker = Callable[[Settings, Runtime], RunningWorker]
-"""Starts one, given the service's settings and its runtime."""
+"""Starts a worker, given the settings and the runtime of the service."""
 
 
 class WorkerProcess:
-    """A worker in a process of its own, started again when it dies, ended with this one."""
+    """A worker in a process of its own, started again when it dies, and ended with this process."""
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self._settings = settings
@@ -48,11 +48,11 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the worker runs now."""
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to stop and wait; kill it when it takes too long."""
+        """Ask the worker to stop, and wait until it has. Kill it after 15 seconds."""
         self._stop.set()
         end(self._process, seconds=15)
         self._watch.join()
@@ -61,6 +61,7 @@ class WorkerProcess:
         return spawn(self._settings, "worker", "--while-stdin-is-open")
 
     def _watching(self) -> None:
+        """Start the worker again each time it dies, and release its claims."""
         deaths = 0
         while True:
             started = time.monotonic()
@@ -79,5 +80,5 @@ class WorkerProcess:
             if self._stop.wait(backoff(deaths, first=1, longest=60)):
                 return
             self._process = self._start()
-            if self._stop.is_set():  # `stop` came in between and has ended the one before
+            if self._stop.is_set():  # `stop` was called meanwhile, and ended the previous process
                 self._process.terminate()

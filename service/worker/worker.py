@@ -1,8 +1,8 @@
-"""The worker: claims jobs and has them done, in this process or in one that `reelsrs serve` watches.
+"""The worker: claims and runs jobs, in this process or in one that `reelsrs serve` supervises.
 
-It embeds what was uploaded and gives it its place on the maps that are there. Maps are laid out each in a process of
-its own, and so is what another model embeds beside. A worker that dies costs its attempt at what it held, nothing else:
-the lease runs out and the job is claimed again. All of it runs at a lower priority than answering.
+The worker embeds uploads and transforms them into existing projections. Each fit of a projection runs in a process of
+its own, and so does re-embedding by another model. If a worker dies, its jobs lose one attempt and nothing else: the
+lease expires, and the job is claimed again. All of this runs at a lower priority than serving searches.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _CLAIM = 4
 
 
 class Worker:
-    """Runs in the thread that calls `run`, until it is told to stop."""
+    """Runs jobs in the thread that calls `run`, until it is told to stop."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.owner = owner_of(os.getpid())
         self._uploads = runtime.uploads(self.owner)
-        self._left: bool | None = None  # jobs that are to be given back, and whether the attempt at them counts
+        self._left: bool | None = None  # if set, jobs are to be released, and the attempt counts or not
 
     def run(self, stop: threading.Event) -> None:
-        """Claim and process until `stop` is set; what is claimed by then is brought to its end."""
+        """Claim and run jobs until `stop` is set. Jobs that are claimed by then are finished."""
         heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
         heart.start()
-        # PCA takes a second; it need not wait for a map by UMAP that somebody asked for before.
+        # PCA takes a second, and need not wait for an earlier fit by UMAP.
         lanes: tuple[tuple[Method, ...], ...] = (("umap", "tsne"), ("pca",))
         layouts = [
             threading.Thread(target=Layouts(self._runtime, self.owner, lane).run, args=(stop,), name="layouts")
@@ -51,13 +51,16 @@ class Worker:
             thread.join()
 
     def work_off(self) -> None:
-        """Do everything that can be done now in the calling thread: jobs, then places on maps. Raises ReelsError where
-        the machine is at fault; what is not done by then is queued again."""
+        """Do everything that can be done now, in the calling thread: jobs, then new points of projections.
+
+        Raises ReelsError if the machine is at fault. Jobs that are not done by then are queued again.
+        """
         while self._step():
             pass
 
     def _step(self, stop: threading.Event | None = None) -> bool:
-        self._give_back()  # what a full disk would not let go of when the error came
+        """Run jobs if any wait, else transform new videos into projections; return whether there was work."""
+        self._give_back()  # jobs that a full disk kept from being released earlier
         self._runtime.follow()
         with self._runtime.db.read() as connection:
             waiting = jobs.waiting(connection)
@@ -67,25 +70,29 @@ class Worker:
         try:
             self._runtime.pipeline.run(lambda: self.claim(stop), self._uploads)
         except ReelsError:
-            self._left = False  # the machine's fault, not a video's
+            self._left = False  # the machine is at fault, not a video
             raise
         finally:
-            # What an error left undone would be ours for ever: its lease is renewed for as long as we live.
+            # Otherwise jobs left by an error stay claimed: their leases are renewed as long as this process lives.
             self._give_back()
         return True
 
     def _give_back(self) -> None:
+        """Release the jobs that the last run of the pipeline left."""
         if self._left is not None:
             with self._runtime.db.write() as connection:
                 jobs.release(connection, self.owner, counts=self._left)
             self._left = None
 
     def claim(self, stop: threading.Event | None = None) -> list[int]:
-        """Keys of jobs that are this worker's from now on; none once `stop` is set, or another model answers."""
+        """Claim jobs for this worker; return the primary keys of their videos.
+
+        Returns none if `stop` is set, or if the active generation is not the one that this process serves.
+        """
         if stop is not None and stop.is_set():
             return []
         with self._runtime.db.read() as connection:
-            # Another model may have taken over: what is on its way is brought to its end, and `_step` comes to that.
+            # If another generation became active, clips in the pipeline are finished first, and `_step` then follows.
             if (
                 not jobs.waiting(connection)
                 or generation_rows.active_generation(connection) != self._runtime.serving.generation
@@ -95,6 +102,7 @@ class Worker:
             return jobs.claim(connection, self.owner, _CLAIM, self._runtime.timing.lease_seconds)
 
     def _renew(self, stop: threading.Event) -> None:
+        """Renew the leases of this worker's jobs until `stop` is set."""
         while not stop.wait(self._runtime.timing.lease_seconds / 3):
             try:
                 with self._runtime.db.write() as connection:

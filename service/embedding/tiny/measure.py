@@ -1,7 +1,7 @@
-"""Measures the tiny model on scenes whose captions it has never seen: `python -m service.embedding.tiny.measure`.
+"""Measure the tiny model on captions unseen in training: `python -m service.embedding.tiny.measure`.
 
-Knows open_clip's own loading, preprocessing and tokenizer, and PyAV. Knows nothing of the service's
-embedder: the figures hold for the folder of weights by itself.
+The measurement uses open_clip's own loading, preprocessing and tokenizer, and PyAV, not the service's encoder. The
+figures therefore hold for the folder of weights by itself.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ SEED = 20_000
 
 @dataclass(frozen=True)
 class Figures:
+    """Share of captions whose nearest clip is their own, from 0 to 1."""
+
     recall_at_1_drawn: float
-    """Text to clip, frames straight from `draw_frame`."""
+    """Text to clip, with frames directly from `draw_frame`."""
     recall_at_1_encoded: float
-    """Text to clip, frames from an encoded and decoded file."""
+    """Text to clip, with frames from an encoded and decoded file."""
 
 
 class TinyModel:
-    """A folder of weights with the preprocessing and tokenizer that open_clip makes for it."""
+    """A folder of weights, with the preprocessing and the tokenizer that open_clip creates for it."""
 
     def __init__(self, folder: Path) -> None:
         name = f"local-dir:{folder}"
@@ -50,7 +52,7 @@ class TinyModel:
 
     @torch.inference_mode()
     def embed_clip(self, frames: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """The normalised mean of the frames' normalised embeddings, (D,)."""
+        """Return the (D,) float32 normalised mean of the frames' normalised embeddings."""
         batch = torch.stack([self._preprocess(frame) for frame in frames])
         mean = self._model.encode_image(batch, normalize=True).mean(0)
         vector: NDArray[np.float32] = (mean / mean.norm()).numpy()
@@ -58,13 +60,13 @@ class TinyModel:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Normalised embeddings, (N, D)."""
+        """Return normalised (N, D) float32 embeddings of N texts."""
         vectors: NDArray[np.float32] = self._model.encode_text(self._tokenizer(list(texts)), normalize=True).numpy()
         return vectors
 
 
 def unseen_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes with distinct captions, all of them held out from training."""
+    """Return random scenes with distinct captions, all of them left out of training."""
     rng = np.random.default_rng(seed)
     by_caption: dict[str, Scene] = {}
     while len(by_caption) < count:
@@ -75,23 +77,27 @@ def unseen_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def middles(count: int) -> list[float]:
-    """The middles of `count` equal parts of 0..1."""
+    """Return the middles of `count` equal parts of the interval from 0 to 1."""
     return [(part + 0.5) / count for part in range(count)]
 
 
 def decoded_frames(path: Path, count: int = FRAMES_PER_CLIP) -> list[Image.Image]:
-    """`count` frames spread evenly over the clip."""
+    """Decode a clip, and return `count` frames spread evenly over it."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return [Image.fromarray(frames[int(middle * len(frames))]) for middle in middles(count)]
 
 
 def recall_at_1(texts: NDArray[np.float32], clips: NDArray[np.float32]) -> float:
-    """The share of texts whose nearest clip is their own; row i of each belongs together."""
+    """Return the share of texts whose nearest clip is their own.
+
+    Row i of `texts` belongs to row i of `clips`; both are (N, D) unit vectors.
+    """
     return float(np.mean(np.argmax(texts @ clips.T, axis=1) == np.arange(len(texts))))
 
 
 def measure(folder: Path = FOLDER, count: int = CLIP_COUNT, seed: int = SEED) -> Figures:
+    """Measure the model in `folder` on `count` unseen scenes, as drawn and as encoded clips."""
     model = TinyModel(folder)
     scenes = unseen_scenes(count, seed)
     texts = model.embed_texts([scene.caption for scene in scenes])
@@ -107,6 +113,7 @@ def measure(folder: Path = FOLDER, count: int = CLIP_COUNT, seed: int = SEED) ->
 
 
 def main() -> None:
+    """Measure the model, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description="Measure the tiny model on unseen drawn clips.")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--count", type=int, default=CLIP_COUNT)

@@ -1,11 +1,11 @@
-"""Trains the tiny model from nothing, on clips drawn here: `python -m service.embedding.tiny.train [--output DIR]`.
+"""Train the tiny model from scratch: `python -m service.embedding.tiny.train [--output DIR]`.
 
-Knows open_clip's model, its folder format and the drawn scenes. Knows no picture or text from elsewhere.
+All clips are drawn here; no image or text from elsewhere is used. Three losses are added:
 
-Three losses at once. The contrastive one of CLIP, in which a caption that fits several clips of the batch
-has all of them as targets. One linear reading of the caption's facts, shared by both towers, which makes
-their agreement quick to find. And a contrastive one between two views of a collage, pictures without any
-meaning, which keeps the picture tower able to tell clips apart that no caption describes.
+1. The contrastive loss of CLIP. A caption that fits several clips of the batch has all of them as targets.
+2. A linear classification of the caption's facts, shared by both towers. It makes their agreement quick to find.
+3. A contrastive loss between two views of a collage, an image without any meaning. It keeps the image tower able to
+   distinguish clips that no caption describes.
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ _OPENINGS = ("a video of", "a clip of", "a photo of", "a picture of")
 
 @dataclass(frozen=True)
 class Pool:
-    """All scenes that training sees, drawn once."""
+    """All scenes of the training, drawn once."""
 
     scenes: list[Scene]
     frames: Tensor
-    """(scenes, frames, 3, POOL_PX, POOL_PX), uint8."""
+    """(scenes, frames, 3, POOL_PX, POOL_PX) uint8."""
     facts: Tensor
-    """(scenes, facts), int64: each fact's number in its list of values."""
+    """(scenes, facts) int64: the index of each fact in its list of values."""
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
+    """Return random scenes whose captions are not left out of training."""
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -86,6 +87,7 @@ def training_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def draw_pool(count: int, seed: int, processes: int) -> Pool:
+    """Draw the training scenes in several processes."""
     scenes = training_scenes(count, seed)
     parts = [scenes[start : start + 200] for start in range(0, count, 200)]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -100,16 +102,17 @@ def _draw_part(scenes: list[Scene]) -> NDArray[np.uint8]:
         rng = np.random.default_rng(scene.seed)
         for column in range(FRAMES_PER_SCENE):
             moment = (column + rng.uniform()) / FRAMES_PER_SCENE
-            # Drawn larger and reduced, as a real clip is on its way into the model.
+            # Drawn larger and reduced, as a real clip is reduced for the model.
             picture = draw_frame(scene, moment, 2 * POOL_PX, 2 * POOL_PX).reduce(2)
             frames[row, column] = np.asarray(picture).transpose(2, 0, 1)
     return frames
 
 
 def worded(scene: Scene, facts: Tensor, rng: np.random.Generator) -> tuple[str, Tensor]:
-    """What someone might write about a scene, and its facts with those left unsaid marked so.
+    """Return a text that a user might write about a scene, and the scene's facts.
 
-    Mostly the full caption; at times only a part of it, since people search with few words.
+    Facts that the text leaves out are -1. The text is mostly the full caption. Sometimes it is a part, because people
+    search with few words.
     """
     text, unsaid = scene.caption, set[str]()
     if rng.uniform() < PARTIAL_CAPTIONS:
@@ -121,6 +124,7 @@ def worded(scene: Scene, facts: Tensor, rng: np.random.Generator) -> tuple[str, 
 
 
 def _few_words(scene: Scene, rng: np.random.Generator) -> tuple[str, set[str]]:
+    """Return a part of a scene's caption, and the names of the facts that this part leaves out."""
     noun = scene.shape if rng.uniform() < 0.4 else SHAPES[scene.shape]
     words, unsaid = {
         0: (scene.subject, set[str]()),
@@ -142,11 +146,11 @@ def _few_words(scene: Scene, rng: np.random.Generator) -> tuple[str, set[str]]:
     return " ".join(words.split()), unsaid
 
 
-# --- what a picture goes through on its way to a file and back
+# --- augmentation: what happens to an image when it is filmed, encoded and decoded
 
 
 class Camera:
-    """Takes slightly different pictures of the same thing, from a seeded source of chance."""
+    """Image augmentation: slightly different views of the same images, from a seeded random generator."""
 
     def __init__(self, size_px: int, mean: tuple[float, ...], std: tuple[float, ...], seed: int) -> None:
         self._size_px = size_px
@@ -155,13 +159,21 @@ class Camera:
         self._chance = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return a tensor of this shape with uniform random numbers from `low` to `high`."""
         return low + (high - low) * torch.rand(*shape, generator=self._chance)
 
     def take(self, pictures: Tensor, *, zoom: tuple[float, float], shift: float, light: float) -> Tensor:
-        """(N, 3, H, W) in 0..1 to (N, 3, size, size), normalised as open_clip does."""
+        """Augment (N, 3, H, W) images in 0..1; return (N, 3, size, size), normalised as open_clip does.
+
+        Args:
+            pictures: images, with values from 0 to 1.
+            zoom: least and greatest share of the image that is visible.
+            shift: greatest offset, where 1 is half of the image.
+            light: greatest change of brightness, saturation and contrast, as a share.
+        """
         count = len(pictures)
-        # Slightly unequal scales of width and height, as when a clip is squeezed. Never mirrored:
-        # left and right are words.
+        # Width and height have slightly unequal scales, as if the clip was squeezed. Images are never mirrored, because
+        # captions name left and right.
         both = self.uniform(*zoom, count, 1)
         scales = both * self.uniform(0.96, 1.04, count, 2)
         views = self._framed(pictures, scales, self.uniform(-shift, shift, count, 2))
@@ -174,7 +186,10 @@ class Camera:
         return ((views.clamp(0, 1) - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
     def collages(self, pictures: Tensor) -> Tensor:
-        """Thirds of pictures melted into each other in foreign colours: (3 N, ...) to (N, ...)."""
+        """Blend the three thirds of a batch into collages, with altered colours.
+
+        Takes (3 N, 3, H, W) images in 0..1 and returns (N, 3, H, W).
+        """
         layers = pictures.view(3, -1, *pictures.shape[1:])
         count = layers.shape[1]
         collage = torch.zeros_like(layers[0])
@@ -191,6 +206,7 @@ class Camera:
         return (collage * brightness + self.uniform(-0.2, 0.2, count, 3, 1, 1)).clamp(0, 1)
 
     def _framed(self, pictures: Tensor, scales: Tensor, places: Tensor, size_px: int | None = None) -> Tensor:
+        """Sample the images at these scales and offsets, by default at the size of the model's images."""
         matrix = torch.zeros(len(pictures), 2, 3)
         matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = scales[:, 0], scales[:, 1], places
         size = size_px or self._size_px
@@ -198,7 +214,7 @@ class Camera:
         return functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
     def _compressed(self, views: Tensor) -> Tensor:
-        """Some softer, some with coarser colour, all with some noise."""
+        """Imitate compression: soften some views, coarsen the colour of some, and add noise to all."""
         count, size = len(views), views.shape[-1]
         softer = functional.interpolate(functional.avg_pool2d(views, 2), size, mode="bilinear")
         views = views + self._some(count, 0.3) * self.uniform(0.3, 1, count, 1, 1, 1) * (softer - views)
@@ -210,6 +226,7 @@ class Camera:
         return views + self.uniform(0, 0.03, count, 1, 1, 1) * noise
 
     def _some(self, count: int, share: float) -> Tensor:
+        """Return (count, 1, 1, 1) random numbers that are 1 for about this share, else 0."""
         return (self.uniform(0, 1, count, 1, 1, 1) < share).float()
 
 
@@ -217,7 +234,7 @@ class Camera:
 
 
 def caption_loss(texts: Tensor, clips: Tensor, scale: Tensor, fits: Tensor) -> Tensor:
-    """CLIP's loss; `fits[i, j]` says whether text i describes clip j."""
+    """Return CLIP's contrastive loss. `fits[i, j]` states whether text i describes clip j."""
     logits = scale * texts @ clips.T
     wanted = fits.float()
     to_clips = -(wanted / wanted.sum(1, keepdim=True) * functional.log_softmax(logits, 1)).sum(1)
@@ -226,7 +243,10 @@ def caption_loss(texts: Tensor, clips: Tensor, scale: Tensor, fits: Tensor) -> T
 
 
 def collage_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Each view must find its twin among the views of all collages."""
+    """Return the contrastive loss of (N, D) unit vectors of two views per collage.
+
+    Each view must find the other view of its collage among all views.
+    """
     views = torch.cat([first, second])
     logits = (views @ views.T / COLLAGE_TEMPERATURE).fill_diagonal_(-math.inf)
     twins = torch.arange(len(views)).roll(len(first))
@@ -234,7 +254,7 @@ def collage_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 class FactReader(nn.Module):
-    """One linear reading of each fact from an embedding; used in training only."""
+    """One linear classifier per fact, from an embedding; used in training only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -242,6 +262,10 @@ class FactReader(nn.Module):
         self._linear = nn.Linear(width, sum(self._sizes))
 
     def loss(self, embeddings: Tensor, facts: Tensor) -> Tensor:
+        """Return the mean cross-entropy of all facts.
+
+        Embeddings are (N, D), facts are (N, facts) int64. Facts of -1 do not count.
+        """
         readings = self._linear(10 * embeddings).split(self._sizes, 1)
         losses = [
             functional.cross_entropy(reading, facts[:, position], ignore_index=_UNSAID, label_smoothing=0.05)
@@ -262,6 +286,7 @@ def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _set_pace(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Set the learning rate of a step: a linear warm-up, then a cosine decay."""
     pace = min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE * pace
@@ -272,7 +297,10 @@ def _said(losses: dict[str, Tensor]) -> str:
 
 
 def _clips(pool: Pool, rng: np.random.Generator) -> tuple[Tensor, list[tuple[str, Tensor]], Tensor]:
-    """The clips of a step: their frames, what is written of each and which facts that says, and all of their facts."""
+    """Return the random clips of a step: frames, texts with the facts that they state, and all facts.
+
+    Frames are (clips x frames, 3, POOL_PX, POOL_PX) in 0..1.
+    """
     rows = rng.choice(len(pool.scenes), CLIPS_PER_BATCH, replace=False)
     columns = np.argsort(rng.uniform(size=(CLIPS_PER_BATCH, FRAMES_PER_SCENE)), 1)[:, :FRAMES_PER_CLIP]
     frames = pool.frames[rows[:, None], columns].flatten(0, 1).float() / 255
@@ -280,6 +308,7 @@ def _clips(pool: Pool, rng: np.random.Generator) -> tuple[Tensor, list[tuple[str
 
 
 def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: int = SEED) -> None:
+    """Train the model, and save it in the folder `output`."""
     started = time.monotonic()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -332,19 +361,21 @@ def train(output: Path, *, steps: int = STEPS, scene_count: int = SCENES, seed: 
 
 
 def save(model: nn.Module, output: Path) -> None:
+    """Save weights in half precision, and the configuration, in open_clip's folder format."""
     output.mkdir(parents=True, exist_ok=True)
-    # Halves the file. The norms' scales and variances, a few kilobytes, stay exact.
+    # This halves the file. Scales and variances of the norms, a few kilobytes, stay exact.
     weights = {
         name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).contiguous()
         for name, value in model.state_dict().items()
     }
     save_file(weights, str(output / WEIGHTS))
-    (output / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+    (output / WEIGHTS).chmod(0o644)  # safetensors makes the file readable by its owner only
     if output.resolve() != FOLDER:
         shutil.copyfile(FOLDER / CONFIG, output / CONFIG)
 
 
 def main() -> None:
+    """Train the model, measure it, and print the figures."""
     parser = argparse.ArgumentParser(description="Train the tiny model on drawn clips. Not for production.")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for weights and configuration")
     parser.add_argument("--steps", type=int, default=STEPS)
