@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import __version__
 from service.api.guard import Gates, Guard, Patience, check_address, only_here
+from service.api.guide import add_guide
 from service.api.observed import Metrics, Observed
 from service.api.pages import add_pages
 from service.api.problems import add_handlers, document_problems, on_reels_error
@@ -107,6 +108,7 @@ def create_app(
     app.state.open = settings.allow_anyone or only_here(settings.host)
     _add_routes(app)
     add_pages(app)
+    add_guide(app)
     add_handlers(app)
     app.add_middleware(Guard, gates=gates, answer=on_reels_error)
     if settings.cors_origins:

@@ -5,7 +5,7 @@
 A library of made-up vectors is served by the real service; the page is open on its list of clips and at rest, and then
 `Map` is clicked, with nothing in the browser's cache and the points not yet written by the service. A second click, in
 another fresh browser, finds them written. Graphics are drawn in software, as there is no graphics card in a test
-machine. Prints one JSON line last. Needs Chromium on the path, and the packages of `reelsrs[dev]`.
+machine. Prints one JSON line last. Needs Chromium on the path, and the packages of the group `dev`.
 """
 
 from __future__ import annotations

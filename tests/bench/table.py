@@ -1,10 +1,10 @@
-"""The README's table of speeds, from what the benchmarks printed last.
+"""The guide's table of speeds, from what the benchmarks printed last.
 
     python tests/bench/decode.py FOLDER | tail -n 1 > tests/bench/results/decode.json     (and so on)
     python tests/bench/table.py
 
-Reads results/{decode,ingest,embed,serve,memory}.json and writes the table between the two marks in README.md. What was
-not measured says so.
+Reads results/{decode,ingest,embed,serve,memory}.json and writes the table between the two marks in
+service/docs/benchmarks.md. What was not measured says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "service" / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- speeds: python tests/bench/table.py -->", "<!-- end of speeds -->"
 
 
@@ -90,15 +90,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def written(readme: str, found: dict[str, dict[str, Any]]) -> str:
-    """The README with the table in its place."""
-    before, rest = readme.split(BEGIN)
+def written(page: str, found: dict[str, dict[str, Any]]) -> str:
+    """The page with the table in its place."""
+    before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
     """Write it."""
-    README.write_text(written(README.read_text(encoding="utf-8"), results()), encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), results()), encoding="utf-8")
 
 
 if __name__ == "__main__":

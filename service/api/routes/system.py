@@ -33,6 +33,7 @@ def welcome(request: Request) -> Response:
         return RedirectResponse("/explore", headers={"Vary": "Accept"})
     links = {
         "explore": "/explore",
+        "guide": "/guide",
         "docs": "/docs",
         "openapi": "/openapi.json",
         "videos": "/v1/videos",
