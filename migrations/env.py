@@ -10,7 +10,7 @@ from service.database.db import metadata
 def run() -> None:
     """Bring the database to the requested revision in one transaction, also on SQLite."""
     url = make_url(context.config.attributes["url"])
-    dialect = dialects.of(url)
+    dialect = dialects.dialect_of(url)
     engine = dialect.engine(url, writes=True)
     try:
         with engine.connect() as connection:
@@ -19,7 +19,7 @@ def run() -> None:
                 connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True
             )
             with context.begin_transaction():
-                dialect.upgrade_alone(connection)
+                dialect.begin_schema_change(connection)
                 context.run_migrations()
     finally:
         engine.dispose()

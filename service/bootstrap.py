@@ -18,36 +18,22 @@ from service.database import db, generation_rows
 from service.database.db import Database
 from service.embedding import loading
 from service.embedding.encoder import Encoder
-from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable
+from service.errors import ConfigurationError, InvalidInput, NotReady, Unavailable, WeightsMismatch
 from service.generations import generations
 from service.generations.generations import State
 from service.generations.reembed import Reembedding
 from service.ingestion.ingest import Ingest
 from service.ingestion.pipeline import Pipeline
-from service.ingestion.uploads import Uploads
+from service.ingestion.uploads import UploadSink
 from service.media import Decoder, Limits
 from service.models import Generation
-from service.projections.atlas import Atlas
 from service.projections.encoded import EncodedPoints
+from service.projections.projections import Projections
 from service.serving import Serving
 from service.storage import open_store
 from service.timing import Timing
 
 log = structlog.get_logger(__name__)
-
-
-class OtherWeights(Unavailable):
-    """A model has the expected name, but not the weights that the library was embedded with.
-
-    `found` is the generation that the present weights belong to.
-    """
-
-    def __init__(self, wanted: Generation, found: Generation) -> None:
-        super().__init__(
-            f"the library was embedded with {wanted.model} in {wanted.precision} ({wanted.id}), and what is there now "
-            f"under that name is another model ({found.id})"
-        )
-        self.found = found
 
 
 class Runtime:
@@ -57,7 +43,7 @@ class Runtime:
 
     Args:
         settings: Settings of this process.
-        pictures: If False, load the model without its image tower until an image has to be embedded.
+        image_tower: If False, load the model without its image tower until an image has to be embedded.
         model: A loaded model to share with other runtimes, used for the generation that it belongs to.
         decoder: A decoder to share with other runtimes; `close` leaves it open.
         timing: Pauses and leases; the defaults if None.
@@ -67,22 +53,22 @@ class Runtime:
         self,
         settings: Settings,
         *,
-        pictures: bool = True,
+        image_tower: bool = True,
         model: Encoder | None = None,
         decoder: Decoder | None = None,
         timing: Timing | None = None,
     ) -> None:
         self.settings = settings
         self.timing = timing or Timing()
-        self._pictures = pictures
-        self._model = model  # the model loaded last
+        self._image_tower = image_tower
+        self._last_model = model  # the model loaded last
         self._shared_decoder = decoder
         self._loading = threading.Lock()
         self._switching = threading.RLock()
         self._serving: Serving | None = None
-        self.trouble: str | None = None
+        self.switch_error: str | None = None
         """Why this process could not switch to the active generation; None if it could."""
-        self._former: list[tuple[float, Serving]] = []
+        self._previous: list[tuple[float, Serving]] = []
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
         self.db = Database(settings.database)
@@ -96,56 +82,59 @@ class Runtime:
     @cached_property
     def _own_decoder(self) -> Decoder:
         limits = Limits(self.settings.max_duration_seconds, self.settings.max_pixels)
-        return Decoder(limits, self._decoders, keyframes=self.settings.frames == "keyframes")
+        return Decoder(limits, self._decoder_processes, keyframes=self.settings.frames == "keyframes")
 
     @property
-    def _decoders(self) -> int:
+    def _decoder_processes(self) -> int:
         return min(16, os.cpu_count() or 1)  # one GPU can embed the output of many decoders
 
-    def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
-        """Return the model of a generation, loading it if needed; with `pictures`, including its image tower.
+    def load(self, generation: Generation, *, image_tower: bool = False) -> Encoder:
+        """Return the model of a generation, loading it if needed; with `image_tower`, including its image tower.
 
         Raises:
             ConfigurationError: The model, device or precision cannot be used.
             ModelUnavailable: The weights cannot be loaded.
-            OtherWeights: The weights are not those of the generation.
+            WeightsMismatch: The weights are not those of the generation.
         """
         with self._loading:
-            model = self._model
-            if model is None or model.generation.id != generation.id or (pictures and not model.sees):
-                model = self._read(generation.model, generation.precision, pictures=pictures)
+            model = self._last_model
+            if model is None or model.generation.id != generation.id or (image_tower and not model.has_image_tower):
+                model = self._load_model(generation.model, generation.precision, image_tower=image_tower)
                 if model.generation.id != generation.id:
-                    raise OtherWeights(generation, model.generation)
-                self._model = model
+                    raise WeightsMismatch(
+                        f"the library was embedded with {generation.model} in {generation.precision} "
+                        f"({generation.id}), and what is there now under that name is another model "
+                        f"({model.generation.id})",
+                        model.generation,
+                    )
+                self._last_model = model
             return model
 
-    def _read(self, model: str, precision: str, *, pictures: bool) -> Encoder:
+    def _load_model(self, model: str, precision: str, *, image_tower: bool) -> Encoder:
         return loading.load(
             model,
             device=self.settings.device,
             precision=precision,
-            pictures=pictures or self._pictures,
-            keep=self.settings.data_dir / "models",
+            image_tower=image_tower or self._image_tower,
+            cache_dir=self.settings.data_dir / "models",
         )
 
     @cached_property
     def ingest(self) -> Ingest:
         """Service that adds, edits and deletes videos."""
-        return Ingest(
-            self.db, self.files, self.decoder, self._embedder, max_upload_bytes=self.settings.max_upload_bytes
-        )
+        return Ingest(self.db, self.files, self.decoder, self._encoder, max_upload_bytes=self.settings.max_upload_bytes)
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """Pipeline that embeds videos with the model of the active generation."""
-        return Pipeline(self.db, self.files, self.decoder, self._embedder, threads=self._decoders)
+        return Pipeline(self.db, self.files, self.decoder, self._encoder, threads=self._decoder_processes)
 
-    def uploads(self, owner: str) -> Uploads:
+    def uploads(self, owner: str) -> UploadSink:
         """Return the pipeline sink that stores the results of jobs leased by `owner`."""
-        return Uploads(self.db, self.files, self._embedder, owner, self.timing)
+        return UploadSink(self.db, self.files, self._encoder, owner, self.timing)
 
-    def _embedder(self) -> Encoder:
-        return self.serving.embedder()
+    def _encoder(self) -> Encoder:
+        return self.serving.encoder()
 
     def reembedding(self, generation: Generation) -> Reembedding:
         """Return the task that re-embeds all videos into another generation."""
@@ -153,15 +142,15 @@ class Runtime:
             self.db,
             self.files,
             self.decoder,
-            lambda: self.load(generation, pictures=True),
+            lambda: self.load(generation, image_tower=True),
             generation=generation,
-            threads=self._decoders,
+            threads=self._decoder_processes,
         )
 
     @cached_property
-    def atlas(self) -> Atlas:
+    def projections(self) -> Projections:
         """Projections of the library."""
-        return Atlas(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
+        return Projections(self.db, self.settings.data_dir / "atlas", self.generation, self.settings.aggregation)
 
     @cached_property
     def encoded_points(self) -> EncodedPoints:
@@ -194,7 +183,7 @@ class Runtime:
 
     # --- switching to another generation
 
-    def adopt(self, *, wishes: bool = True) -> Generation:
+    def initialise(self, *, request_changes: bool = True) -> Generation:
         """Initialise a new library with the configured model; check an existing one for a changed model.
 
         For an existing library, start re-embedding if the configured model changed since it was last recorded, or if
@@ -203,7 +192,7 @@ class Runtime:
         exists, only log a warning.
 
         Args:
-            wishes: If False, do not start re-embedding of an existing library.
+            request_changes: If False, do not start re-embedding of an existing library.
 
         Returns:
             The generation that is served.
@@ -213,42 +202,44 @@ class Runtime:
             ModelUnavailable: The weights of a model that is needed cannot be loaded.
         """
         active = self._active()
-        model, precision = self.settings.wish
-        wish = f"{model or ''} {precision or ''}"
+        model, precision = self.settings.requested_model
+        requested = f"{model or ''} {precision or ''}"
         if active is None:
-            first = self._model or self._read(self.settings.model, self.settings.precision, pictures=False)
-            self._model = first
+            loaded = self._last_model or self._load_model(
+                self.settings.model, self.settings.precision, image_tower=False
+            )
+            self._last_model = loaded
             with self.db.write() as connection:
-                generations.hear(connection, wish)
-                generation_rows.activate_generation(connection, first.generation)
-            return first.generation
+                generations.record_requested_model(connection, requested)
+                generation_rows.activate_generation(connection, loaded.generation)
+            return loaded.generation
         with self.db.read() as connection:
-            heard = generations.heard(connection)
-        if wishes and wish != heard:
+            recorded = generations.recorded_model_setting(connection)
+        if request_changes and requested != recorded:
             same = model in (None, active.model) and precision in (None, active.precision)
             if not same:
-                found = self._read(model or active.model, precision or self.settings.precision, pictures=False)
-                self._want(found.generation, activate=True, because="the settings ask for another model")
+                found = self._load_model(model or active.model, precision or self.settings.precision, image_tower=False)
+                self._set_target(found.generation, activate=True, because="the settings ask for another model")
             with self.db.write() as connection:
-                generations.hear(connection, wish)
+                generations.record_requested_model(connection, requested)
         self.follow()
         try:
-            self.serving.embedder()
-        except OtherWeights as error:
+            self.serving.encoder()
+        except WeightsMismatch as error:
             log.warning("words and pictures cannot be searched with", because=str(error))
-            if wishes:
-                self._want(error.found, activate=True, because="the model's weights are others")
+            if request_changes:
+                self._set_target(error.found, activate=True, because="the model's weights are others")
         except (ConfigurationError, Unavailable) as error:
             with self.db.read() as connection:
-                coming = generations.wanted(connection)
-            if coming is None:
+                target = generations.target(connection)
+            if target is None:
                 raise
-            log.warning("words and pictures cannot be searched with", because=str(error), until=coming.id)
+            log.warning("words and pictures cannot be searched with", because=str(error), until=target.id)
         self.follow()
-        self._complete()
+        self._queue_missing()
         return self.serving.generation
 
-    def _complete(self) -> None:
+    def _queue_missing(self) -> None:
         """Queue every ready video that lacks vectors of the served generation, whatever the reason."""
         generation = self.serving.generation
         with self.db.read() as connection:
@@ -258,7 +249,7 @@ class Runtime:
                 lacking = generations.queue_missing(connection, generation.id)
             log.warning("videos that lack vectors are embedded again", videos=lacking)
 
-    def propose(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
+    def request_model(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
         """Start re-embedding with another model, beside the active generation.
 
         Args:
@@ -274,25 +265,25 @@ class Runtime:
             ModelUnavailable: The weights cannot be loaded.
         """
         try:
-            found = self._read(model, precision, pictures=False).generation
+            found = self._load_model(model, precision, image_tower=False).generation
         except ConfigurationError as error:
             raise InvalidInput("model", str(error).removeprefix("REELSRS_MODEL: ")) from error
         with self.db.read() as connection:
             known = next((one for one in generations.states(connection) if one.generation.id == found.id), None)
-        news = known is None or not (known.active or known.wanted)
-        if news or (known is not None and known.wanted and activate != known.activate):
-            self._want(found, activate=activate, because="somebody asked for it")
+        is_new = known is None or not (known.active or known.is_target)
+        if is_new or (known is not None and known.is_target and activate != known.activate):
+            self._set_target(found, activate=activate, because="somebody asked for it")
         with self.db.read() as connection:
-            return generations.state(connection, found.id), news
+            return generations.state(connection, found.id), is_new
 
-    def _want(self, generation: Generation, *, activate: bool, because: str) -> None:
+    def _set_target(self, generation: Generation, *, activate: bool, because: str) -> None:
         """Make a generation the target; if no video lacks its vectors, complete it at once."""
         with self.db.write() as connection:
-            generations.want(connection, generation, activate=activate)
-            nothing = generations.missing(connection, generation.id) == ([], [])
-            if nothing:
+            generations.set_target(connection, generation, activate=activate)
+            is_complete = generations.missing(connection, generation.id) == ([], [])
+            if is_complete:
                 generations.complete(connection, generation)
-        if not nothing:
+        if not is_complete:
             log.warning("the videos are embedded by another model, beside", model=generation.model, because=because)
 
     def switch(self, generation_id: str) -> State:
@@ -308,22 +299,22 @@ class Runtime:
         """
         with self._switching:
             with self.db.read() as connection:
-                wanted = generations.state(connection, generation_id)
-            if not wanted.active:
-                if wanted.completed_at is None:
-                    raise NotReady(generation_id, wanted.status, "generation")
-                serving = self._serving_of(wanted.generation)
-                serving.embedder()
+                state = generations.state(connection, generation_id)
+            if not state.active:
+                if state.completed_at is None:
+                    raise NotReady(generation_id, state.status, "generation")
+                serving = self._serving_of(state.generation)
+                serving.encoder()
                 serving.warm()
                 with self.db.write() as connection:
                     queued = generations.switch(connection, generation_id)
-                log.warning("another model answers", model=wanted.generation.model, queued=queued)
-                self._put(serving)
-                serving.follower.save()
+                log.warning("another model answers", model=state.generation.model, queued=queued)
+                self._replace_serving(serving)
+                serving.index.save()
             with self.db.read() as connection:
                 return generations.state(connection, generation_id)
 
-    def move_over(self, on_progress: Callable[[float], None]) -> None:
+    def reembed(self, on_progress: Callable[[float], None]) -> None:
         """Re-embed all videos into the target generation in this process, and serve it.
 
         Do nothing unless the target generation is to be activated. `on_progress` receives the share done, 0 to 1.
@@ -333,8 +324,8 @@ class Runtime:
             ModelUnavailable: The weights of the target generation cannot be loaded.
         """
         with self.db.read() as connection:
-            coming = [one.generation for one in generations.states(connection) if one.wanted and one.activate]
-        for generation in coming:
+            targets = [one.generation for one in generations.states(connection) if one.is_target and one.activate]
+        for generation in targets:
             self.reembedding(generation).run(
                 threading.Event(), keep_up=False, on_progress=lambda done, total: on_progress(done / max(1, total))
             )
@@ -351,29 +342,29 @@ class Runtime:
             ModelUnavailable: The weights of the active generation cannot be loaded.
         """
         with self._switching:
-            active, now = self._active(), self._serving
-            if active is not None and now is not None and now.generation.id != active.id:
+            active, serving_now = self._active(), self._serving
+            if active is not None and serving_now is not None and serving_now.generation.id != active.id:
                 serving = self._serving_of(active)
                 if warm:
-                    serving.embedder()
+                    serving.encoder()
                     serving.warm()
-                self._put(serving)
-            while self._former and time.monotonic() - self._former[0][0] > self.timing.linger_seconds:
-                self._former.pop(0)[1].close()
+                self._replace_serving(serving)
+            while self._previous and time.monotonic() - self._previous[0][0] > self.timing.linger_seconds:
+                self._previous.pop(0)[1].close()
 
     def _serving_of(self, generation: Generation) -> Serving:
-        known = [serving for _, serving in self._former if serving.generation.id == generation.id]
+        known = [serving for _, serving in self._previous if serving.generation.id == generation.id]
         return known[0] if known else Serving(self, generation)
 
-    def _put(self, serving: Serving) -> None:
-        self._former = [(since, one) for since, one in self._former if one is not serving]
+    def _replace_serving(self, serving: Serving) -> None:
+        self._previous = [(since, one) for since, one in self._previous if one is not serving]
         if self._serving is not None:
-            self._former.append((time.monotonic(), self._serving))
+            self._previous.append((time.monotonic(), self._serving))
         self._serving = serving
 
     def close(self) -> None:
         """Save the index snapshots, end the decoder unless it is shared, and close the database."""
-        for _, serving in self._former:
+        for _, serving in self._previous:
             serving.close()
         if self._serving is not None:
             self._serving.close()

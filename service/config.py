@@ -130,13 +130,13 @@ class Settings(BaseSettings):
         return (self.storage_url or str(self.data_dir / "media")).removeprefix("file://")
 
     @property
-    def wish(self) -> tuple[str | None, str | None]:
+    def requested_model(self) -> tuple[str | None, str | None]:
         """Configured model and precision; None for each that is not set explicitly, or is the precision `auto`.
 
         None leaves the choice to the library, because the defaults only apply to a new library.
         """
-        named = {name: getattr(self, name) for name in ("model", "precision") if name in self.model_fields_set}
-        return named.get("model"), None if named.get("precision") == "auto" else named.get("precision")
+        explicit = {name: getattr(self, name) for name in ("model", "precision") if name in self.model_fields_set}
+        return explicit.get("model"), None if explicit.get("precision") == "auto" else explicit.get("precision")
 
     def environ(self) -> dict[str, str]:
         """Return these settings as environment variables, for a child process.

@@ -10,7 +10,8 @@
     ├── Undecodable          not a video, or a video that cannot be decoded
     ├── Overloaded           too many requests at a time or per minute; says when to try again
     ├── Unavailable          temporary: a lock is held, or a part of the service cannot be reached
-    │   └── ModelUnavailable the weights of a model cannot be loaded
+    │   ├── ModelUnavailable the weights of a model cannot be loaded
+    │   └── WeightsMismatch  a model has other weights than those that the library was embedded with
     ├── StorageFull          no room left for bytes or rows
     ├── InternalError        code of the service failed in a child process
     └── ConfigurationError   a setting cannot be used
@@ -19,6 +20,8 @@
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ReelsError(Exception):
@@ -87,6 +90,17 @@ class Unavailable(ReelsError):
 
 class ModelUnavailable(Unavailable):
     """The weights of a model cannot be loaded; the message names them, their source, and what to do."""
+
+
+class WeightsMismatch(Unavailable):
+    """A model has the expected name, but not the weights that the library was embedded with.
+
+    `found` is the `models.Generation` that the present weights belong to.
+    """
+
+    def __init__(self, message: str, found: Any) -> None:  # models.py imports this module
+        super().__init__(message)
+        self.found = found
 
 
 class StorageFull(ReelsError):

@@ -28,7 +28,7 @@ CategoryMode = Literal["any", "same", "other"]
 
 Vectors = npt.NDArray[np.float32]
 """(N, D) or (D,) float32."""
-Keys = npt.NDArray[np.int64]
+VideoPks = npt.NDArray[np.int64]
 """(N,) int64: primary keys of videos, which are never shown to clients."""
 Flags = npt.NDArray[np.bool_]
 """(N,) bool."""
@@ -84,7 +84,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageSpec:
     """Image format that a model expects, as described by the preprocessing of open_clip. Sizes are pixels."""
 
     height: int
@@ -108,9 +108,9 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One uploaded clip: a row of the videos table. `key` is the internal primary key; `id` is public."""
+    """One uploaded clip: a row of the videos table. `pk` is the internal primary key; `id` is public."""
 
-    key: int
+    pk: int
     id: str
     sha256: str
     size_bytes: int
@@ -179,26 +179,26 @@ class Neighbours:
 class Entries:
     """Rows to add to an index: one for each video, or one for each frame.
 
-    keys (N,): primary keys of the videos, repeated for each row of a video. pictures (N, D): visual vectors. captions
-    (N, D): text vectors, zero if `captioned` (N,) is False; None for an index without captions. categories: N names,
+    video_pks (N,): primary keys of the videos, repeated for each row of a video. visual (N, D): visual vectors. text
+    (N, D): text vectors, zero if `has_text` (N,) is False; None for an index without text vectors. categories: N names,
     None for a video without a category.
     """
 
-    keys: Keys
-    pictures: Vectors
-    captions: Vectors | None
-    captioned: Flags
+    video_pks: VideoPks
+    visual: Vectors
+    text: Vectors | None
+    has_text: Flags
     categories: tuple[str | None, ...]
 
     def __post_init__(self) -> None:
-        count = len(self.keys)
-        shapes = {len(self.pictures), len(self.captioned), len(self.categories)}
-        if shapes != {count} or (self.captions is not None and self.captions.shape != self.pictures.shape):
-            raise ValueError(f"{count} keys do not fit {self.pictures.shape} pictures and what belongs to them")
+        count = len(self.video_pks)
+        shapes = {len(self.visual), len(self.has_text), len(self.categories)}
+        if shapes != {count} or (self.text is not None and self.text.shape != self.visual.shape):
+            raise ValueError(f"{count} keys do not fit {self.visual.shape} pictures and what belongs to them")
 
 
 @dataclass(frozen=True, slots=True)
-class Categories:
+class CategoryFilter:
     """Category filter of a search: one of `include` (None: any), and none of `exclude`.
 
     None among the names stands for videos without a category.
@@ -211,7 +211,7 @@ class Categories:
         return (self.include is None or name in self.include) and name not in self.exclude
 
 
-EVERY_CATEGORY = Categories()
+EVERY_CATEGORY = CategoryFilter()
 
 
 @dataclass(frozen=True, slots=True)

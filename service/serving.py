@@ -10,7 +10,7 @@ from service.config import Settings
 from service.database.db import Database
 from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, Unavailable
-from service.index.factory import VectorIndex, follow
+from service.index.factory import VectorIndex, open_index
 from service.media import Decoder
 from service.models import Generation, Kind
 from service.search.duplicates import Duplicates
@@ -20,7 +20,7 @@ from service.storage import Store
 from service.timing import Timing
 
 
-class Parts(Protocol):
+class ServingDependencies(Protocol):
     """Parts of the process that `Serving` uses."""
 
     settings: Settings
@@ -32,37 +32,37 @@ class Parts(Protocol):
     def decoder(self) -> Decoder:
         """Decoder of clips and images."""
 
-    def load(self, generation: Generation, *, pictures: bool = False) -> Encoder:
-        """Return the model of a generation; with `pictures`, including its image tower."""
+    def load(self, generation: Generation, *, image_tower: bool = False) -> Encoder:
+        """Return the model of a generation; with `image_tower`, including its image tower."""
 
 
 class Serving:
     """Model, indexes and search components of one generation, each built on first use."""
 
-    def __init__(self, runtime: Parts, generation: Generation) -> None:
+    def __init__(self, dependencies: ServingDependencies, generation: Generation) -> None:
         self.generation = generation
-        self._runtime = runtime
+        self._dependencies = dependencies
         self._model: Encoder | None = None
         self._building = threading.RLock()
 
-    def embedder(self, *, pictures: bool = False) -> Encoder:
-        """Return the model, loading it if needed; with `pictures`, including its image tower.
+    def encoder(self, *, image_tower: bool = False) -> Encoder:
+        """Return the model, loading it if needed; with `image_tower`, including its image tower.
 
         Raises:
             ConfigurationError: The model, device or precision cannot be used.
             ModelUnavailable: The weights cannot be loaded.
-            OtherWeights: The weights are not those of the generation.
+            WeightsMismatch: The weights are not those of the generation.
         """
         model = self._model
-        if model is None or (pictures and not model.sees):
-            model = self._model = self._runtime.load(self.generation, pictures=pictures)
+        if model is None or (image_tower and not model.has_image_tower):
+            model = self._model = self._dependencies.load(self.generation, image_tower=image_tower)
         return model
 
     @property
     def device(self) -> str:
         """Device that the model runs on, or `unavailable` if the model cannot be loaded."""
         try:
-            return self.embedder().device
+            return self.encoder().device
         except (ConfigurationError, Unavailable):
             return "unavailable"
 
@@ -71,14 +71,14 @@ class Serving:
 
         Call this in one thread before requests arrive, because concurrent requests would each build their own parts.
         """
-        self.follower.check()  # builds the index and catches up with the database
-        self.follower.save()
-        _ = self.recommender, self.examples, self.duplicates
+        self.index.check()  # builds the index and catches up with the database
+        self.index.save()
+        _ = self.recommender, self.query_encoder, self.duplicates
 
     @cached_property
-    def follower(self) -> VectorIndex:
+    def index(self) -> VectorIndex:
         """Index of the generation's videos."""
-        return self._follow(self._runtime.settings.aggregation)
+        return self._open_index(self._dependencies.settings.aggregation)
 
     def frames(self) -> VectorIndex:
         """Return the index of the generation's frames, building it on first use. Safe to call from several threads."""
@@ -87,30 +87,32 @@ class Serving:
 
     @cached_property
     def _frames(self) -> VectorIndex:
-        return self._follow("frame")
+        return self._open_index("frame")
 
-    def _follow(self, kind: Kind) -> VectorIndex:
-        runtime = self._runtime
-        return follow(runtime.settings, runtime.db, self.generation, kind, runtime.timing)
+    def _open_index(self, kind: Kind) -> VectorIndex:
+        dependencies = self._dependencies
+        return open_index(dependencies.settings, dependencies.db, self.generation, kind, dependencies.timing)
 
     @cached_property
     def recommender(self) -> Recommender:
         """Search and recommendations over the indexes of this generation."""
-        return Recommender(self.follower, self.frames, self._runtime.settings.aggregation)
+        return Recommender(self.index, self.frames, self._dependencies.settings.aggregation)
 
     @cached_property
     def duplicates(self) -> Duplicates:
         """Near-duplicate detector of this generation."""
-        runtime = self._runtime
-        return Duplicates(runtime.db, runtime.files, runtime.decoder, self.recommender.lookalikes)
+        dependencies = self._dependencies
+        return Duplicates(
+            dependencies.db, dependencies.files, dependencies.decoder, self.recommender.near_duplicate_candidates
+        )
 
     @cached_property
-    def examples(self) -> QueryEncoder:
+    def query_encoder(self) -> QueryEncoder:
         """Encoder that turns query text, images and clips into query vectors."""
-        return QueryEncoder(self._runtime.decoder, self.embedder, self._runtime.settings.aggregation)
+        return QueryEncoder(self._dependencies.decoder, self.encoder, self._dependencies.settings.aggregation)
 
     def close(self) -> None:
         """Close the indexes that were built, and save their snapshots."""
-        for follower in ("follower", "_frames"):
-            if follower in self.__dict__:
-                getattr(self, follower).close()
+        for name in ("index", "_frames"):
+            if name in self.__dict__:
+                getattr(self, name).close()

@@ -15,45 +15,45 @@ from contextlib import contextmanager
 from service.errors import ReelsError, StorageFull, Unavailable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.EIO)
+_TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.EIO)
 
-_FAILED = "the database cannot be written: {error}"
-_SAID = "the database cannot be used: {error}"
-_BROKEN = _SAID + "; `reelsrs doctor` says more, `reelsrs restore` brings a backup back"
+_UNWRITABLE = "the database cannot be written: {error}"
+_UNUSABLE = "the database cannot be used: {error}"
+_CORRUPT = _UNUSABLE + "; `reelsrs doctor` says more, `reelsrs restore` brings a backup back"
 
 _SQLITE: dict[str, tuple[type[ReelsError], str]] = {
     "SQLITE_BUSY": (Unavailable, "the database is busy; try again"),
     "SQLITE_LOCKED": (Unavailable, "the database is busy; try again"),
     # SQLite often reports a full disk, or one that became read-only, as a failed read or write.
-    "SQLITE_FULL": (StorageFull, _FAILED),
-    "SQLITE_IOERR": (StorageFull, _FAILED),
-    "SQLITE_READONLY": (StorageFull, _FAILED),
-    "SQLITE_CANTOPEN": (Unavailable, _SAID),
-    "SQLITE_NOMEM": (Unavailable, _SAID),
-    "SQLITE_PROTOCOL": (Unavailable, _SAID),
-    "SQLITE_CORRUPT": (Unavailable, _BROKEN),
-    "SQLITE_NOTADB": (Unavailable, _BROKEN),
+    "SQLITE_FULL": (StorageFull, _UNWRITABLE),
+    "SQLITE_IOERR": (StorageFull, _UNWRITABLE),
+    "SQLITE_READONLY": (StorageFull, _UNWRITABLE),
+    "SQLITE_CANTOPEN": (Unavailable, _UNUSABLE),
+    "SQLITE_NOMEM": (Unavailable, _UNUSABLE),
+    "SQLITE_PROTOCOL": (Unavailable, _UNUSABLE),
+    "SQLITE_CORRUPT": (Unavailable, _CORRUPT),
+    "SQLITE_NOTADB": (Unavailable, _CORRUPT),
 }
 
 # Prefixes of the SQLSTATE of PostgreSQL; see https://www.postgresql.org/docs/current/errcodes-appendix.html
 _POSTGRESQL: dict[str, tuple[type[ReelsError], str]] = {
-    "53100": (StorageFull, _FAILED),  # disk full
-    "25006": (Unavailable, _FAILED),  # read-only: a standby, or a demoted primary
+    "53100": (StorageFull, _UNWRITABLE),  # disk full
+    "25006": (Unavailable, _UNWRITABLE),  # read-only: a standby, or a demoted primary
     "55P03": (Unavailable, "the database is busy; try again"),
     "40": (Unavailable, "the database is busy; try again"),  # rolled back: conflict with another transaction
-    "53": (Unavailable, _SAID),  # out of memory or connections
-    "57": (Unavailable, _SAID),  # the server shuts down or starts
-    "58": (StorageFull, _FAILED),  # error of the server's system
-    "08": (Unavailable, _SAID),
-    "25P": (Unavailable, _SAID),  # transaction idle for too long
-    "XX": (Unavailable, _SAID),
-    "28": (Unavailable, _SAID),  # authentication failed
-    "3D": (Unavailable, _SAID),  # no such database
+    "53": (Unavailable, _UNUSABLE),  # out of memory or connections
+    "57": (Unavailable, _UNUSABLE),  # the server shuts down or starts
+    "58": (StorageFull, _UNWRITABLE),  # error of the server's system
+    "08": (Unavailable, _UNUSABLE),
+    "25P": (Unavailable, _UNUSABLE),  # transaction idle for too long
+    "XX": (Unavailable, _UNUSABLE),
+    "28": (Unavailable, _UNUSABLE),  # authentication failed
+    "3D": (Unavailable, _UNUSABLE),  # no such database
 }
 
 
 @contextmanager
-def named(what: str) -> Iterator[None]:
+def converted(what: str) -> Iterator[None]:
     """Convert OSErrors of the block to StorageFull or Unavailable with the message "`what`: reason".
 
     OSErrors that are not faults of the machine, and all other errors, are raised unchanged.
@@ -61,13 +61,13 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fault = of(error, what)
+        fault = from_error(error, what)
         if fault is None:
             raise
         raise fault from error
 
 
-def of(error: BaseException | None, what: str = "") -> ReelsError | None:
+def from_error(error: BaseException | None, what: str = "") -> ReelsError | None:
     """Return the StorageFull or Unavailable for an error; None if the error is not a fault of the machine.
 
     `error` may be an OSError, or an error of sqlite3 or psycopg. `what` starts the message of an OSError.
@@ -75,7 +75,7 @@ def of(error: BaseException | None, what: str = "") -> ReelsError | None:
     if isinstance(error, OSError):
         if error.errno in _FULL:
             return StorageFull(f"{what}: {error.strerror}")
-        return Unavailable(f"{what}: {error.strerror}") if error.errno in _FOR_NOW else None
+        return Unavailable(f"{what}: {error.strerror}") if error.errno in _TEMPORARY else None
     if isinstance(error, sqlite3.Error):
         table, name = _SQLITE, getattr(error, "sqlite_errorname", "")
     elif type(error).__module__.startswith("psycopg"):  # by name, because psycopg is optional

@@ -47,7 +47,7 @@ def serve_metrics(host: str, port: int) -> None:
     prometheus.start_http_server(port, host, registry=REGISTRY)
 
 
-_KEY = re.compile(r"reelsrs_[A-Za-z0-9_-]{43}")
+_API_KEY = re.compile(r"reelsrs_[A-Za-z0-9_-]{43}")
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -76,7 +76,7 @@ def configure_logging(level: int = logging.INFO) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render, _without_keys],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render, _mask_api_keys],
         )
     )
     root = logging.getLogger()
@@ -88,6 +88,6 @@ def configure_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _without_keys(_logger: object, _method: str, line: Any) -> str:
+def _mask_api_keys(_logger: object, _method: str, line: Any) -> str:
     """Mask API keys in a log line: a client may put one into a URL instead of a header, or an error may quote one."""
-    return _KEY.sub("reelsrs_***", line)
+    return _API_KEY.sub("reelsrs_***", line)

@@ -1,6 +1,6 @@
 """Pauses and leases of background work, in one place so that tests can shorten them.
 
-Time limits for clients are in `api.guard.Patience`.
+Time limits for clients are in `api.timeouts.ClientTimeouts`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ class Timing:
 
     idle_seconds: float = 0.2
     """Pause before an empty queue is checked again."""
-    pause_seconds: float = 2.0
-    """Pause after a fault of the machine; doubles with each fault in a row, up to `longest_pause_seconds`."""
-    longest_pause_seconds: float = 30.0
+    fault_pause_seconds: float = 2.0
+    """Pause after a fault of the machine; doubles with each fault in a row, up to `max_fault_pause_seconds`."""
+    max_fault_pause_seconds: float = 30.0
     backoff_seconds: float = 2.0
     """Pause before a video is tried again; doubles with each attempt."""
-    again_seconds: float = 10.0
+    reembed_retry_seconds: float = 10.0
     """Pause after a re-embedding process failed, for example because its model could not be loaded."""
     lease_seconds: float = 30.0
     """Duration of the lease on a claimed job; the worker renews the lease after a third of it."""
     renewal_pause_seconds: float = 60.0
     """Pause after an index could not be rebuilt, before the next attempt."""
-    follow_seconds: float = 1.0
+    generation_check_seconds: float = 1.0
     """Pause between checks of the active generation, which another process may have switched."""
     linger_seconds: float = 60.0
     """Time that the previous model stays loaded after a switch, because requests may still use it."""

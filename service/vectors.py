@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from service.models import Embeddings, Vectors
 
-_STORED = np.dtype("<f4")
+_STORAGE_DTYPE = np.dtype("<f4")
 
 
 def pack(vectors: Vectors) -> bytes:
     """Return vectors as little-endian float32 bytes, row by row; the bytes are the same on every machine."""
-    return np.ascontiguousarray(vectors, dtype=_STORED).tobytes()
+    return np.ascontiguousarray(vectors, dtype=_STORAGE_DTYPE).tobytes()
 
 
 def unpack(data: bytes, dimension: int) -> Vectors:
@@ -23,7 +23,7 @@ def unpack(data: bytes, dimension: int) -> Vectors:
 
     Raises ValueError if the length of `data` does not fit the dimension.
     """
-    return np.frombuffer(data, dtype=_STORED).astype(np.float32).reshape(-1, dimension)
+    return np.frombuffer(data, dtype=_STORAGE_DTYPE).astype(np.float32).reshape(-1, dimension)
 
 
 def normalise(vectors: npt.NDArray[np.floating]) -> Vectors:
@@ -50,7 +50,7 @@ def aggregate(frames: Vectors, text: Vectors | None) -> Embeddings:
     )
 
 
-class Moments:
+class VectorStats:
     """Running statistics of a set of vectors, exact under adding and removing.
 
     For any query q, the mean and standard deviation of <q, x> over the whole set follow without a scan:
@@ -73,11 +73,11 @@ class Moments:
     """Names of the arrays that `state` returns."""
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the arrays from which `of` restores these statistics."""
+        """Return the arrays from which `from_state` restores these statistics."""
         return {"count": np.array(self.count), "sum": self._sum, "outer": self._outer}
 
     @classmethod
-    def of(cls, state: Mapping[str, npt.NDArray[Any]]) -> Moments:
+    def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> VectorStats:
         """Restore the statistics from the arrays that `state` returned."""
         made = cls(len(state["sum"]))
         made.count, made._sum, made._outer = int(state["count"]), state["sum"], state["outer"]

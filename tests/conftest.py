@@ -114,7 +114,7 @@ def runtime(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime
     from tests.support.library import settings_for
 
     built = Runtime(settings_for(tmp_path / "data"), model=tiny, decoder=decoder)
-    built.adopt()
+    built.initialise()
     yield built
     built.close()
 

@@ -19,17 +19,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api.guard import Gates, Guard, Patience, check_address, only_here
+from service.api.access import check_address, is_loopback
 from service.api.guide import add_guide
-from service.api.observed import Metrics, Observed
+from service.api.observability import Metrics, ObservabilityMiddleware
 from service.api.pages import add_pages
 from service.api.problems import add_handlers, document_problems, on_reels_error
+from service.api.request_limits import RequestLimits, RequestLimitsMiddleware
 from service.api.routes import generations, projections, search, system, videos
 from service.api.routes.common import problems, require_key, require_read
 from service.api.schemas import Problem
+from service.api.timeouts import ClientTimeouts
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.database import keys
+from service.database import api_keys
 from service.embedding.encoder import Encoder
 from service.errors import ReelsError
 from service.media import Decoder
@@ -78,39 +80,39 @@ def create_app(
     settings: Settings,
     *,
     worker: StartWorker | None = WorkerProcess,
-    started: Runtime | None = None,
-    patience: Patience | None = None,
+    runtime: Runtime | None = None,
+    timeouts: ClientTimeouts | None = None,
 ) -> FastAPI:
     """Return the FastAPI application.
 
     Args:
         settings: The settings of the service.
         worker: Starts the embedding worker. None leaves embedding to other processes.
-        started: The runtime that `start` returned. If None, the application builds one when it starts. The application
-            closes it when it stops.
-        patience: Time limits for clients; None for the defaults.
+        runtime: The runtime that `start_runtime` returned. If None, the application builds one when it starts. The
+            application closes it when it stops.
+        timeouts: Time limits for clients; None for the defaults.
     """
     app = FastAPI(
         title="ReelsRS",
         version=__version__,
         summary="Video recommendations as a service.",
         description=_DESCRIPTION,
-        lifespan=lambda app: _running(app, settings, worker, started),
+        lifespan=lambda app: _lifespan(app, settings, worker, runtime),
         docs_url=None,
         redoc_url=None,
         openapi_tags=_TAGS,
         responses=_PROBLEMS,
     )
     app.state.metrics = Metrics()
-    app.state.gates = gates = Gates(settings, patience or Patience())
+    app.state.request_limits = request_limits = RequestLimits(settings, timeouts or ClientTimeouts())
     # Whether requests are allowed without an API key while there is none. On an address that others can reach, revoking
     # the last key of a running service must not open it to everyone.
-    app.state.open = settings.allow_anyone or only_here(settings.host)
+    app.state.open_without_key = settings.allow_anyone or is_loopback(settings.host)
     _add_routes(app)
     add_pages(app)
     add_guide(app)
     add_handlers(app)
-    app.add_middleware(Guard, gates=gates, answer=on_reels_error)
+    app.add_middleware(RequestLimitsMiddleware, request_limits=request_limits, to_response=on_reels_error)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -119,43 +121,44 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["Location", "X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=app.state.metrics)
+    app.add_middleware(ObservabilityMiddleware, metrics=app.state.metrics)
     document_problems(app)
     return app
 
 
 @asynccontextmanager
-async def _running(
-    app: FastAPI, settings: Settings, worker: StartWorker | None, started: Runtime | None
+async def _lifespan(
+    app: FastAPI, settings: Settings, worker: StartWorker | None, runtime: Runtime | None
 ) -> AsyncIterator[None]:
     """Run the application: start its parts, and stop them when the block ends."""
-    app.state.answering, app.state.keys = CapacityLimiter(os.cpu_count() or 1), CapacityLimiter(1)
-    runtime = started if started is not None else await run_in_threadpool(start, settings)
+    app.state.search_limiter, app.state.key_limiter = CapacityLimiter(os.cpu_count() or 1), CapacityLimiter(1)
+    if runtime is None:
+        runtime = await run_in_threadpool(start_runtime, settings)
     app.state.runtime = runtime
     app.state.metrics.watch(runtime)
     app.state.worker = None if worker is None else await run_in_threadpool(worker, settings, runtime)
-    following = asyncio.create_task(_following(runtime))
+    follow_task = asyncio.create_task(_follow_active_generation(runtime))
     model = runtime.serving.generation.model
     log.info("ready", version=__version__, model=model, data=str(settings.data_dir))
     try:
         yield
     finally:
-        following.cancel()
+        follow_task.cancel()
         if app.state.worker is not None:
             await run_in_threadpool(app.state.worker.stop)
         await run_in_threadpool(runtime.close)
 
 
 def _add_routes(app: FastAPI) -> None:
-    for resource in (videos.router, projections.router):
-        app.include_router(resource, dependencies=[Depends(require_key)])
-    for resource in (search.router, generations.router):
-        app.include_router(resource, dependencies=[Depends(require_read)])
+    for router in (videos.router, projections.router):
+        app.include_router(router, dependencies=[Depends(require_key)])
+    for router in (search.router, generations.router):
+        app.include_router(router, dependencies=[Depends(require_read)])
     app.include_router(system.router)
     app.include_router(system.open_router)
 
 
-def start(
+def start_runtime(
     settings: Settings,
     *,
     model: Encoder | None = None,
@@ -167,31 +170,31 @@ def start(
     Checks the access without API keys and removes what an earlier crash left. `model`, `decoder` and `timing` are
     passed to `Runtime`. Raises ReelsError if a necessary part cannot be loaded.
     """
-    runtime = Runtime(settings, pictures=False, model=model, decoder=decoder, timing=timing)
+    runtime = Runtime(settings, image_tower=False, model=model, decoder=decoder, timing=timing)
     check_access(runtime)
     runtime.ingest.repair()
-    runtime.adopt()
+    runtime.initialise()
     runtime.serving.warm()
     return runtime
 
 
-async def _following(runtime: Runtime) -> None:
+async def _follow_active_generation(runtime: Runtime) -> None:
     """Keep switching to the active generation, because another process may have changed it.
 
     Until the model of the new generation is loaded here, the previous generation answers.
     """
     while True:
-        await asyncio.sleep(runtime.timing.follow_seconds)
+        await asyncio.sleep(runtime.timing.generation_check_seconds)
         try:
             await run_in_threadpool(runtime.follow, warm=True)
-            runtime.trouble = None
+            runtime.switch_error = None
         except ReelsError as error:
-            if runtime.trouble is None:
+            if runtime.switch_error is None:
                 log.warning("whether another model took over, or what that is, cannot be had", reason=str(error))
-            runtime.trouble = str(error)
+            runtime.switch_error = str(error)
 
 
 def check_access(runtime: Runtime) -> None:
     """Raise ConfigurationError if other machines can reach the service and no API key is needed."""
     with runtime.db.read() as connection:
-        check_address(runtime.settings, any_key=keys.exist(connection))
+        check_address(runtime.settings, any_key=api_keys.any_api_key(connection))

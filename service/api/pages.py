@@ -16,7 +16,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from service.api.routes.blobs import compressed
+from service.api.routes.blobs import gzip_response
 
 _PAGE = Path(__file__).parents[1] / "explore"
 
@@ -34,7 +34,7 @@ def add_pages(app: FastAPI) -> None:
     ) -> Response:
         """Return plotly.js from the installed package, compressed once with gzip: 4.8 MB become 1.4 MB."""
         tag, body = _plotly()
-        return compressed(
+        return gzip_response(
             tag,
             body,
             "text/javascript",
@@ -65,7 +65,7 @@ def add_pages(app: FastAPI) -> None:
     def explore(request: Request) -> Response:
         # The rest of the policy is in a meta element of the page. Browsers obey this directive in a header only.
         headers = {"Content-Security-Policy": "frame-ancestors 'none'"}
-        link = request.app.state.runtime.files.link("0" * 64)
+        link = request.app.state.runtime.files.signed_url("0" * 64)
         if link is None:
             return FileResponse(_PAGE / "index.html", media_type="text/html", headers=headers)
         # Clips are served by the object store, so the policy of the page must allow its origin.

@@ -48,18 +48,18 @@ def document_problems(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-            late = {
+            body_problems = {
                 "408": {"description": "the body came too slowly", "content": schema},
                 "413": {"description": "the body is larger than is taken", "content": schema},
             }
             for verbs in generate()["paths"].values():
                 for operation in verbs.values():
                     if "requestBody" in operation:  # reading any body can end with these two
-                        operation["responses"] = {**late, **operation["responses"]}
-                    for answer in operation["responses"].values():
-                        for content in answer.get("content", {}).values():
+                        operation["responses"] = {**body_problems, **operation["responses"]}
+                    for response in operation["responses"].values():
+                        for content in response.get("content", {}).values():
                             if content.get("schema") == {"$ref": "#/components/schemas/Problem"}:
-                                answer["content"] = {"application/problem+json": content}
+                                response["content"] = {"application/problem+json": content}
                                 break
         assert app.openapi_schema is not None
         return app.openapi_schema
@@ -80,41 +80,41 @@ async def on_reels_error(request: Request, error: Exception) -> Response:
     """Answer an error of the core with its status from `STATUSES`, 429 and 503 with `Retry-After`."""
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     headers = {}
-    wrong = None
+    field_errors = None
     if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after_seconds", 5))
     if isinstance(error, errors.InvalidInput):
-        wrong = [FieldError(field=error.field, message=error.message)]
+        field_errors = [FieldError(field=error.field, message=error.message)]
     video_status = error.status if isinstance(error, errors.NotReady) and error.kind == "video" else None
-    return _problem(request, status, str(error), headers=headers, wrong=wrong, video_status=video_status)
+    return _problem(request, status, str(error), headers=headers, field_errors=field_errors, video_status=video_status)
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
     """Answer invalid parameters with status 422 and one entry for each invalid field."""
     assert isinstance(error, RequestValidationError)
-    wrong = []
+    field_errors = []
     for item in error.errors():
         # Locations look like ("query", "k") and ("body", "query"). The client needs only the name of the field.
         field = ".".join(str(part) for part in item["loc"][1:] if not isinstance(part, int)) or str(item["loc"][0])
-        wrong.append(FieldError(field=field, message=item["msg"]))
-    detail = "; ".join(f"{one.field}: {one.message}" for one in wrong)
-    return _problem(request, 422, detail, wrong=wrong)
+        field_errors.append(FieldError(field=field, message=item["msg"]))
+    detail = "; ".join(f"{one.field}: {one.message}" for one in field_errors)
+    return _problem(request, 422, detail, field_errors=field_errors)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer an HTTPException of the framework; a body that is not readable JSON gets status 422."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, (ValueError, RecursionError)):  # not UTF-8, or nested too deeply
-        wrong = [FieldError(field="body", message="must be JSON in UTF-8")]
-        return _problem(request, 422, "body: must be JSON in UTF-8", wrong=wrong)
+        field_errors = [FieldError(field="body", message="must be JSON in UTF-8")]
+        return _problem(request, 422, "body: must be JSON in UTF-8", field_errors=field_errors)
     return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
 async def on_os_error(request: Request, error: Exception) -> Response:
     """Answer an OSError as StorageFull or Unavailable if the machine is at fault, otherwise as a bug."""
     # The framework opens the files that it sends. A failure such as too many open files is not a bug.
-    fault = system_errors.of(error, "the file cannot be read now")
-    return await (on_bug(request, error) if fault is None else on_reels_error(request, fault))
+    system_error = system_errors.from_error(error, "the file cannot be read now")
+    return await (on_bug(request, error) if system_error is None else on_reels_error(request, system_error))
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
@@ -129,7 +129,7 @@ def _problem(
     detail: str,
     *,
     headers: dict[str, str] | None = None,
-    wrong: list[FieldError] | None = None,
+    field_errors: list[FieldError] | None = None,
     video_status: str | None = None,
 ) -> Response:
     body = Problem(
@@ -138,7 +138,7 @@ def _problem(
         detail=detail,
         instance=request.url.path,
         request_id=request.scope.get("request_id", ""),
-        errors=wrong,
+        errors=field_errors,
         video_status=video_status,
     )
     return JSONResponse(

@@ -24,11 +24,11 @@ def backup(
 
     settings = config.load()
     with progress("backing up") as bar:
-        summary = back_up(settings, None if file == "-" else Path(file), bar.count)
-    err.print(f"{summary.videos} videos, {summary.size_bytes / 1e6:,.1f} MB in {file}", markup=False, soft_wrap=True)
-    for name in summary.damaged:
+        report = back_up(settings, None if file == "-" else Path(file), bar.count)
+    err.print(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {file}", markup=False, soft_wrap=True)
+    for name in report.damaged:
         err.print(f"damaged in the library: video {name}", style="red", markup=False)
-    if summary.damaged:
+    if report.damaged:
         raise typer.Exit(3)
 
 
@@ -44,8 +44,8 @@ def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; 
     if file != "-" and not Path(file).is_file():
         raise InvalidInput("FILE", f"there is no file {file}")
     with progress("restoring") as bar:
-        summary = backups.restore(settings, None if file == "-" else Path(file), bar.count)
-    typer.echo(f"{summary.videos} videos, {summary.size_bytes / 1e6:,.1f} MB in {settings.data_dir}")
+        report = backups.restore(settings, None if file == "-" else Path(file), bar.count)
+    typer.echo(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {settings.data_dir}")
 
 
 def copy_library(
@@ -58,13 +58,13 @@ def copy_library(
     stay in the old library only. Exit status 3 if stored clips are missing or damaged; each is named and left out.
     """
     from service import config
-    from service.operations.migrate import copy
+    from service.operations.copy_library import copy
 
     target = config.load(database_url=to_database, storage_url=to_storage)
     with progress("copying") as bar:
-        copied = copy(config.load(), target.database, target.storage, bar.count)
-    typer.echo(f"{copied.videos} videos, {copied.size_bytes / 1e6:,.1f} MB")
-    for name in copied.damaged:
+        report = copy(config.load(), target.database, target.storage, bar.count)
+    typer.echo(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB")
+    for name in report.damaged:
         err.print(f"damaged in the library, and left out: video {name}", style="red", markup=False)
-    if copied.damaged:
+    if report.damaged:
         raise typer.Exit(3)

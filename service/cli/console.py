@@ -27,24 +27,24 @@ def plain(text: str) -> str:
 class Bar:
     """A progress bar. Its methods serve as progress callbacks."""
 
-    def __init__(self, shown: Progress, task: TaskID) -> None:
-        self._shown = shown
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
         self._task = task
 
     def advance(self, name: str = "") -> None:
         """Count one more item as done, and show its `name`."""
-        task = self._shown.tasks[0]
+        task = self._progress.tasks[0]
         speed = task.finished_speed or task.speed
         rate = f"{speed:.1f}/s" if speed else ""
-        self._shown.update(self._task, advance=1, rate=rate, name=name[:40])
+        self._progress.update(self._task, advance=1, rate=rate, name=name[:40])
 
     def count(self, done: int, total: int) -> None:
         """Show that `done` of `total` items are done; a `total` of 0 is unknown."""
-        self._shown.update(self._task, completed=done, total=total or None)
+        self._progress.update(self._task, completed=done, total=total or None)
 
     def share(self, done: float) -> None:
         """Show the share that is done, 0 to 1."""
-        self._shown.update(self._task, completed=done)
+        self._progress.update(self._task, completed=done)
 
 
 @contextmanager
@@ -63,5 +63,5 @@ def progress(what: str, total: int | None = None, *, share: bool = False) -> Ite
         rich.TimeElapsedColumn() if share else rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[name]}", markup=False, style="dim"),
     )
-    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as shown:
-        yield Bar(shown, shown.add_task(what, total=1.0 if share else total, rate="", name=""))
+    with rich.Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        yield Bar(bars, bars.add_task(what, total=1.0 if share else total, rate="", name=""))

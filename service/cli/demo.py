@@ -32,7 +32,7 @@ def demo(
     """
     from service import config
     from service.api.app import check_access
-    from service.operations.folder import scan
+    from service.operations.folder_import import scan
 
     data = folder / "data"
     settings = config.load(
@@ -50,10 +50,10 @@ def demo(
     _draw_demo(clips)
     entries = scan(clips)
     with open_runtime(settings) as runtime:
-        summary = import_folder(runtime, entries, settings.sampling)
-    if summary.failures:
-        path, reason = summary.failures[0]
-        raise InvalidInput("folder", f"{len(summary.failures)} clips failed, the first {path}: {reason}")
+        report = import_folder(runtime, entries, settings.sampling)
+    if report.failures:
+        path, reason = report.failures[0]
+        raise InvalidInput("folder", f"{len(report.failures)} clips failed, the first {path}: {reason}")
     if not serve_it:
         typer.echo(f"{len(entries)} clips in {clips}, their library in {settings.data_dir}")
         return

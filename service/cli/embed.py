@@ -15,7 +15,7 @@ from service.cli.session import open_runtime
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
     from service.models import Sampling
-    from service.operations.folder import Entry, ImportReport
+    from service.operations.folder_import import Entry, ImportReport
 
 
 def embed(
@@ -43,7 +43,7 @@ def embed(
     from service import config
     from service.embedding.devices import choose_device
     from service.models import Sampling
-    from service.operations.folder import scan
+    from service.operations.folder_import import scan
 
     settings = config.load()
     default = settings.sampling
@@ -55,25 +55,25 @@ def embed(
     device, precision, because = choose_device(settings.device, settings.precision)
     err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
     with open_runtime(settings) as runtime:
-        summary = import_folder(runtime, entries, sampling)
-    _report(summary, as_json)
-    if summary.failures:
+        report = import_folder(runtime, entries, sampling)
+    _report(report, as_json)
+    if report.failures:
         raise typer.Exit(3)
 
 
-def _report(summary: ImportReport, as_json: bool) -> None:
-    for path, reason in summary.duplicates:
+def _report(report: ImportReport, as_json: bool) -> None:
+    for path, reason in report.duplicates:
         err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
-    for path, reason in summary.failures:
+    for path, reason in report.failures:
         err.print(f"failed {path}: {reason}", style="red", markup=False, soft_wrap=True)
     if as_json:
-        pairs = {"duplicates": summary.duplicates, "failures": summary.failures}
+        pairs = {"duplicates": report.duplicates, "failures": report.failures}
         typer.echo(
             json.dumps(
                 {
-                    "embedded": summary.embedded,
-                    "updated": summary.updated,
-                    "unchanged": summary.unchanged,
+                    "embedded": report.embedded,
+                    "updated": report.updated,
+                    "unchanged": report.unchanged,
                     **{
                         name: [{"path": str(path), "reason": reason} for path, reason in found]
                         for name, found in pairs.items()
@@ -83,8 +83,8 @@ def _report(summary: ImportReport, as_json: bool) -> None:
         )
     else:
         typer.echo(
-            f"{summary.embedded} embedded, {summary.updated} updated, {summary.unchanged} unchanged, "
-            f"{len(summary.duplicates)} duplicates, {len(summary.failures)} failed"
+            f"{report.embedded} embedded, {report.updated} updated, {report.unchanged} unchanged, "
+            f"{len(report.duplicates)} duplicates, {len(report.failures)} failed"
         )
 
 
@@ -93,12 +93,12 @@ def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) ->
 
     If the configured model has changed, the library is re-embedded first.
     """
-    from service.operations.folder import FolderImport
+    from service.operations.folder_import import FolderImport
 
-    runtime.adopt()  # load the model before there is a bar that its messages would disturb
+    runtime.initialise()  # load the model before there is a bar that its messages would disturb
     with progress("another model embeds what is there", share=True) as bar:
-        runtime.move_over(bar.share)
+        runtime.reembed(bar.share)
     with progress("embedding", len(entries)) as bar:
-        summary = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)
-    runtime.serving.follower.check()  # build the index now, not in the first search; it is saved at the end
-    return summary
+        report = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)
+    runtime.serving.index.check()  # build the index now, not in the first search; it is saved at the end
+    return report

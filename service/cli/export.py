@@ -28,7 +28,7 @@ def export(
     video. With --parquet everything goes into one Parquet file, which data tools open.
     """
     from service import config
-    from service.database import catalog
+    from service.database import video_rows
     from service.operations.export import export_folder, export_table
 
     if (folder is None) == (parquet is None):
@@ -37,14 +37,14 @@ def export(
         raise InvalidInput("folder", f"{folder} is not a folder")
     with open_runtime(config.load()) as runtime:
         with runtime.db.read() as connection:
-            total = catalog.status_counts(connection).get("ready", 0)
+            total = video_rows.status_counts(connection).get("ready", 0)
         if folder is not None:
             with progress("exporting", total) as bar:
                 count = export_folder(runtime, folder, lambda video: bar.advance(video.title))
         elif parquet is not None:
-            spec = runtime.atlas.spec("aggregated", method, dimensions, seed=seed)
+            spec = runtime.projections.spec("aggregated", method, dimensions, seed=seed)
             with progress("projecting", share=True) as bar:
-                state = runtime.atlas.ready(spec, progress=bar.share)
+                state = runtime.projections.fit_and_wait(spec, progress=bar.share)
             with progress("exporting", total) as bar:
                 count = export_table(runtime, parquet, state, lambda video: bar.advance(video.title))
     typer.echo(f"{count} videos exported to {folder or parquet}")
@@ -69,18 +69,18 @@ def visualize(
     Points are coloured by category. A map is kept: later videos are placed into it, and no other point moves.
     """
     from service import config
-    from service.operations.visualize import write_map
+    from service.operations.visualize import write_projection
 
     given = {"n_neighbors": neighbors, "min_dist": min_dist, "perplexity": perplexity}
     parameters = {name: value for name, value in given.items() if value is not None}
     with open_runtime(config.load()) as runtime:
-        spec = runtime.atlas.spec(
+        spec = runtime.projections.spec(
             embedding_type, method, dimensions, seed=seed, parameters=parameters, category=category
         )
         with progress("projecting", share=True) as bar:
-            state = write_map(runtime, output, spec, refit=refit, progress=bar.share)
+            state = write_projection(runtime, output, spec, refit=refit, progress=bar.share)
     typer.echo(f"{state.points} points in {output}")
-    if state.placed:
-        err.print(f"{state.placed} of them were placed since the map was laid out; --refit lays it out anew")
+    if state.transformed:
+        err.print(f"{state.transformed} of them were placed since the map was laid out; --refit lays it out anew")
     if state.missing:
         err.print(f"{state.missing} videos came since and cannot be placed into such a map; --refit lays it out anew")

@@ -24,10 +24,10 @@ def keys_create(
     The secret is printed only once and is not stored.
     """
     from service import config
-    from service.database import keys
+    from service.database import api_keys
 
     with open_database(config.load()) as opened, opened.write() as connection:
-        secret = keys.create(connection, name, rights)
+        secret = api_keys.create(connection, name, rights)
     err.print(f"key {name} with the right {rights}; it cannot be shown again", markup=False)
     typer.echo(secret)
 
@@ -38,10 +38,10 @@ def keys_list(as_json: AsJson = False) -> None:
     Secrets are never shown. API keys in the settings are not listed.
     """
     from service import config
-    from service.database import keys
+    from service.database import api_keys
 
     with open_database(config.load()) as opened, opened.read() as connection:
-        found = keys.every(connection)
+        found = api_keys.all_api_keys(connection)
     if as_json:
         rows = [
             {"name": key.name, "rights": key.right, "created_at": f"{key.created_at.isoformat()}Z"} for key in found
@@ -63,12 +63,12 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows i
     This takes effect at once, also in a running server.
     """
     from service import config
-    from service.database import keys
+    from service.database import api_keys
 
     settings = config.load()
     with open_database(settings) as opened, opened.write() as connection:
-        keys.revoke(connection, name)
-        left = keys.exist(connection) or bool(settings.api_keys)
+        api_keys.revoke(connection, name)
+        any_left = api_keys.any_api_key(connection) or bool(settings.api_keys)
     err.print(f"key {name} opens nothing any more", markup=False)
-    if not left:
+    if not any_left:
         err.print("no key is left: on this machine's own addresses nobody needs one now", style="yellow")

@@ -38,7 +38,7 @@ app.command()(backup.backup)
 app.command()(backup.restore)
 app.command("copy")(backup.copy_library)
 app.command()(worker.worker)
-app.command(hidden=True)(worker.lay_out)
+app.command("lay-out", hidden=True)(worker.fit_projection)
 app.command(hidden=True)(worker.reembed)
 app.command()(demo.demo)
 
@@ -84,8 +84,8 @@ def status(arguments: list[str]) -> int:
     return 0
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"reelsrs {__version__}")
         raise typer.Exit
 

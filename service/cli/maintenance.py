@@ -64,7 +64,7 @@ def index_verify(
 
     settings = config.load()
     with examining() as step:
-        found = doctor.verify(settings, deep=deep, step=step)
+        found = doctor.verify(settings, deep=deep, progress=step)
     print_findings(found, as_json)
 
 
@@ -94,7 +94,7 @@ def examine(as_json: AsJson = False) -> None:
 
     settings = config.load()
     with examining() as step:
-        found = doctor.examine(settings, step)
+        found = doctor.diagnose(settings, step)
     print_findings(found, as_json)
 
 
@@ -115,15 +115,14 @@ def examining() -> Iterator[Callable[[str], None]]:
 
 def print_findings(found: list[Finding], as_json: bool) -> None:
     """Print the findings as text or JSON. Raises Exit with status 1 if there is a problem."""
-    from dataclasses import asdict
-
     if as_json:
-        typer.echo(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
+        rows = [{"check": one.check, "state": one.state, "said": one.message, "do": one.fix} for one in found]
+        typer.echo(json.dumps({"findings": rows}, indent=2))
     else:
         colours = {"ok": "green", "warning": "yellow", "problem": "red"}
         for one in found:
-            then = f": {one.do}" if one.do else ""
-            line = f"[{colours[one.state]}]{one.state:8}[/] {one.check}: {plain(one.said + then)}"
+            suffix = f": {one.fix}" if one.fix else ""
+            line = f"[{colours[one.state]}]{one.state:8}[/] {one.check}: {plain(one.message + suffix)}"
             out.print(line, soft_wrap=True)
     if any(one.state == "problem" for one in found):
         raise typer.Exit(1)

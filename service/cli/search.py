@@ -26,8 +26,8 @@ from service.errors import InvalidInput
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
-    from service.search.answers import SearchResults
     from service.search.query import QueryVector, Reference
+    from service.search.results import SearchResults
 
 
 def similar(
@@ -56,12 +56,12 @@ def similar(
     weights = Weights(video_weight, text_weight)
     scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
     with open_runtime(config.load()) as runtime:
-        likes, examples = _by_path(runtime, video)
-        if examples and category_mode != "any":
+        references, vectors = _resolve_video(runtime, video)
+        if vectors and category_mode != "any":
             raise InvalidInput("category_mode", "same and other need a video that is in the library")
-        question = SearchQuery(
-            likes=likes,
-            examples=examples,
+        query = SearchQuery(
+            references=references,
+            vectors=vectors,
             weights=weights,
             fusion=fusion,
             k=k,
@@ -69,9 +69,9 @@ def similar(
             diversity=diversity,
             min_score=min_score,
         )
-        answer = runtime.serving.recommender.answer(question)
-        _say_whose_answer(runtime)
-    _print_answer(answer, as_json)
+        results = runtime.serving.recommender.search(query)
+        _warn_other_model(runtime)
+    _print_results(results, as_json)
 
 
 def search(
@@ -102,44 +102,48 @@ def search(
     from service.models import Weights
     from service.search.query import Reference, Scope, SearchQuery
 
-    pictures, clips = image or [], video or []
-    _require_files(("image", pictures), ("video", clips))
-    if query is None and not (pictures or clips or like or unlike):
+    images, clips = image or [], video or []
+    _require_files(("image", images), ("video", clips))
+    if query is None and not (images or clips or like or unlike):
         raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
     weights = Weights(video_weight, text_weight)
-    seeing = bool(pictures or clips)
-    with open_runtime(config.load(), pictures=seeing) as runtime:
-        there, examples = _like_these(runtime, query, pictures, clips)
-        likes = [*(Reference(one) for one in like or ()), *(Reference(one, -1.0) for one in unlike or ()), *there]
-        question = SearchQuery(
-            likes=tuple(likes),
-            examples=tuple(examples),
+    needs_images = bool(images or clips)
+    with open_runtime(config.load(), pictures=needs_images) as runtime:
+        clip_references, vectors = _encode_examples(runtime, query, images, clips)
+        references = [
+            *(Reference(one) for one in like or ()),
+            *(Reference(one, -1.0) for one in unlike or ()),
+            *clip_references,
+        ]
+        search_query = SearchQuery(
+            references=tuple(references),
+            vectors=tuple(vectors),
             weights=weights,
-            fusion=fusion or ("cosine" if query is None and not pictures else "zscore"),
+            fusion=fusion or ("cosine" if query is None and not images else "zscore"),
             k=k,
             scope=Scope(tuple(category or ()), tuple(exclude_category or ())),
             diversity=diversity,
             min_score=min_score,
             group_by="moment" if moments else "video",
         )
-        answer = runtime.serving.recommender.answer(question)
-        _say_whose_answer(runtime)
-    _print_answer(answer, as_json)
+        results = runtime.serving.recommender.search(search_query)
+        _warn_other_model(runtime)
+    _print_results(results, as_json)
 
 
-def _like_these(
-    runtime: Runtime, words: str | None, pictures: list[Path], clips: list[Path]
+def _encode_examples(
+    runtime: Runtime, words: str | None, images: list[Path], clips: list[Path]
 ) -> tuple[list[Reference], list[QueryVector]]:
     """Return the reference videos and the query vectors for the given text, images and clips."""
-    known = runtime.serving.examples
-    likes: list[Reference] = []
-    examples = [] if words is None else [known.text(words)]
-    examples += [known.picture(path) for path in pictures]
+    encoder = runtime.serving.query_encoder
+    references: list[Reference] = []
+    vectors = [] if words is None else [encoder.text(words)]
+    vectors += [encoder.image(path) for path in images]
     for path in clips:
-        there, strange = _by_path(runtime, str(path))
-        likes += there
-        examples += strange
-    return likes, examples
+        clip_references, clip_vectors = _resolve_video(runtime, str(path))
+        references += clip_references
+        vectors += clip_vectors
+    return references, vectors
 
 
 def _require_files(*options: tuple[str, list[Path]]) -> None:
@@ -157,18 +161,18 @@ def duplicates(as_json: AsJson = False) -> None:
     """
     from service import config
     from service.api import schemas
-    from service.database import catalog
+    from service.database import video_rows
 
     with open_runtime(config.load(), pictures=False) as runtime:
         with runtime.db.read() as connection:
-            total = catalog.status_counts(connection).get("ready", 0)
+            total = video_rows.status_counts(connection).get("ready", 0)
         with progress("comparing", total) as bar:
             groups = runtime.serving.duplicates.groups(bar.advance)
     if as_json:
         found = [
             {
-                "best": schemas.VideoSummary.of(group.best).model_dump(),
-                "copies": schemas.DuplicateList.of(group.copies).model_dump()["items"],
+                "best": schemas.VideoSummary.from_video(group.best).model_dump(),
+                "copies": schemas.DuplicateList.from_duplicates(group.near_duplicates).model_dump()["items"],
             }
             for group in groups
         ]
@@ -183,7 +187,10 @@ def duplicates(as_json: AsJson = False) -> None:
     for column in ("category", "title", "size", "duration", "id"):
         table.add_column(column, no_wrap=column != "title")
     for number, group in enumerate(groups, 1):
-        rows = [(group.best, "keep"), *((copy.video, f"{copy.similarity:.3f}") for copy in group.copies)]
+        rows = [
+            (group.best, "keep"),
+            *((duplicate.video, f"{duplicate.similarity:.3f}") for duplicate in group.near_duplicates),
+        ]
         for one, mark in rows:
             seconds = "-" if one.duration_seconds is None else f"{one.duration_seconds:.1f} s"
             size = f"{one.width} x {one.height}"
@@ -191,16 +198,16 @@ def duplicates(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple[QueryVector, ...]]:
+def _resolve_video(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple[QueryVector, ...]]:
     """Return the reference video for an id or a path, or the query vector of a clip that is not in the library.
 
     Raises NotFound if `video` is neither a file nor an id.
     """
     import hashlib
 
-    from service.database import catalog
+    from service.database import video_rows
     from service.errors import NotFound
-    from service.operations.folder import sidecar
+    from service.operations.folder_import import sidecar
     from service.search.query import Reference
 
     runtime.generation()  # report an empty library before a model is loaded
@@ -208,7 +215,7 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple
     if not path.is_file():
         with runtime.db.read() as connection:
             try:
-                return (Reference(catalog.video(connection, video).id),), ()
+                return (Reference(video_rows.video(connection, video).id),), ()
             except NotFound:
                 raise NotFound(
                     f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
@@ -216,19 +223,19 @@ def _by_path(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...], tuple
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with runtime.db.read() as connection:
-        known = catalog.video_by_sha256(connection, sha256)
+        known = video_rows.video_by_sha256(connection, sha256)
     if known and known.status == "ready":
         return (Reference(known.id),), ()
-    return (), (runtime.serving.examples.clip(path, sidecar(path), runtime.settings.sampling),)
+    return (), (runtime.serving.query_encoder.clip(path, sidecar(path), runtime.settings.sampling),)
 
 
-def _print_answer(answer: SearchResults, as_json: bool) -> None:
+def _print_results(results: SearchResults, as_json: bool) -> None:
     if as_json:
         from service.api import schemas
 
-        typer.echo(schemas.Answer.of(answer).model_dump_json(indent=2))
+        typer.echo(schemas.Answer.from_results(results).model_dump_json(indent=2))
         return
-    if not answer.hits:
+    if not results.hits:
         err.print("nothing found")
         return
     table = Table(box=None, pad_edge=False)
@@ -236,13 +243,13 @@ def _print_answer(answer: SearchResults, as_json: bool) -> None:
         table.add_column(column, justify="right")
     for column in ("category", "title", "caption", "id"):
         table.add_column(column, no_wrap=column == "id")
-    for hit in answer.hits:
-        written, moment = hit.text_part.similarity, hit.moment
-        marked = "-" if written is None else f"{written:.3f}{'*' if hit.text_part.imputed else ''}"
+    for hit in results.hits:
+        text_similarity, moment = hit.text.similarity, hit.moment
+        marked = "-" if text_similarity is None else f"{text_similarity:.3f}{'*' if hit.text.imputed else ''}"
         table.add_row(
             str(hit.rank),
             f"{hit.score:.4f}",
-            f"{hit.video_part.similarity:.3f}",
+            f"{hit.visual.similarity:.3f}",
             marked,
             f"{moment.time:.1f}" if moment.start is None else f"{moment.start:.1f}-{moment.end:.1f}",
             hit.video.category or "-",
@@ -251,18 +258,18 @@ def _print_answer(answer: SearchResults, as_json: bool) -> None:
             hit.video.id,
         )
     out.print(table)
-    weights = f"weights: video {answer.weights.video:g}, text {answer.weights.text:g}; {answer.fusion}"
-    imputed = any(hit.text_part.imputed for hit in answer.hits) and answer.weights.text > 0
+    weights = f"weights: video {results.weights.video:g}, text {results.weights.text:g}; {results.fusion}"
+    imputed = any(hit.text.imputed for hit in results.hits) and results.weights.text > 0
     err.print(weights + ("; * has no caption, counts as average" if imputed else ""), style="dim")
 
 
-def _say_whose_answer(runtime: Runtime) -> None:
+def _warn_other_model(runtime: Runtime) -> None:
     """Tell the user if the configured model is not the one that answered.
 
     A library uses a newly configured model only after it was re-embedded.
     """
-    model, precision = runtime.settings.wish
-    answering = runtime.serving.generation
-    if model not in (None, answering.model) or precision not in (None, answering.precision):
-        words = f"answered by {answering.model} in {answering.precision}, which the library was embedded with"
+    model, precision = runtime.settings.requested_model
+    active = runtime.serving.generation
+    if model not in (None, active.model) or precision not in (None, active.precision):
+        words = f"answered by {active.model} in {active.precision}, which the library was embedded with"
         err.print(f"{words}; `reelsrs embed` moves it to the model of the settings", style="yellow", markup=False)

@@ -38,14 +38,14 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     import uvicorn
 
     from service import telemetry
-    from service.api.app import create_app, start
-    from service.api.guard import Protocol, allow_many_connections
+    from service.api.app import create_app, start_runtime
+    from service.api.protocol import Protocol, allow_many_connections
     from service.worker.supervisor import WorkerProcess
 
     telemetry.configure_logging()
     allow_many_connections()
     # Started before the server, so that a failure is reported in a sentence, not as a failed start-up event.
-    application = create_app(settings, worker=WorkerProcess if worker else None, started=start(settings))
+    application = create_app(settings, worker=WorkerProcess if worker else None, runtime=start_runtime(settings))
     # Exclude the present objects from garbage collection. Otherwise every response with many rows would make the
     # collector scan a million objects of the model's libraries.
     gc.freeze()

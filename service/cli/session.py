@@ -36,12 +36,12 @@ def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runti
 
     from service import telemetry
     from service.bootstrap import Runtime
-    from service.database.db import PATIENT_SECONDS
+    from service.database.db import BACKGROUND_LOCK_SECONDS
 
     if not logging.getLogger().handlers:
         telemetry.configure_logging(logging.WARNING)
-    runtime = Runtime(settings, pictures=pictures)
-    runtime.db.patience_seconds = PATIENT_SECONDS  # no client waits, so a lock may take longer
+    runtime = Runtime(settings, image_tower=pictures)
+    runtime.db.lock_seconds = BACKGROUND_LOCK_SECONDS  # no client waits, so a lock may take longer
     try:
         yield runtime
     finally:

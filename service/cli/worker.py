@@ -24,18 +24,18 @@ def worker(
     from service import config
     from service.worker.worker import Worker
 
-    stop = _begin(while_stdin_is_open=while_stdin_is_open)
+    stop = _prepare_process(while_stdin_is_open=while_stdin_is_open)
     if metrics:
-        _show_metrics(metrics)
+        _serve_metrics(metrics)
     with open_runtime(config.load()) as runtime:
-        runtime.adopt(wishes=False)
+        runtime.initialise(request_changes=False)
         # From here on a signal ends the work in order. While the model was loading, it ended the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         Worker(runtime).run(stop)
 
 
-def lay_out(key: int, owner: str) -> None:
+def fit_projection(key: int, owner: str) -> None:
     """Fit the map with this primary key, whose lease `owner` holds.
 
     The process ends when standard input closes.
@@ -43,9 +43,9 @@ def lay_out(key: int, owner: str) -> None:
     from service import config
     from service.projections.steps import Cancelled
 
-    _begin()
+    _prepare_process()
     with open_runtime(config.load()) as runtime, suppress(Cancelled):
-        runtime.atlas.lay_out(key, owner)
+        runtime.projections.run_fit(key, owner)
 
 
 def reembed(generation: str) -> None:
@@ -58,7 +58,7 @@ def reembed(generation: str) -> None:
     from service.generations import generations
     from service.worker.processes import lower_priority
 
-    stop = _begin()
+    stop = _prepare_process()
     lower_priority()  # a second time, because uploads have priority
     with open_runtime(config.load()) as runtime:
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -68,24 +68,24 @@ def reembed(generation: str) -> None:
             runtime.reembedding(other).run(stop)
         except Exception as error:
             with runtime.db.write() as connection:
-                generations.report(connection, generation, str(error))
+                generations.record_error(connection, generation, str(error))
             raise
 
 
-def _begin(*, while_stdin_is_open: bool = True) -> threading.Event:
+def _prepare_process(*, while_stdin_is_open: bool = True) -> threading.Event:
     """Prepare a process of the worker; return the event that is set when the process must stop."""
     from service import telemetry
-    from service.worker.processes import lower_priority, stop_with_stdin
+    from service.worker.processes import lower_priority, stop_when_stdin_closes
 
     telemetry.configure_logging()
     stop = threading.Event()
     if while_stdin_is_open:
-        stop_with_stdin(stop)
+        stop_when_stdin_closes(stop)
     lower_priority()
     return stop
 
 
-def _show_metrics(address: str) -> None:
+def _serve_metrics(address: str) -> None:
     """Serve the metrics on HOST:PORT. Raises BadParameter and ConfigurationError."""
     from service import telemetry
 

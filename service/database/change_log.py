@@ -14,16 +14,16 @@ _LAST_CHANGE = (
 )
 
 
-def record_change(connection: sa.Connection, key: int, generation: str = "") -> None:
+def record_change(connection: sa.Connection, video_pk: int, generation: str = "") -> None:
     """Record that the vectors or the category of a video were added, changed or removed.
 
     If only vectors of one generation changed, pass `generation`: the indexes of other generations then skip the change.
     Otherwise the change concerns all generations and replaces every earlier change of the video. Call inside a write
     transaction.
     """
-    before = sa.delete(db.changes).where(db.changes.c.video_key == key)
+    before = sa.delete(db.changes).where(db.changes.c.video_key == video_pk)
     connection.execute(before.where(db.changes.c.generation == generation) if generation else before)
-    connection.execute(sa.insert(db.changes).values(video_key=key, generation=generation))
+    connection.execute(sa.insert(db.changes).values(video_key=video_pk, generation=generation))
 
 
 def last_change(connection: sa.Connection, generation: str) -> int:

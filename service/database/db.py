@@ -1,4 +1,4 @@
-"""The database: tables, transactions and schema. `catalog.py` and the modules beside it give the rows meaning.
+"""The database: tables, transactions and schema. `video_rows.py` and the modules beside it give the rows meaning.
 
 The database is SQLite in the data folder, or PostgreSQL. `dialects.py` holds the differences.
 """
@@ -18,7 +18,7 @@ from service import system_errors
 from service.database import dialects
 from service.errors import ConfigurationError, Unavailable
 
-PATIENT_SECONDS = 60
+BACKGROUND_LOCK_SECONDS = 60
 """Seconds that a write waits for the lock if no client waits and giving up would repeat work."""
 
 metadata = sa.MetaData(
@@ -87,14 +87,14 @@ generations = sa.Table(
 )
 
 
-def _of_a_video() -> sa.ForeignKey:
+def _video_foreign_key() -> sa.ForeignKey:
     return sa.ForeignKey("videos.key", ondelete="CASCADE")
 
 
 embeddings = sa.Table(
     "embeddings",
     metadata,
-    sa.Column("video_key", Number, _of_a_video(), primary_key=True),
+    sa.Column("video_key", Number, _video_foreign_key(), primary_key=True),
     sa.Column("generation", sa.String, sa.ForeignKey("generations.id"), primary_key=True),
     sa.Column("kind", sa.String, primary_key=True),  # frame (N, D); mean, max, text (1, D)
     sa.Column("vectors", sa.LargeBinary, nullable=False),
@@ -135,7 +135,7 @@ collections = sa.Table(
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("video_key", Number, _of_a_video(), primary_key=True),
+    sa.Column("video_key", Number, _video_foreign_key(), primary_key=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("available_at", sa.Float, nullable=False),  # seconds since the epoch
     sa.Column("owner", sa.String, nullable=True),
@@ -160,7 +160,7 @@ sources = sa.Table(
     sa.Column("path", sa.String, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("modified_ns", sa.BigInteger, nullable=False),
-    sa.Column("video_key", Number, _of_a_video(), nullable=False, index=True),
+    sa.Column("video_key", Number, _video_foreign_key(), nullable=False, index=True),
 )
 
 projections = sa.Table(
@@ -197,7 +197,7 @@ coordinates = sa.Table(
     "coordinates",
     metadata,
     sa.Column("projection_key", Number, sa.ForeignKey("projections.key", ondelete="CASCADE"), primary_key=True),
-    sa.Column("video_key", Number, _of_a_video(), primary_key=True, index=True),
+    sa.Column("video_key", Number, _video_foreign_key(), primary_key=True, index=True),
     sa.Column("points", sa.LargeBinary, nullable=False),  # (N, 2 or 3) float32, one row per frame, or 1
     sa.Column("placed", sa.Boolean, nullable=False),  # transformed after the fit
     # Read one projection at a time, so rows are stored in the order of their primary key.
@@ -212,47 +212,47 @@ class Database:
     and rolled back if the block raises.
 
     Raises:
-        Unavailable: if the lock is not obtained within `patience_seconds`, or the database cannot be reached.
+        Unavailable: if the lock is not obtained within `lock_seconds`, or the database cannot be reached.
         StorageFull: if the disk is full or cannot be written.
     """
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
-        self._dialect = dialects.of(self.url)
+        self._dialect = dialects.dialect_of(self.url)
         self._reader = self._dialect.engine(self.url, writes=False)
         self._writer = self._dialect.engine(self.url, writes=True)
         # Threads of this process take turns here. The database's own lock only separates processes.
         self._turn = threading.Lock()
-        self.patience_seconds: float = dialects.BUSY_TIMEOUT_SECONDS
+        self.lock_seconds: float = dialects.BUSY_TIMEOUT_SECONDS
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Yield a connection that reads a snapshot of the last commit."""
-        with _wrapped(), self._reader.connect() as connection, connection.begin():
+        with _converted_errors(), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Yield the only connection that writes. All other writers wait until the block ends."""
-        with self._writing(self.patience_seconds) as connection:
+        with self._writing(self.lock_seconds) as connection:
             yield connection
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[bool]:
+    def try_lock(self, name: str) -> Iterator[bool]:
         """Try to take the named lock across all processes; yield whether it was taken.
 
         Does not wait. The lock covers all machines that use this database. A lock that was taken is held until the
         block ends.
         """
-        with _wrapped(), self._dialect.alone(self._reader, name) as taken:
+        with _converted_errors(), self._dialect.try_lock(self._reader, name) as taken:
             yield taken
 
-    def check_writable(self, patience_seconds: float) -> None:
+    def check_writable(self, lock_seconds: float) -> None:
         """Write without committing. Raises the errors that a write would raise now.
 
-        Waits up to `patience_seconds` for the lock, and changes nothing.
+        Waits up to `lock_seconds` for the lock, and changes nothing.
         """
-        with self._writing(patience_seconds) as connection:
+        with self._writing(lock_seconds) as connection:
             row = connection.execute(sa.select(library.c.id)).scalar()
             connection.execute(sa.update(library).values(id=row))  # the same value, yet a full disk refuses the write
             transaction = connection.get_transaction()
@@ -260,13 +260,13 @@ class Database:
             transaction.rollback()
 
     @contextmanager
-    def _writing(self, patience_seconds: float) -> Iterator[sa.Connection]:
+    def _writing(self, lock_seconds: float) -> Iterator[sa.Connection]:
         # The timeout applies here too. Otherwise the last of many waiting threads would wait for minutes.
-        if not self._turn.acquire(timeout=patience_seconds):
+        if not self._turn.acquire(timeout=lock_seconds):
             raise Unavailable("the database is busy; try again")
         try:
-            with _wrapped(), self._writer.connect() as connection, connection.begin():
-                self._dialect.await_turn(connection, patience_seconds)
+            with _converted_errors(), self._writer.connect() as connection, connection.begin():
+                self._dialect.acquire_write_lock(connection, lock_seconds)
                 yield connection
         finally:
             self._turn.release()
@@ -279,7 +279,7 @@ class Database:
 
 def insert(connection: sa.Connection, table: sa.Table) -> dialects.Insert:
     """Return an INSERT that has `on_conflict_do_update` and `on_conflict_do_nothing`."""
-    return dialects.of(connection).insert(table)
+    return dialects.dialect_of(connection).insert(table)
 
 
 def now(connection: sa.Connection) -> float:
@@ -287,7 +287,7 @@ def now(connection: sa.Connection) -> float:
 
     Leases are measured by this clock.
     """
-    return dialects.of(connection).now(connection)
+    return dialects.dialect_of(connection).now(connection)
 
 
 def upgrade(url: str) -> None:
@@ -304,7 +304,7 @@ def upgrade(url: str) -> None:
 
     parsed = make_url(url)
     if parsed.database and parsed.get_backend_name() == "sqlite":
-        with system_errors.named("the database cannot be used"):
+        with system_errors.converted("the database cannot be used"):
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
@@ -312,7 +312,7 @@ def upgrade(url: str) -> None:
     if revision(url) == newest_revision():
         return
     try:
-        with _wrapped():
+        with _converted_errors():
             command.upgrade(config, "head")
     except CommandError as error:
         raise ConfigurationError(
@@ -335,9 +335,9 @@ def newest_revision() -> str | None:
 
 def revision(url: str) -> str | None:
     """Return the schema revision of a database, or None if there is no schema yet."""
-    engine = dialects.of(make_url(url)).engine(make_url(url), writes=False)
+    engine = dialects.dialect_of(make_url(url)).engine(make_url(url), writes=False)
     try:
-        with _wrapped(), engine.connect() as connection:
+        with _converted_errors(), engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
@@ -346,17 +346,17 @@ def revision(url: str) -> str | None:
 
 
 @contextmanager
-def _wrapped() -> Iterator[None]:
+def _converted_errors() -> Iterator[None]:
     """Translate database errors of the machine into Unavailable or StorageFull."""
     try:
         yield
     except sa.exc.DBAPIError as error:
-        fault = system_errors.of(error.orig)
+        fault = system_errors.from_error(error.orig)
         if fault is None:
             raise
         raise fault from error
     except sqlite3.Error as error:  # raised while connecting; SQLAlchemy does not wrap it
-        fault = system_errors.of(error)
+        fault = system_errors.from_error(error)
         if fault is None:
             raise
         raise fault from error

@@ -24,11 +24,16 @@ BUSY_TIMEOUT_SECONDS = 5
 """Seconds that a write waits for the lock if a client waits for the response."""
 
 _LOCK = 7_330_275_291_847_351  # arbitrary; no other application of the database may use this number
-_UPGRADE_SECONDS = 600
-_POOL = 20  # connections that a process keeps for reading, and as many for writing; twice as many under load
-_GONE_SECONDS = 60  # the lock of a writer whose machine is gone is released after that
+_SCHEMA_LOCK_SECONDS = 600
+_POOL_SIZE = 20  # connections that a process keeps for reading, and as many for writing; twice as many under load
+_IDLE_TRANSACTION_SECONDS = 60  # the lock of a writer whose machine is gone is released after that
 # Detect within a minute that a server or a network is silently gone.
-_NOTICED = {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+_KEEPALIVE_OPTIONS = {
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 Insert = sqlite.Insert | postgresql.Insert
 
@@ -39,11 +44,11 @@ class Dialect(Protocol):
     def engine(self, url: sa.URL, *, writes: bool) -> sa.Engine:
         """Return an engine whose transactions only read, or write if `writes` is True."""
 
-    def await_turn(self, connection: sa.Connection, seconds: float) -> None:
+    def acquire_write_lock(self, connection: sa.Connection, seconds: float) -> None:
         """Wait for the write lock, and begin to write.
 
         Must be the first statement of a transaction of a writing engine. If other writers hold the lock for longer than
-        `seconds`, this raises an error that `system_errors.of` translates to Unavailable.
+        `seconds`, this raises an error that `system_errors.from_error` translates to Unavailable.
         """
 
     def insert(self, table: sa.Table) -> Insert:
@@ -52,16 +57,16 @@ class Dialect(Protocol):
     def now(self, connection: sa.Connection, /) -> float:
         """Return seconds since the epoch, by a clock that all processes with this database share."""
 
-    def alone(self, engine: sa.Engine, name: str) -> AbstractContextManager[bool]:
+    def try_lock(self, engine: sa.Engine, name: str) -> AbstractContextManager[bool]:
         """Try to take the named lock across all processes; yield whether it was taken.
 
         Does not wait. A lock that was taken is held until the block ends.
         """
 
-    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+    def set_last_number(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         """Make the numbers that this column assigns automatically greater than `number`."""
 
-    def upgrade_alone(self, connection: sa.Connection) -> None:
+    def begin_schema_change(self, connection: sa.Connection) -> None:
         """Begin to change the schema, after waiting for the write lock for up to 10 minutes."""
 
 
@@ -94,7 +99,7 @@ class SQLite:
 
         return engine
 
-    def await_turn(self, connection: sa.Connection, seconds: float) -> None:
+    def acquire_write_lock(self, connection: sa.Connection, seconds: float) -> None:
         """Begin an immediate transaction, waiting up to `seconds` for the write lock."""
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -108,7 +113,7 @@ class SQLite:
         return time.time()  # one file, one machine
 
     @contextmanager
-    def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
+    def try_lock(self, engine: sa.Engine, name: str) -> Iterator[bool]:
         """Try to lock a file beside the database; yield whether the lock was taken.
 
         Does not wait. A lock that was taken is held until the block ends.
@@ -124,17 +129,17 @@ class SQLite:
         finally:
             lock.release()
 
-    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+    def set_last_number(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         """Set the AUTOINCREMENT counter of the column's table to `number`."""
         values = {"name": column.table.name, "number": number}
         connection.execute(sa.text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
         connection.execute(sa.text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :number)"), values)
 
-    def upgrade_alone(self, connection: sa.Connection) -> None:
+    def begin_schema_change(self, connection: sa.Connection) -> None:
         """Turn foreign keys off, and begin to write within 10 minutes."""
         # A migration may drop a table to make it again. That must not delete the rows that refer to the table.
         connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-        self.await_turn(connection, _UPGRADE_SECONDS)
+        self.acquire_write_lock(connection, _SCHEMA_LOCK_SECONDS)
 
 
 class PostgreSQL:
@@ -147,15 +152,15 @@ class PostgreSQL:
                 url,
                 # All statements of a read transaction see the same snapshot, as on SQLite.
                 isolation_level="READ COMMITTED" if writes else "REPEATABLE READ",
-                pool_size=_POOL,
-                max_overflow=_POOL,
+                pool_size=_POOL_SIZE,
+                max_overflow=_POOL_SIZE,
                 pool_timeout=BUSY_TIMEOUT_SECONDS,
                 pool_pre_ping=True,  # connections that a restart of the server broke are replaced
                 connect_args={
                     "connect_timeout": BUSY_TIMEOUT_SECONDS,
                     "application_name": "reelsrs",
-                    "options": f"-c idle_in_transaction_session_timeout={_GONE_SECONDS}s -c timezone=UTC",
-                    **_NOTICED,
+                    "options": f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s -c timezone=UTC",
+                    **_KEEPALIVE_OPTIONS,
                 },
             )
         except ImportError as error:
@@ -163,7 +168,7 @@ class PostgreSQL:
                 f"REELSRS_DATABASE_URL: PostgreSQL needs a package more: pip install 'reelsrs[postgres]' ({error})"
             ) from error
 
-    def await_turn(self, connection: sa.Connection, seconds: float) -> None:
+    def acquire_write_lock(self, connection: sa.Connection, seconds: float) -> None:
         """Take the advisory lock until the transaction ends, waiting up to `seconds`."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, int(seconds * 1000))}")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
@@ -177,7 +182,7 @@ class PostgreSQL:
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
     @contextmanager
-    def alone(self, engine: sa.Engine, name: str) -> Iterator[bool]:
+    def try_lock(self, engine: sa.Engine, name: str) -> Iterator[bool]:
         """Try to take a named advisory lock of the session; yield whether it was taken.
 
         Does not wait. A lock that was taken is held until the block ends.
@@ -194,19 +199,19 @@ class PostgreSQL:
                     with suppress(sa.exc.DBAPIError):  # already released with its connection
                         connection.execute(sa.select(sa.func.pg_advisory_unlock(lock)))
 
-    def go_on_after(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
+    def set_last_number(self, connection: sa.Connection, column: sa.Column[int], number: int) -> None:
         """Set the sequence of this column so that its next numbers are greater than `number`."""
         sequence = sa.func.pg_get_serial_sequence(column.table.name, column.name)
         connection.execute(sa.select(sa.func.setval(sequence, max(1, number), number > 0)))
 
-    def upgrade_alone(self, connection: sa.Connection) -> None:
+    def begin_schema_change(self, connection: sa.Connection) -> None:
         """Take the advisory lock, waiting up to 10 minutes."""
-        self.await_turn(connection, _UPGRADE_SECONDS)
+        self.acquire_write_lock(connection, _SCHEMA_LOCK_SECONDS)
 
 
 _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
-def of(it: sa.URL | sa.Connection) -> Dialect:
+def dialect_of(it: sa.URL | sa.Connection) -> Dialect:
     """Return the dialect of a URL or of a connection."""
     return _DIALECTS[it.get_backend_name() if isinstance(it, sa.URL) else it.dialect.name]

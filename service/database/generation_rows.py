@@ -65,8 +65,8 @@ def activate_generation(connection: sa.Connection, generation: Generation) -> No
     connection.execute(sa.update(db.library).values(active_generation=generation.id))
 
 
-def require_active(connection: sa.Connection, wanted: Generation) -> None:
-    """Raise Unavailable unless `wanted` is the active generation."""
+def require_active(connection: sa.Connection, expected: Generation) -> None:
+    """Raise Unavailable unless `expected` is the active generation."""
     active = active_generation(connection)
-    if active is None or active.id != wanted.id:
+    if active is None or active.id != expected.id:
         raise Unavailable("another model took over just now; try again")

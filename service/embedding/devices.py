@@ -42,7 +42,7 @@ def choose_device(device: str, precision: str) -> tuple[str, str, str]:
     if precision == "auto":
         precision = "float16" if chosen.startswith("cuda") else "float32"
     if chosen == "openvino":
-        openvino_towers.require()
+        openvino_towers.require_without_telemetry()
         if precision not in ("float32", "int8"):
             raise ConfigurationError(f"REELSRS_PRECISION: with OpenVINO float32 or int8, not {precision}")
     return chosen, precision, reason

@@ -26,27 +26,27 @@ import structlog
 
 from service.embedding import openvino_towers
 from service.errors import ConfigurationError, Unavailable
-from service.models import Generation, Picture, Vectors
+from service.models import Generation, ImageSpec, Vectors
 from service.vectors import normalise
 
 if TYPE_CHECKING:
     import torch
-from service.embedding.towers import Tower, by_torch, split, traced
+from service.embedding.towers import Tower, run_torch, split, trace
 
 log = structlog.get_logger(__name__)
 BATCH = 32
-_MOST = 1024
+_MAX_BATCH = 1024
 
 
 class Encoder:
     """A loaded model. Thread-safe: the towers run for one call at a time.
 
-    Towers compiled by OpenVINO are kept below the folder `keep`, if given.
+    Towers compiled by OpenVINO are kept below the folder `cache_dir`, if given.
 
     Attributes:
         generation: the identity of the vectors that this encoder makes.
-        picture: size and preprocessing of the images that the image tower expects.
-        sees: whether the image tower is loaded.
+        image_spec: size and preprocessing of the images that the image tower expects.
+        has_image_tower: whether the image tower is loaded.
         batch: number of images to pass at a time, if so many are available.
 
     Raises:
@@ -61,49 +61,51 @@ class Encoder:
         name: str,
         device: str,
         precision: str,
-        pictures: bool = True,
-        keep: Path | None = None,
+        has_image_tower: bool = True,
+        cache_dir: Path | None = None,
     ) -> None:
         import torch
 
         settings = dict(model.visual.preprocess_cfg)
-        self.picture = _picture(settings)
-        self.sees = pictures
+        self.image_spec = _image_spec(settings)
+        self.has_image_tower = has_image_tower
         self.batch = BATCH
         self._tokenizer = tokenizer
         self.context_length = int(tokenizer.context_length)
         self._lock = threading.Lock()
         self.device = device
         """Device of the model, as torch names it, or `openvino`."""
-        fitted_to = openvino_towers.calibration()[2] if precision == "int8" else ""
-        identity = f"g{_fingerprint(model.state_dict(), settings, precision + fitted_to)[:16]}"
-        if not pictures:
+        calibration_digest = openvino_towers.calibration()[2] if precision == "int8" else ""
+        identity = f"g{_fingerprint(model.state_dict(), settings, precision + calibration_digest)[:16]}"
+        if not has_image_tower:
             model.visual = None  # text search needs only the text tower
-        see, read = split(model, settings)
-        self.picture_tower: Tower = partial(by_torch, see, "cpu")
-        self.text_tower: Tower = partial(by_torch, read, "cpu")
-        golden = [] if (device, precision) == ("cpu", "float32") else self._golden()
+        image_module, text_module = split(model, settings)
+        self.image_tower: Tower = partial(run_torch, image_module, "cpu")
+        self.text_tower: Tower = partial(run_torch, text_module, "cpu")
+        reference = [] if (device, precision) == ("cpu", "float32") else self._reference_vectors()
         if device == "openvino":
-            self._compile(see, read, precision, keep / identity if keep else None)
-        elif golden:
+            self._compile(image_module, text_module, precision, cache_dir / identity if cache_dir else None)
+        elif reference:
             layout = torch.channels_last if device.startswith("cuda") else torch.preserve_format
             model.to(device=device, dtype=getattr(torch, precision), memory_format=layout)
-            self.picture_tower, self.text_tower = (partial(by_torch, tower.to(device), device) for tower in (see, read))
-        if golden:
-            self._compare(golden, precision)
-            del see, read, golden
+            self.image_tower, self.text_tower = (
+                partial(run_torch, tower.to(device), device) for tower in (image_module, text_module)
+            )
+        if reference:
+            self._compare(reference, precision)
+            del image_module, text_module, reference
             gc.collect()  # free torch's towers if others replaced them
-        if device.startswith("cuda") and pictures:
+        if device.startswith("cuda") and has_image_tower:
             self.batch = self.best_batch()
         width = self.embed_texts(["warm up"]).shape[1]
         self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
 
-    def embed_pictures(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
-        """Return (N, D) float32 unit vectors of (N, H, W, 3) uint8 images of the size `picture`.
+    def embed_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
+        """Return (N, D) float32 unit vectors of (N, H, W, 3) uint8 images of the size `image_spec`.
 
         Raises Unavailable if the model fails or memory runs out.
         """
-        return self._run(self.picture_tower, np.ascontiguousarray(pixels))
+        return self._run(self.image_tower, np.ascontiguousarray(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return (N, D) float32 unit vectors of N texts of any length, without a prompt template.
@@ -122,11 +124,11 @@ class Encoder:
         Raises Unavailable if the model fails or memory runs out.
         """
         try:
-            return self._towered(tower, inputs)
+            return self._run_batches(tower, inputs)
         except (RuntimeError, MemoryError) as error:
             raise Unavailable(f"the model failed: {str(error) or type(error).__name__}") from error
 
-    def _towered(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
+    def _run_batches(self, tower: Tower, inputs: npt.NDArray[Any]) -> Vectors:
         import torch
 
         start, done = 0, []
@@ -146,23 +148,23 @@ class Encoder:
             vectors = [part if isinstance(part, np.ndarray) else part.float().cpu().numpy() for part in done]
         return normalise(np.concatenate(vectors))
 
-    def _compile(self, see: Any, read: Any, precision: str, keep: Path | None) -> None:
+    def _compile(self, image_module: Any, text_module: Any, precision: str, cache_dir: Path | None) -> None:
         """Replace the towers by towers compiled by OpenVINO."""
-        pictures, tokens = (every[: -openvino_towers.HELD] for every in self.examples())
-        make = partial(openvino_towers.tower, int8=precision == "int8", keep=keep)
-        self.text_tower = make(partial(traced, read, tokens), tokens, name="text")
-        if self.sees:
-            self.picture_tower = make(partial(traced, see, pictures), pictures, name="picture")
+        images, tokens = (every[: -openvino_towers.HELD_OUT_COUNT] for every in self.examples())
+        make = partial(openvino_towers.tower, int8=precision == "int8", cache_dir=cache_dir)
+        self.text_tower = make(partial(trace, text_module, tokens), tokens, name="text")
+        if self.has_image_tower:
+            self.image_tower = make(partial(trace, image_module, images), images, name="picture")
 
     def examples(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return example inputs: (N, H, W, 3) uint8 images, and (N, context) int64 tokens of captions.
 
-        The last `openvino_towers.HELD` of each are for comparison, the others for calibration.
+        The last `openvino_towers.HELD_OUT_COUNT` of each are for comparison, the others for calibration.
         """
         from PIL import Image, ImageOps
 
         files, captions, _ = openvino_towers.calibration()
-        size = (self.picture.width, self.picture.height)
+        size = (self.image_spec.width, self.image_spec.height)
         fitted = [np.asarray(ImageOps.fit(Image.open(io.BytesIO(file)), size)) for file in files]
         return np.stack(fitted), self._tokens(list(captions))
 
@@ -170,24 +172,26 @@ class Encoder:
         tokens: npt.NDArray[np.int64] = self._tokenizer(texts).numpy()
         return tokens
 
-    def _golden(self) -> list[Vectors]:
+    def _reference_vectors(self) -> list[Vectors]:
         """Return (8, D) unit vectors of images and of captions that are not used for calibration.
 
         Without an image tower there are only those of captions.
         """
-        pictures, tokens = (every[-openvino_towers.HELD :] for every in self.examples())
+        images, tokens = (every[-openvino_towers.HELD_OUT_COUNT :] for every in self.examples())
         towers = (
-            [(self.picture_tower, pictures), (self.text_tower, tokens)] if self.sees else [(self.text_tower, tokens)]
+            [(self.image_tower, images), (self.text_tower, tokens)]
+            if self.has_image_tower
+            else [(self.text_tower, tokens)]
         )
         return [self._run(tower, inputs) for tower, inputs in towers]
 
-    def _compare(self, golden: list[Vectors], precision: str) -> None:
-        """Compare the vectors of the present towers with `golden`, those of the same inputs.
+    def _compare(self, reference: list[Vectors], precision: str) -> None:
+        """Compare the vectors of the present towers with `reference`, those of the same inputs.
 
         Raises ConfigurationError if the least cosine is below 0.9999 for float32, or below 0.99 for other precisions.
         """
         least = 0.9999 if precision == "float32" else 0.99
-        pairs = zip(golden, self._golden(), strict=True)
+        pairs = zip(reference, self._reference_vectors(), strict=True)
         cosine = float(np.min([(one * other).sum(axis=1) for one, other in pairs]))
         if not cosine >= least:  # NaN fails too
             raise ConfigurationError(
@@ -203,14 +207,14 @@ class Encoder:
         The size is doubled, from 32 to at most 1024, as long as that is at least 5 % faster and memory suffices.
         """
         rate, size = 0.0, BATCH
-        blank = np.zeros((_MOST, self.picture.height, self.picture.width, 3), dtype=np.uint8)
-        while size <= _MOST:
+        blank = np.zeros((_MAX_BATCH, self.image_spec.height, self.image_spec.width, 3), dtype=np.uint8)
+        while size <= _MAX_BATCH:
             self.batch = size
-            self._run(self.picture_tower, blank[:size])  # the first run of a size is slow
+            self._run(self.image_tower, blank[:size])  # the first run of a size is slow
             if self.batch < size:
                 return self.batch  # out of memory
             started = time.perf_counter()
-            self._run(self.picture_tower, blank[:size])
+            self._run(self.image_tower, blank[:size])
             faster = size / (time.perf_counter() - started)
             if faster < 1.05 * rate:
                 break
@@ -253,10 +257,10 @@ class Encoder:
         return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
 
 
-def _picture(settings: dict[str, Any]) -> Picture:
+def _image_spec(settings: dict[str, Any]) -> ImageSpec:
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-    return Picture(
+    return ImageSpec(
         height=height,
         width=width,
         interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",

@@ -28,7 +28,12 @@ TINY = Path(__file__).parent / "tiny"
 
 
 def load(
-    model: str, *, device: str = "auto", precision: str = "auto", pictures: bool = True, keep: Path | None = None
+    model: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    image_tower: bool = True,
+    cache_dir: Path | None = None,
 ) -> Encoder:
     """Load the model that a setting names.
 
@@ -38,8 +43,8 @@ def load(
         model: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
         device: a device, or `auto`; see `choose_device`.
         precision: a precision, or `auto`; see `choose_device`.
-        pictures: False loads the text tower only.
-        keep: folder in which compiled towers are kept; None keeps nothing.
+        image_tower: False loads the text tower only.
+        cache_dir: folder in which compiled towers are kept; None keeps nothing.
 
     Raises:
         ConfigurationError: if the name does not exist, or if the device or the precision is not available or computes
@@ -48,8 +53,8 @@ def load(
     """
     import open_clip
 
-    chosen, precision, reason = choose_device(device, precision)
-    log.info("loading the model", model=model, device=chosen, precision=precision, because=reason)
+    chosen, precision, device_reason = choose_device(device, precision)
+    log.info("loading the model", model=model, device=chosen, precision=precision, because=device_reason)
     if model == "tiny":
         log.warning("tiny is a small model for trying out and for tests: not for production")
     name, pretrained = _resolve(model)
@@ -78,13 +83,21 @@ def load(
             root.setLevel(level)
     loaded.float()  # converts weights stored in half precision; others are not copied
     try:
-        return Encoder(loaded, tokenizer, name=model, device=chosen, precision=precision, pictures=pictures, keep=keep)
+        return Encoder(
+            loaded,
+            tokenizer,
+            name=model,
+            device=chosen,
+            precision=precision,
+            has_image_tower=image_tower,
+            cache_dir=cache_dir,
+        )
     except ConfigurationError as error:
         if chosen != "mps":
             raise
         # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
         log.exception("Metal is not used, the CPU is", because=str(error))
-        return load(model, device="cpu", precision="float32", pictures=pictures)
+        return load(model, device="cpu", precision="float32", image_tower=image_tower)
 
 
 def _load_weights(model: CLIP | CustomTextCLIP, path: str) -> None:

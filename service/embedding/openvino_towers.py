@@ -37,11 +37,11 @@ Array = npt.NDArray[Any]
 Tower = Callable[[Array], Array]
 """Maps a batch (N, ...) to (N, D) float32. Not thread-safe."""
 
-_RECIPE = b"2"  # change this whenever `_made` makes different int8 towers of the same model
-HELD = 8
+_RECIPE_VERSION = b"2"  # change this whenever `_convert` makes different int8 towers of the same model
+HELD_OUT_COUNT = 8
 """Number of calibration images and captions, the last ones, that are held back for comparison."""
 
-_SMOOTH = 0.15
+_SMOOTH_QUANT_ALPHA = 0.15
 """Share of the activations' outliers that is moved to the weights (Xiao et al., SmoothQuant, 2023).
 
 With NNCF's default, the cosine of a ViT-B-32's vectors to the float32 ones is at least 0.992. With this value it is at
@@ -51,7 +51,7 @@ least 0.998.
 _CALIBRATION = Path(__file__).parent / "calibration"
 
 
-def require() -> None:
+def require_without_telemetry() -> None:
     """Check that OpenVINO and NNCF are installed, and disable their telemetry. Raises ConfigurationError.
 
     Call before the first tower is requested. OpenVINO and NNCF send statistics of each conversion to their vendor, and
@@ -78,35 +78,35 @@ def calibration() -> tuple[tuple[bytes, ...], tuple[str, ...], str]:
     """
     table = (_CALIBRATION / "pictures.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in table.splitlines() if not line.startswith("#")]
-    pictures = tuple((_CALIBRATION / row[0]).read_bytes() for row in rows)
-    digest = hashlib.sha256(_RECIPE + b"".join(pictures) + table.encode()).hexdigest()
-    return pictures, tuple(row[1] for row in rows), digest
+    images = tuple((_CALIBRATION / row[0]).read_bytes() for row in rows)
+    digest = hashlib.sha256(_RECIPE_VERSION + b"".join(images) + table.encode()).hexdigest()
+    return images, tuple(row[1] for row in rows), digest
 
 
-def tower(traced: Callable[[], Any], inputs: Array, *, int8: bool, keep: Path | None, name: str) -> Tower:
+def tower(trace: Callable[[], Any], inputs: Array, *, int8: bool, cache_dir: Path | None, name: str) -> Tower:
     """Return a compiled tower, read from disk or newly made.
 
     Processes that request the same tower at the same time make it once.
 
     Args:
-        traced: returns the torch.jit.ScriptModule to compile. Called only if the tower is not on disk.
+        trace: returns the torch.jit.ScriptModule to compile. Called only if the tower is not on disk.
         inputs: (N, ...) example inputs, which set shape and dtype. The tower accepts any batch size.
         int8: calibrate the tower with `inputs` and compute in int8, else in float32.
-        keep: folder in which the tower is kept; None keeps nothing.
-        name: file name of the tower in `keep`, without suffix.
+        cache_dir: folder in which the tower is kept; None keeps nothing.
+        name: file name of the tower in `cache_dir`, without suffix.
     """
     import openvino
 
-    if keep is None:
-        return _ready(_made(traced(), inputs, int8=int8))
-    keep.mkdir(parents=True, exist_ok=True)
-    with FileLock(keep / f"{name}.lock"):
-        if not _whole(keep, name):
-            _write(_made(traced(), inputs, int8=int8), keep, name)
-        return _ready(openvino.Core().read_model(keep / f"{name}.xml"))
+    if cache_dir is None:
+        return _compile(_convert(trace(), inputs, int8=int8))
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir / f"{name}.lock"):
+        if not _is_intact(cache_dir, name):
+            _write(_convert(trace(), inputs, int8=int8), cache_dir, name)
+        return _compile(openvino.Core().read_model(cache_dir / f"{name}.xml"))
 
 
-def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
+def _convert(traced: Any, inputs: Array, *, int8: bool) -> Any:
     """Convert a traced module to an OpenVINO model, quantised to int8 if requested."""
     import openvino
 
@@ -126,13 +126,13 @@ def _made(traced: Any, inputs: Array, *, int8: bool) -> Any:
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     # A CPU without VNNI adds products in 16 bits, which full 8-bit weights overflow.
                     overflow_fix=nncf.OverflowFix.ENABLE,
-                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH),
+                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH_QUANT_ALPHA),
                 ),
             )
     return model
 
 
-def _ready(model: Any) -> Tower:
+def _compile(model: Any) -> Tower:
     import openvino
 
     # On a CPU with bfloat16, OpenVINO would silently use it instead of float32.
@@ -165,7 +165,7 @@ def _write(model: Any, folder: Path, name: str) -> None:
             path.replace(folder / file)
 
 
-def _whole(folder: Path, name: str) -> bool:
+def _is_intact(folder: Path, name: str) -> bool:
     """Return whether the folder holds a tower whose checksums are right."""
     try:
         sums = json.loads((folder / f"{name}.json").read_text())

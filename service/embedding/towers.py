@@ -23,20 +23,20 @@ def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
     """
     import torch
 
-    class See(torch.nn.Module):
+    class ImageTower(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.clip = model
             self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(1, 3, 1, 1))
             self.register_buffer("std", torch.tensor(preprocessing["std"]).view(1, 3, 1, 1))
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            scaled = pictures.permute(0, 3, 1, 2).float() / 255
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            scaled = images.permute(0, 3, 1, 2).float() / 255
             mean, std = self.get_buffer("mean"), self.get_buffer("std")
             normalised = ((scaled - mean) / std).to(self.clip.logit_scale.dtype)
             return self.clip.encode_image(normalised)  # type: ignore[no-any-return]
 
-    class Read(torch.nn.Module):
+    class TextTower(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.clip = model
@@ -44,10 +44,10 @@ def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             return self.clip.encode_text(tokens)  # type: ignore[no-any-return]
 
-    return See().eval(), Read().eval()
+    return ImageTower().eval(), TextTower().eval()
 
 
-def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
+def run_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
     """Run a batch (N, ...) through a tower on a device; return (N, D), not normalised."""
     import torch
 
@@ -58,7 +58,7 @@ def by_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
     return output
 
 
-def traced(module: Any, inputs: npt.NDArray[Any]) -> Any:
+def trace(module: Any, inputs: npt.NDArray[Any]) -> Any:
     """Return a module as a torch.jit.ScriptModule, traced with these inputs (N, ...)."""
     import torch
 

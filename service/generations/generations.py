@@ -29,7 +29,7 @@ class State:
 
     Attributes:
         active: the generation serves searches.
-        wanted: the generation is the target, embedded beside the active one.
+        is_target: the generation is the target, embedded beside the active one.
         activate: switch to the generation once it is complete.
         embedded: number of videos that can be searched and have vectors of the generation.
         total: number of videos that can be searched.
@@ -39,7 +39,7 @@ class State:
 
     generation: Generation
     active: bool
-    wanted: bool
+    is_target: bool
     activate: bool
     embedded: int
     total: int
@@ -56,7 +56,7 @@ class State:
         """
         if self.active:
             return "active"
-        return "ready" if self.completed_at else "embedding" if self.wanted else "stopped"
+        return "ready" if self.completed_at else "embedding" if self.is_target else "stopped"
 
 
 def states(connection: sa.Connection) -> list[State]:
@@ -64,11 +64,11 @@ def states(connection: sa.Connection) -> list[State]:
     active = generation_rows.active_generation(connection)
     ready = db.videos.c.status == "ready"
     total = connection.execute(sa.select(sa.func.count()).select_from(db.videos).where(ready)).scalar_one()
-    whole = db.embeddings.c.kind == "frame"
+    frames = db.embeddings.c.kind == "frame"
     counts = (
         sa.select(db.embeddings.c.generation, sa.func.count())
         .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
-        .where(ready, whole)
+        .where(ready, frames)
         .group_by(db.embeddings.c.generation)
     )
     embedded = {row[0]: row[1] for row in connection.execute(counts)}
@@ -77,7 +77,7 @@ def states(connection: sa.Connection) -> list[State]:
         State(
             generation=Generation(row.id, row.model, row.dimension, row.precision),
             active=active is not None and row.id == active.id,
-            wanted=row.wanted,
+            is_target=row.wanted,
             activate=row.activate,
             embedded=embedded.get(row.id, 0),
             total=total,
@@ -97,12 +97,12 @@ def state(connection: sa.Connection, generation_id: str) -> State:
     raise NotFound(f"there is no generation {generation_id!r}")
 
 
-def heard(connection: sa.Connection) -> str | None:
+def recorded_model_setting(connection: sa.Connection) -> str | None:
     """Return the model and precision setting that was recorded last, or None before the first start."""
     return connection.execute(sa.select(db.library.c.model_setting)).scalar()
 
 
-def hear(connection: sa.Connection, setting: str) -> None:
+def record_requested_model(connection: sa.Connection, setting: str) -> None:
     """Record the model and precision setting.
 
     A later start with the same settings then does not start re-embedding. Call inside a write transaction.
@@ -111,7 +111,7 @@ def hear(connection: sa.Connection, setting: str) -> None:
     connection.execute(sa.update(db.library).values(model_setting=setting))
 
 
-def want(connection: sa.Connection, generation: Generation, *, activate: bool) -> None:
+def set_target(connection: sa.Connection, generation: Generation, *, activate: bool) -> None:
     """Make a generation the target: it is embedded beside the active one.
 
     With `activate`, the library switches to the generation once it is complete. There is one target at a time: a former
@@ -125,7 +125,7 @@ def want(connection: sa.Connection, generation: Generation, *, activate: bool) -
         _set(connection, generation.id, wanted=True, activate=activate, error=None)
 
 
-def wanted(connection: sa.Connection) -> Generation | None:
+def target(connection: sa.Connection) -> Generation | None:
     """Return the target generation, or None."""
     row = connection.execute(sa.select(db.generations).where(db.generations.c.wanted)).first()
     return None if row is None else Generation(row.id, row.model, row.dimension, row.precision)
@@ -145,12 +145,12 @@ def missing(connection: sa.Connection, generation_id: str) -> tuple[list[int], l
         query = query.where(db.videos.c.key.not_in(present)).order_by(db.videos.c.key)
         return list(connection.execute(query).scalars())
 
-    pictures = without("frame", sa.true())
-    lacking = set(pictures)
-    return pictures, [key for key in without("text", db.videos.c.caption.is_not(None)) if key not in lacking]
+    all_vectors = without("frame", sa.true())
+    lacking = set(all_vectors)
+    return all_vectors, [pk for pk in without("text", db.videos.c.caption.is_not(None)) if pk not in lacking]
 
 
-def report(connection: sa.Connection, generation_id: str, error: str | None) -> None:
+def record_error(connection: sa.Connection, generation_id: str, error: str | None) -> None:
     """Record what prevents a generation from becoming complete; None if nothing does.
 
     Call inside a write transaction.
@@ -182,18 +182,18 @@ def switch(connection: sa.Connection, generation_id: str) -> int:
         NotFound: if there is no such generation.
         NotReady: if the generation was never complete.
     """
-    now = state(connection, generation_id)
-    if now.active:
+    chosen = state(connection, generation_id)
+    if chosen.active:
         return 0
-    if now.completed_at is None:
-        raise NotReady(generation_id, now.status, "generation")
-    before = generation_rows.active_generation(connection)
-    if before is not None:  # the active generation had every video
-        _set(connection, before.id, completed_at=sa.func.coalesce(db.generations.c.completed_at, _now()))
+    if chosen.completed_at is None:
+        raise NotReady(generation_id, chosen.status, "generation")
+    previous = generation_rows.active_generation(connection)
+    if previous is not None:  # the active generation had every video
+        _set(connection, previous.id, completed_at=sa.func.coalesce(db.generations.c.completed_at, _now()))
     # A manual switch is a decision: no generation becomes active by itself afterwards.
     connection.execute(sa.update(db.generations).values(activate=False))
     _set(connection, generation_id, wanted=False, error=None)
-    generation_rows.activate_generation(connection, now.generation)
+    generation_rows.activate_generation(connection, chosen.generation)
     return queue_missing(connection, generation_id)
 
 
@@ -202,10 +202,10 @@ def queue_missing(connection: sa.Connection, generation_id: str) -> int:
 
     They are queued as if they had just been uploaded. Call inside a write transaction.
     """
-    pictures, texts = missing(connection, generation_id)
-    for key in (*pictures, *texts):
-        jobs.enqueue(connection, key)
-    return len(pictures) + len(texts)
+    all_vectors, texts = missing(connection, generation_id)
+    for video_pk in (*all_vectors, *texts):
+        jobs.enqueue(connection, video_pk)
+    return len(all_vectors) + len(texts)
 
 
 def _set(connection: sa.Connection, generation_id: str, **values: object) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import structlog
 
-from service.database import catalog, change_log, jobs, vector_rows
+from service.database import change_log, jobs, vector_rows, video_rows
 from service.database.db import Database
 from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
@@ -28,13 +28,13 @@ from service.vectors import aggregate
 
 log = structlog.get_logger(__name__)
 
-_CLAIM = 4
-_CAPTIONS = 64
-_LOOK_SECONDS = 0.5
+_CLAIM_VIDEOS = 4
+_CAPTION_BATCH = 64
+_POLL_SECONDS = 0.5
 
 
 class Reembedding:
-    """Re-embeds the library into one generation, whose model `embedder` returns.
+    """Re-embeds the library into one generation, whose model `encoder` returns.
 
     One process at a time does this, across all machines. The remaining work is derived from the vectors that exist, so
     two processes would do the same work twice.
@@ -45,17 +45,17 @@ class Reembedding:
         db: Database,
         files: Store,
         decoder: Decoder,
-        embedder: Callable[[], Encoder],
+        encoder: Callable[[], Encoder],
         *,
         generation: Generation,
         threads: int,
     ) -> None:
         self._db = db
-        self._embedder = embedder
-        self._pipeline = Pipeline(db, files, decoder, embedder, threads=threads)
+        self._encoder = encoder
+        self._pipeline = Pipeline(db, files, decoder, encoder, threads=threads)
         self._generation = generation
-        self._left: list[int] = []
-        self._tries: Counter[int] = Counter()
+        self._remaining: list[int] = []
+        self._attempts: Counter[int] = Counter()
         self._failed: dict[int, str] = {}  # not tried again here; queued like uploads after a switch
 
     def run(
@@ -72,33 +72,33 @@ class Reembedding:
         Raises:
             ConfigurationError: if the model's name, device or precision cannot be used.
             ModelUnavailable: if the weights cannot be loaded.
-            OtherWeights: if the weights differ from those of the generation.
+            WeightsMismatch: if the weights differ from those of the generation.
         """
         while True:
-            with self._db.alone("generations") as mine:
-                if mine:
+            with self._db.try_lock("generations") as locked:
+                if locked:
                     self._run(stop, keep_up, on_progress)
                     return
-            if stop.wait(_LOOK_SECONDS) or not self._wanted():
+            if stop.wait(_POLL_SECONDS) or not self._is_target():
                 return
 
     def _run(self, stop: threading.Event, keep_up: bool, on_progress: Callable[[int, int], None]) -> None:
-        self._embedder()
-        looked_at = -1
-        while not stop.is_set() and self._wanted():
+        self._encoder()
+        checked_change = -1
+        while not stop.is_set() and self._is_target():
             with self._db.read() as connection:
-                last = change_log.last_change(connection, self._generation.id)
-                if last == looked_at:  # complete, and nothing changed since
+                last_change = change_log.last_change(connection, self._generation.id)
+                if last_change == checked_change:  # complete, and nothing changed since
                     missing: list[int] = []
                     texts, total = missing, 0
                 else:
                     missing, texts = generations.missing(connection, self._generation.id)
-                    total = len(catalog.ready_keys(connection))
-            self._left = [key for key in missing if key not in self._failed]
-            captions = [key for key in texts if key not in self._failed]
-            if self._uploads_wait() or last == looked_at:
-                stop.wait(_LOOK_SECONDS)
-            elif self._left:
+                    total = len(video_rows.ready_pks(connection))
+            self._remaining = [pk for pk in missing if pk not in self._failed]
+            captions = [pk for pk in texts if pk not in self._failed]
+            if self._uploads_wait() or last_change == checked_change:
+                stop.wait(_POLL_SECONDS)
+            elif self._remaining:
                 self._pipeline.run(partial(self._claim, stop, total, on_progress), self)
             elif captions:
                 self._embed_captions(captions, stop)
@@ -106,19 +106,19 @@ class Reembedding:
                 on_progress(total, total)
                 if self._complete() or not keep_up:
                     return
-                looked_at = last
+                checked_change = last_change
 
     def _claim(self, stop: threading.Event, total: int, on_progress: Callable[[int, int], None]) -> list[int]:
-        if stop.is_set() or self._uploads_wait() or not self._wanted():
+        if stop.is_set() or self._uploads_wait() or not self._is_target():
             return []
-        claimed, self._left = self._left[:_CLAIM], self._left[_CLAIM:]
-        on_progress(total - len(self._left), total)
+        claimed, self._remaining = self._remaining[:_CLAIM_VIDEOS], self._remaining[_CLAIM_VIDEOS:]
+        on_progress(total - len(self._remaining), total)
         return claimed
 
-    def _wanted(self) -> bool:
+    def _is_target(self) -> bool:
         with self._db.read() as connection:
-            wanted = generations.wanted(connection)
-        return wanted is not None and wanted.id == self._generation.id
+            target = generations.target(connection)
+        return target is not None and target.id == self._generation.id
 
     def _uploads_wait(self) -> bool:
         with self._db.read() as connection:
@@ -130,10 +130,10 @@ class Reembedding:
             missing, texts = generations.missing(connection, self._generation.id)
             if {*missing, *texts} - self._failed.keys():
                 return False  # videos were added meanwhile
-            failed = [f"{catalog.video_by_key(connection, key).id} ({self._failed[key]})" for key in missing[:5]]
+            failed = [f"{video_rows.video_by_pk(connection, pk).id} ({self._failed[pk]})" for pk in missing[:5]]
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             reason = f"could not be embedded: {', '.join(failed)}{more}" if failed else None
-            generations.report(connection, self._generation.id, reason)
+            generations.record_error(connection, self._generation.id, reason)
             switched = generations.complete(connection, self._generation)
         if switched:
             log.warning("another model answers", model=self._generation.model)
@@ -141,7 +141,7 @@ class Reembedding:
 
     # --- the sink of the pipeline
 
-    def sampled(self, video: Video) -> None:
+    def on_decoded(self, video: Video) -> None:
         """Do nothing, because the video stays ready meanwhile."""
 
     def store(self, clip: Embedded) -> None:
@@ -153,45 +153,45 @@ class Reembedding:
         video, sample, texts = clip.video, clip.sample, clip.texts
         with self._db.write() as connection:
             try:
-                now = catalog.video_by_key(connection, video.key)
+                now = video_rows.video_by_pk(connection, video.pk)
             except NotFound:
                 return
             if now.status != "ready" or now.sampling != video.sampling:
                 return  # being embedded again, and missing again afterwards
             if len(sample.times) != len(now.frame_times) or not np.allclose(sample.times, now.frame_times, atol=1e-3):
                 # Another setting or decoder picked other frames. The active generation must have the same frames.
-                jobs.enqueue(connection, video.key)
+                jobs.enqueue(connection, video.pk)
                 return
             text = texts.get(now.caption) if now.caption else None  # an edited caption stays missing
-            vector_rows.put_embeddings(connection, video.key, self._generation, aggregate(clip.frames, text))
-            change_log.record_change(connection, video.key, self._generation.id)
+            vector_rows.put_embeddings(connection, video.pk, self._generation, aggregate(clip.frames, text))
+            change_log.record_change(connection, video.pk, self._generation.id)
 
-    def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
+    def fail(self, video: Video, error: Exception, *, transient: bool | None = None) -> None:
         """Count a failed attempt, and leave the video out of this generation if no attempt is left.
 
         Raises `error` if the machine is at fault and not the video.
         """
-        if isinstance(error, StorageFull | Unavailable) if passing is None else passing:
+        if isinstance(error, StorageFull | Unavailable) if transient is None else transient:
             raise error  # the machine's fault, not a clip's; the work left is tried again later
-        self._tries[video.key] += 1
+        self._attempts[video.pk] += 1
         reason = str(error) or type(error).__name__
         log.warning("a video could not be embedded beside", video=video.id, reason=reason)
-        if isinstance(error, Undecodable | InvalidInput) or self._tries[video.key] >= jobs.MAX_ATTEMPTS:
-            self._failed[video.key] = reason
+        if isinstance(error, Undecodable | InvalidInput) or self._attempts[video.pk] >= jobs.MAX_ATTEMPTS:
+            self._failed[video.pk] = reason
 
-    def _embed_captions(self, keys: list[int], stop: threading.Event) -> None:
+    def _embed_captions(self, video_pks: list[int], stop: threading.Event) -> None:
         """Embed the captions of videos that lack only their text vector."""
-        for start in range(0, len(keys), _CAPTIONS):
+        for start in range(0, len(video_pks), _CAPTION_BATCH):
             if stop.is_set() or self._uploads_wait():
                 return
             with self._db.read() as connection:
-                videos = catalog.videos_by_key(connection, keys[start : start + _CAPTIONS])
+                videos = video_rows.videos_by_pk(connection, video_pks[start : start + _CAPTION_BATCH])
             captions = [video.caption for video in videos.values() if video.caption]
             if not captions:
                 continue
-            texts = dict(zip(captions, self._embedder().embed_texts(captions), strict=True))
+            texts = dict(zip(captions, self._encoder().embed_texts(captions), strict=True))
             with self._db.write() as connection:
-                for key, now in catalog.videos_by_key(connection, videos).items():
+                for video_pk, now in video_rows.videos_by_pk(connection, videos).items():
                     if now.caption in texts:
-                        vector_rows.put_text(connection, key, self._generation, texts[now.caption])
-                        change_log.record_change(connection, key, self._generation.id)
+                        vector_rows.put_text(connection, video_pk, self._generation, texts[now.caption])
+                        change_log.record_change(connection, video_pk, self._generation.id)

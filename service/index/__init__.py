@@ -2,10 +2,12 @@
 
 The database is the source of truth. Every index is derived from the database and can be rebuilt.
 
-    rows.py         base class: row numbers, row owners, rows that are alive, categories, running statistics
+    layout.py       content of a row
+    base.py         base class: row numbers, row owners, rows that are alive, categories, running statistics
     flat.py         exact: FAISS compares the query with every vector
     compressed.py   for large libraries: FAISS scans short codes of all rows, then the best rows are compared exactly
     sync.py         keeps a FAISS index equal to the database
+    snapshot.py     keeps a FAISS index on disk between two starts
     milvus/         the same with Milvus instead of FAISS
     factory.py      chooses between FAISS and Milvus
     graph.py        nearest-neighbour graphs

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from service.index.rows import Layout
+from service.index.layout import Layout
 from service.models import Vectors
 
 _GROUP = 4  # numbers per 4-bit code
@@ -39,7 +39,7 @@ class Codec:
         room = 0.05 * (high - low)
         low, step = low - room, (high - low + 2 * room) / 255
         step[step == 0] = 1
-        if layout.captions:
+        if layout.has_text:
             low[-1], step[-1] = 0, 1 / 255  # the flag, 0 or 1, is stored exactly
         width = -(-layout.width // _GROUP) * _GROUP
         # One cell, so no row is missed. IVFPQ is used because its FastScan (codes in registers) accepts a row filter.
@@ -55,15 +55,15 @@ class Codec:
         """Append zero columns to (N, width) float32 rows until the width is a multiple of the group, 4."""
         return np.pad(rows, ((0, 0), (0, -rows.shape[1] % _GROUP))).astype(np.float32, copy=False)
 
-    def bytes_of(self, rows: Vectors) -> npt.NDArray[np.uint8]:
+    def quantise(self, rows: Vectors) -> npt.NDArray[np.uint8]:
         """Quantise rows to (N, width) uint8, clipped to the range of the bytes."""
         scaled: Vectors = np.rint((rows - self.low) / self.step)
         return scaled.clip(0, 255).astype(np.uint8)
 
-    def weights(self, query: Vectors) -> tuple[Vectors, float]:
-        """Return (`weights`, `constant`) such that bytes @ weights + constant estimates <query, row>.
+    def byte_weights(self, query: Vectors) -> tuple[Vectors, float]:
+        """Return (`byte_weights`, `constant`) such that bytes @ weights + constant estimates <query, row>.
 
-        `query` may be padded. `weights` has shape (width,).
+        `query` may be padded. `byte_weights` has shape (width,).
         """
         query = query[: len(self.low)]
         return query * self.step, float(query @ self.low)

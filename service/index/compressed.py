@@ -27,22 +27,23 @@ import numpy as np
 import structlog
 
 from service import system_errors
+from service.index.base import Index, SavedFile, Writer
 from service.index.codec import Codec
-from service.index.files import RowFile, write_all, write_whole
-from service.index.rows import Index, Layout, Rows, SavedFile, Writer
-from service.index.spread import spread
+from service.index.files import RowFile, write_all, write_synced
+from service.index.layout import Layout, RowNumbers
+from service.index.parallel import parallel_map
 from service.models import Flags, Vectors
 
 log = structlog.get_logger(__name__)
 TRAINING_ROWS = 20_000
 _SEGMENT_ROWS = 65_536
-_WORTH_KEEPING = _SEGMENT_ROWS // 4  # rows; a smaller segment of a snapshot is copied to append to it
-_SCAN = 4096  # rows, at least, that the scan passes on to stage 2
-_SCAN_PER_ANSWER = 8  # the same, per requested result
-_SHARE = 512  # rows, at least, that the scan first takes from each segment
-_EXTRA = 32  # rows beyond `count` that are compared exactly
-_BLOCK = 256  # rows of bytes that are decoded at once, to fit into a core's cache
-_OUTGROWN = 4  # times the rows that the codes were trained for
+_COPY_BELOW_ROWS = _SEGMENT_ROWS // 4  # rows; a smaller segment of a snapshot is copied to append to it
+_MIN_SCAN_ROWS = 4096  # rows, at least, that the scan passes on to stage 2
+_SCAN_ROWS_PER_RESULT = 8  # the same, per requested result
+_MIN_SEGMENT_ROWS_SCANNED = 512  # rows, at least, that the scan first takes from each segment
+_EXTRA_EXACT_ROWS = 32  # rows beyond `count` that are compared exactly
+_BLOCK_ROWS = 256  # rows of bytes that are decoded at once, to fit into a core's cache
+_MAX_GROWTH = 4  # times the rows that the codes were trained for
 
 
 class CompressedIndex(Index):
@@ -79,7 +80,7 @@ class CompressedIndex(Index):
 
         This holds if too many rows are dead, if the index has outgrown its codes, or if some rows are in memory only.
         """
-        outgrown = len(self) > _OUTGROWN * self._codec.trained_for
+        outgrown = len(self) > _MAX_GROWTH * self._codec.trained_for
         return super().stale or outgrown or self.in_memory
 
     @property
@@ -87,7 +88,7 @@ class CompressedIndex(Index):
         """Whether some rows are in memory only, because the disk was full."""
         return any(segment.in_memory for segment in self._segments)
 
-    def get(self, rows: Rows) -> Vectors:
+    def get(self, rows: RowNumbers) -> Vectors:
         """See the base class."""
         found = np.empty((len(rows), self.layout.width), dtype=np.float32)
         for segment, places in self._by_segment(rows):
@@ -96,7 +97,7 @@ class CompressedIndex(Index):
 
     def freeze(self) -> Writer:
         """See the base class."""
-        table, names = self._table(), list(self._names)
+        table, names = self._table(), list(self._category_codes)
         writers = [segment.freeze() for segment in self._segments]
 
         def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
@@ -107,9 +108,9 @@ class CompressedIndex(Index):
             )
             segments = []
             for writer in writers:
-                state, its = writer(folder)
+                state, segment_files = writer(folder)
                 segments.append(state)
-                files += its
+                files += segment_files
             return {"table": files[0].name, "codec": files[1].name, "names": names, "segments": segments}, files
 
         return write
@@ -134,70 +135,70 @@ class CompressedIndex(Index):
     def _append(self, rows: Vectors) -> int:
         last = self._segments[-1] if self._segments else None
         try:
-            if last is None or last.count >= (_SEGMENT_ROWS if last.own else _WORTH_KEEPING):
-                last = _Segment.make(self._folder, self.rows, self._codec)
+            if last is None or last.count >= (_SEGMENT_ROWS if last.is_writable else _COPY_BELOW_ROWS):
+                last = _Segment.create(self._folder, self.rows, self._codec)
                 self._segments.append(last)
-            elif not last.own:
+            elif not last.is_writable:
                 copy = last.copy(self._folder)  # otherwise every start would leave a small segment behind
                 last.close()
                 self._segments[-1] = last = copy
             fitting = rows[: _SEGMENT_ROWS - last.count]
             last.append(fitting)
         except OSError as error:
-            if system_errors.of(error) is None or not self.serving or not hasattr(os, "memfd_create"):
+            if system_errors.from_error(error) is None or not self.serving or not hasattr(os, "memfd_create"):
                 raise
             # Searches continue. These rows stay in memory until the disk has room for another index.
             log.warning("no room for the index: what is new is kept in memory", reason=str(error))
             if last is not None and not last.count:
                 self._segments.remove(last)
                 last.close()
-            last = _Segment.make(self._folder, self.rows, self._codec, in_memory=True)
+            last = _Segment.create(self._folder, self.rows, self._codec, in_memory=True)
             self._segments.append(last)
             fitting = rows[:_SEGMENT_ROWS]
             last.append(fitting)
         return len(fitting)
 
-    def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int) -> tuple[Rows, Vectors]:
+    def _search(self, query: Vectors, count: int, allowed: Flags | None, available: int) -> tuple[RowNumbers, Vectors]:
         padded = self._codec.pad(query.reshape(1, -1))
-        wanted = max(_SCAN, _SCAN_PER_ANSWER * count)
+        wanted = max(_MIN_SCAN_ROWS, _SCAN_ROWS_PER_RESULT * count)
         if available > wanted:
             rows = self._scan(padded, wanted, allowed)
         else:
             rows = np.arange(self.rows) if allowed is None else np.flatnonzero(allowed)
-        rows = _best(rows, self._estimate(padded[0], rows), count + _EXTRA)
+        rows = _best(rows, self._estimate(padded[0], rows), count + _EXTRA_EXACT_ROWS)
         products = self.get(rows) @ query
         order = np.argsort(-products, kind="stable")[:count]
         return rows[order], products[order]
 
-    def _scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> Rows:
+    def _scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> RowNumbers:
         """Return the best `wanted` rows of all segments by their codes (stage 1)."""
 
-        def scan(segment: _Segment, count: int) -> tuple[Rows, Vectors]:
+        def scan(segment: _Segment, count: int) -> tuple[RowNumbers, Vectors]:
             return segment.scan(query, count, None if allowed is None else allowed[segment.start : segment.stop])
 
         # Usually the best rows are spread over all segments, so each segment first returns a share only. If even the
         # last row of a share is among the best, that segment is scanned again for more rows.
-        share = min(wanted, max(_SHARE, 2 * wanted // len(self._segments)))
-        found = spread(lambda segment: scan(segment, share), self._segments)
+        share = min(wanted, max(_MIN_SEGMENT_ROWS_SCANNED, 2 * wanted // len(self._segments)))
+        found = parallel_map(lambda segment: scan(segment, share), self._segments)
         floor = _floor(np.concatenate([products for _, products in found]), wanted)
         cut = [n for n, (_, products) in enumerate(found) if len(products) == share and products[-1] > floor]
-        for n, more in zip(cut, spread(lambda n: scan(self._segments[n], wanted), cut), strict=True):
+        for n, more in zip(cut, parallel_map(lambda n: scan(self._segments[n], wanted), cut), strict=True):
             found[n] = more
         rows, products = (np.concatenate(column) for column in zip(*found, strict=True))
         return _best(rows, products, wanted)
 
-    def _estimate(self, query: Vectors, rows: Rows) -> Vectors:
+    def _estimate(self, query: Vectors, rows: RowNumbers) -> Vectors:
         """Return the estimated products of these rows, (N,) float32, from their bytes (stage 2).
 
         Runs in this thread only: the steps are so short that several threads would wait for each other.
         """
-        weights, constant = self._codec.weights(query)
+        byte_weights, constant = self._codec.byte_weights(query)
         products = np.empty(len(rows), dtype=np.float32)
         for segment, places in self._by_segment(rows):
-            products[places] = segment.estimate(weights, rows[places])
+            products[places] = segment.estimate(byte_weights, rows[places])
         return products + constant
 
-    def _by_segment(self, rows: Rows) -> list[tuple[_Segment, Rows]]:
+    def _by_segment(self, rows: RowNumbers) -> list[tuple[_Segment, RowNumbers]]:
         """Return each segment that holds some of `rows`, and their positions in `rows`, in file order."""
         order = np.argsort(rows, kind="stable")
         starts = [segment.start for segment in self._segments]
@@ -218,7 +219,7 @@ class _Segment:
         self._bytes = small.map(_SEGMENT_ROWS)
 
     @classmethod
-    def make(cls, folder: Path, start: int, codec: Codec, *, in_memory: bool = False) -> _Segment:
+    def create(cls, folder: Path, start: int, codec: Codec, *, in_memory: bool = False) -> _Segment:
         name, width = secrets.token_hex(6), len(codec.low)
         if not in_memory:
             folder.mkdir(parents=True, exist_ok=True)
@@ -264,13 +265,13 @@ class _Segment:
         return self._full.in_memory
 
     @property
-    def own(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether this process created the files of the segment, and may append to them."""
-        return self._full.own
+        return self._full.is_writable
 
     def append(self, rows: Vectors) -> None:
-        faiss.omp_set_num_threads(1 if len(rows) < _BLOCK else os.cpu_count() or 1)
-        small = self._codec.bytes_of(rows)
+        faiss.omp_set_num_threads(1 if len(rows) < _BLOCK_ROWS else os.cpu_count() or 1)
+        small = self._codec.quantise(rows)
         self._small.write(small)
         self._full.write(rows)
         self._codes.add(self._codec.pad(rows))
@@ -280,21 +281,22 @@ class _Segment:
 
     def copy(self, folder: Path) -> _Segment:
         """Copy the rows into new files, which this process may append to."""
-        made = _Segment.make(folder, self.start, self._codec)
+        made = _Segment.create(folder, self.start, self._codec)
+        pairs = ((self._small, made._small, np.uint8), (self._full, made._full, np.float32))  # noqa: SLF001
         try:
             for low in range(0, self.count, 4096):
                 rows = np.arange(low, min(low + 4096, self.count))
-                for mine, its, kind in ((self._small, made._small, np.uint8), (self._full, made._full, np.float32)):  # noqa: SLF001
-                    data = mine.read(rows, kind)
-                    its.write(data)
-                    its.commit(data)
+                for source, target, kind in pairs:
+                    data = source.read(rows, kind)
+                    target.write(data)
+                    target.commit(data)
         except OSError:
             made.close()
             raise
         made._codes = faiss.clone_index(self._codes)  # noqa: SLF001
         return made
 
-    def scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> tuple[Rows, Vectors]:
+    def scan(self, query: Vectors, wanted: int, allowed: Flags | None) -> tuple[RowNumbers, Vectors]:
         """Return the best `wanted` rows by their codes, and their products, estimated from the codes."""
         parameters = None
         if allowed is not None:
@@ -307,16 +309,16 @@ class _Segment:
         found = rows[0] >= 0
         return self.start + rows[0][found], products[0][found]
 
-    def estimate(self, weights: Vectors, rows: Rows) -> Vectors:
-        """Return the products of `weights` with the bytes of `rows`, (N,) float32."""
+    def estimate(self, byte_weights: Vectors, rows: RowNumbers) -> Vectors:
+        """Return the products of `byte_weights` with the bytes of `rows`, (N,) float32."""
         rows = rows - self.start
         products = np.empty(len(rows), dtype=np.float32)
-        for low in range(0, len(rows), _BLOCK):
-            block = self._bytes[rows[low : low + _BLOCK]]
-            products[low : low + _BLOCK] = block.astype(np.float32) @ weights
+        for low in range(0, len(rows), _BLOCK_ROWS):
+            block = self._bytes[rows[low : low + _BLOCK_ROWS]]
+            products[low : low + _BLOCK_ROWS] = block.astype(np.float32) @ byte_weights
         return products
 
-    def read(self, rows: Rows) -> Vectors:
+    def read(self, rows: RowNumbers) -> Vectors:
         """Return these rows as (N, width) float32, as they were added."""
         return self._full.read(rows - self.start, np.float32)
 
@@ -328,7 +330,7 @@ class _Segment:
         def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
             codes = known
             if codes is None:
-                codes = write_whole(folder / f"{secrets.token_hex(6)}.codes", lambda file: file.write(data))
+                codes = write_synced(folder / f"{secrets.token_hex(6)}.codes", lambda file: file.write(data))
                 if self.count == small.size_bytes // len(self._codec.low):
                     self._codes_saved = codes
             files = {"codes": codes, "bytes": self._small.sync(small), "rows": self._full.sync(full)}
@@ -341,7 +343,7 @@ class _Segment:
         self._full.close()
 
 
-def _best(rows: Rows, products: Vectors, count: int) -> Rows:
+def _best(rows: RowNumbers, products: Vectors, count: int) -> RowNumbers:
     """Return the `count` rows with the greatest products, in no particular order."""
     if len(rows) <= count:
         return rows

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.models import Entries, Keys
+from service.models import Entries, VideoPks
 
 
-def differences(mine: Entries, theirs: Entries, order: Keys) -> list[str]:
+def differences(index_rows: Entries, database_rows: Entries, order: VideoPks) -> list[str]:
     """Return the differences between rows of an index and rows of the database, one sentence each.
 
     Args:
-        mine: Rows of the index, sorted by video primary key.
-        theirs: Rows of the same videos in the database.
-        order: Positions that sort `theirs` by video primary key, (N,) int64.
+        index_rows: Rows of the index, sorted by video primary key.
+        database_rows: Rows of the same videos in the database.
+        order: Positions that sort `database_rows` by video primary key, (N,) int64.
     """
-    keys = theirs.keys[order]
-    if not np.array_equal(mine.keys, keys):
-        odd = sorted({*mine.keys.tolist()} ^ {*keys.tolist()}) or sorted({*keys.tolist()})
-        return [f"the index and the database differ in the rows of video {key}" for key in odd]
-    wrong = mine.captioned != theirs.captioned[order]
-    wrong |= (mine.pictures != theirs.pictures[order]).any(axis=1)
-    if mine.captions is not None and theirs.captions is not None:
-        wrong |= (mine.captions != theirs.captions[order]).any(axis=1)
-    names = np.array([mine.categories[n] != theirs.categories[place] for n, place in enumerate(order)], dtype=np.bool_)
+    pks = database_rows.video_pks[order]
+    if not np.array_equal(index_rows.video_pks, pks):
+        differing = sorted({*index_rows.video_pks.tolist()} ^ {*pks.tolist()}) or sorted({*pks.tolist()})
+        return [f"the index and the database differ in the rows of video {pk}" for pk in differing]
+    wrong = index_rows.has_text != database_rows.has_text[order]
+    wrong |= (index_rows.visual != database_rows.visual[order]).any(axis=1)
+    if index_rows.text is not None and database_rows.text is not None:
+        wrong |= (index_rows.text != database_rows.text[order]).any(axis=1)
+    names = np.array(
+        [index_rows.categories[n] != database_rows.categories[place] for n, place in enumerate(order)], dtype=np.bool_
+    )
     return [
-        *(f"the index has other vectors of video {key}" for key in dict.fromkeys(keys[wrong].tolist())),
-        *(f"the index has another category of video {key}" for key in dict.fromkeys(keys[names].tolist())),
+        *(f"the index has other vectors of video {pk}" for pk in dict.fromkeys(pks[wrong].tolist())),
+        *(f"the index has another category of video {pk}" for pk in dict.fromkeys(pks[names].tolist())),
     ]

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from service.config import Settings
 from service.database import db
 from service.database.db import Database
+from service.index.base import Searchable
 from service.index.milvus import PREFIX, MilvusIndex
-from service.index.rows import Searchable
 from service.index.sync import SyncedIndex
 from service.models import Generation, Kind
 from service.timing import Timing
@@ -25,7 +25,7 @@ class VectorIndex(Protocol):
 
     exact_up_to: int
     """Largest number of rows at which a search compares every vector."""
-    refused: str | None
+    snapshot_error: str | None
     """Why the snapshot on disk could not be used; None if it was used or if there is none."""
 
     @property
@@ -51,7 +51,7 @@ class VectorIndex(Protocol):
         """Save if `save` is true, then release all resources. No search is possible afterwards."""
 
 
-def follow(
+def open_index(
     settings: Settings, database: Database, generation: Generation, kind: Kind, timing: Timing | None = None
 ) -> VectorIndex:
     """Open the index of a generation's videos, or of its frames if `kind` is "frame"."""
@@ -61,7 +61,7 @@ def follow(
     return SyncedIndex(database, settings.data_dir / "index", generation, kind, timing=timing)
 
 
-def rebuilt(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
+def rebuild_index(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
     """Rebuild the index from the database and return it.
 
     With Milvus, running processes switch to the new collection. With FAISS, the next start loads the new snapshot.
@@ -75,7 +75,7 @@ def rebuilt(settings: Settings, database: Database, generation: Generation, kind
     return index
 
 
-def kinds(settings: Settings, database: Database, generation: Generation) -> list[Kind]:
+def indexed_kinds(settings: Settings, database: Database, generation: Generation) -> list[Kind]:
     """Return the kinds that have an index: always that of videos; that of frames if one was ever built."""
     if settings.vector_store.startswith(PREFIX):
         row = sa.select(db.collections.c.kind).where(

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.index.rows import Rows, SavedFile
+from service.index.base import SavedFile
+from service.index.layout import RowNumbers
 
 
 class RowFile:
@@ -34,11 +35,11 @@ class RowFile:
         """
         self.in_memory = in_memory
         self.path = path
-        self.own = saved is None
+        self.is_writable = saved is None
         self._row_bytes = row_bytes
         self._saved = saved
         self._hash = hashlib.sha256()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if self.own else os.O_RDONLY
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if self.is_writable else os.O_RDONLY
         if in_memory:
             self._descriptor = os.memfd_create(path.name)
         else:
@@ -63,7 +64,7 @@ class RowFile:
         self._hash.update(rows.tobytes())
         self.count += len(rows)
 
-    def read(self, rows: Rows, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def read(self, rows: RowNumbers, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return these rows as (N, width) of `dtype`.
 
         Read from the file, not through a memory map, so that the rows do not stay in memory.
@@ -84,7 +85,7 @@ class RowFile:
         system can, because loading page by page would slow down the first thousand searches.
         """
         flags = mmap.MAP_SHARED
-        if self.own:
+        if self.is_writable:
             os.ftruncate(self._descriptor, capacity * self._row_bytes)
         else:
             capacity = self.count
@@ -94,7 +95,7 @@ class RowFile:
 
     def freeze(self) -> SavedFile:
         """Return the part of the file that a snapshot taken now would name."""
-        if not self.own:
+        if not self.is_writable:
             assert self._saved is not None
             return self._saved
         return SavedFile(self.path.name, self.count * self._row_bytes, self._hash.hexdigest())
@@ -106,7 +107,7 @@ class RowFile:
         """
         if self.in_memory:
             raise OSError(errno.ENOSPC, "some rows are in memory only, for the disk was full", self.path.name)
-        if self.own:
+        if self.is_writable:
             os.fsync(self._descriptor)
             self._saved = frozen
         return frozen
@@ -118,7 +119,7 @@ class RowFile:
             self.path.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
+def write_synced(path: Path, write: Callable[[Any], None]) -> SavedFile:
     """Write and sync a file, and return its size and SHA-256.
 
     If an OSError is raised, the partial file is removed.
@@ -136,11 +137,11 @@ def write_whole(path: Path, write: Callable[[Any], None]) -> SavedFile:
 
 
 def write_all(folder: Path, parts: dict[str, Callable[[Any], None]]) -> list[SavedFile]:
-    """Write files, by name, as `write_whole` does. If one fails, none is left behind."""
+    """Write files, by name, as `write_synced` does. If one fails, none is left behind."""
     done: list[SavedFile] = []
     try:
         for name, write in parts.items():
-            done.append(write_whole(folder / name, write))
+            done.append(write_synced(folder / name, write))
     except OSError:
         for file in done:
             with suppress(OSError):

@@ -9,8 +9,9 @@ from typing import Any
 import faiss
 import numpy as np
 
+from service.index.base import Index, SavedFile, Writer
 from service.index.files import write_all
-from service.index.rows import Index, Layout, Rows, SavedFile, Writer
+from service.index.layout import Layout, RowNumbers
 from service.models import Flags, Vectors
 
 
@@ -24,7 +25,7 @@ class FlatIndex(Index):
         super().__init__(layout)
         self._index: Any = faiss.IndexFlatIP(layout.width)
 
-    def get(self, rows: Rows) -> Vectors:
+    def get(self, rows: RowNumbers) -> Vectors:
         """See the base class."""
         return np.asarray(faiss.rev_swig_ptr(self._index.get_xb(), self._index.ntotal * self.layout.width)).reshape(
             -1, self.layout.width
@@ -32,7 +33,7 @@ class FlatIndex(Index):
 
     def freeze(self) -> Writer:
         """See the base class."""
-        vectors, table, names = self.get(np.arange(self.rows)), self._table(), list(self._names)
+        vectors, table, names = self.get(np.arange(self.rows)), self._table(), list(self._category_codes)
 
         def write(folder: Path) -> tuple[dict[str, Any], list[SavedFile]]:
             name = secrets.token_hex(6)
@@ -66,7 +67,7 @@ class FlatIndex(Index):
         self._index.add(rows)
         return len(rows)
 
-    def _search(self, query: Vectors, count: int, allowed: Flags | None, _available: int) -> tuple[Rows, Vectors]:
+    def _search(self, query: Vectors, count: int, allowed: Flags | None, _available: int) -> tuple[RowNumbers, Vectors]:
         faiss.omp_set_num_threads(1)  # per thread; for one query, more threads would only wait for each other
         parameters = None
         if allowed is not None:

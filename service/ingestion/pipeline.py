@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from service import telemetry
-from service.database import catalog
+from service.database import video_rows
 from service.database.db import Database
 from service.embedding.encoder import Encoder
 from service.media import Decoder, Sample
@@ -25,7 +25,7 @@ from service.storage import Store
 log = structlog.get_logger(__name__)
 
 AHEAD_FRAMES = 128  # 25 MB; captions are also several times as fast in a batch
-_LOOK_SECONDS = 0.2  # while a long clip is decoded, other jobs may arrive
+_POLL_SECONDS = 0.2  # while a long clip is decoded, other jobs may arrive
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,16 +44,16 @@ class Embedded:
 class Sink(Protocol):
     """Receives the results of a pipeline."""
 
-    def sampled(self, video: Video) -> None:
+    def on_decoded(self, video: Video) -> None:
         """Take note that the frames of a video are decoded. Called in one of several threads."""
 
     def store(self, clip: Embedded) -> None:
         """Store an embedded clip. An error raised here is passed to `fail`."""
 
-    def fail(self, video: Video, error: Exception, *, passing: bool | None = None) -> None:
+    def fail(self, video: Video, error: Exception, *, transient: bool | None = None) -> None:
         """Handle a video that could not be embedded. An error raised here ends the run.
 
-        `passing` is True for a fault of the machine, and False for one of the video. None leaves it to the type of
+        `transient` is True for a fault of the machine, and False for one of the video. None leaves it to the type of
         `error`.
         """
 
@@ -83,13 +83,13 @@ class Pipeline:
         storing: Future[None] | None = None
         with ThreadPoolExecutor(self._threads, "decode") as decoders, ThreadPoolExecutor(1, "store") as store:
             while True:
-                while self._hungry(running, batch) and (keys := claim()):
+                while self._needs_more_clips(running, batch) and (keys := claim()):
                     with self._db.read() as connection:
-                        videos = catalog.videos_by_key(connection, keys)
+                        videos = video_rows.videos_by_pk(connection, keys)
                     running |= {decoders.submit(self._decode, video, sink): video for video in videos.values()}
                 if not running:
                     break
-                done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+                done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
                 decoded = list(self._results({future: running.pop(future) for future in done}, sink))
                 if decoded:
                     embedded = self._embed(decoded, sink)
@@ -99,15 +99,15 @@ class Pipeline:
             if storing:
                 storing.result()
 
-    def _hungry(self, running: dict[Future[Sample], Video], batch: int) -> bool:
+    def _needs_more_clips(self, running: dict[Future[Sample], Video], batch: int) -> bool:
         """Return whether the clips in decoding might leave a decoder or the model without work."""
         frames = sum(video.sampling.num_frames for video in running.values())
         return len(running) <= self._threads or frames < max(2 * batch, AHEAD_FRAMES)
 
     def _decode(self, video: Video, sink: Sink) -> Sample:
         with telemetry.SECONDS.labels("decode").time():
-            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().picture)
-        sink.sampled(video)
+            sample = self._decoder.sample(self._files.video(video.sha256), video.sampling, self._embedder().image_spec)
+        sink.on_decoded(video)
         return sample
 
     def _results(self, done: dict[Future[Sample], Video], sink: Sink) -> Iterator[tuple[Video, Sample]]:
@@ -124,7 +124,7 @@ class Pipeline:
         try:
             pixels = np.concatenate([sample.pixels for _, sample in batch])
             with telemetry.SECONDS.labels("embed").time():
-                frames = embedder.embed_pictures(pixels)
+                frames = embedder.embed_images(pixels)
             telemetry.FRAMES.inc(len(frames))
             telemetry.BATCH_FILL.observe(len(frames) / embedder.batch)
             captions = list({video.caption: None for video, _ in batch if video.caption})
@@ -132,7 +132,7 @@ class Pipeline:
         except Exception as error:
             if len(batch) > 1:  # one clip may be too large; the others must not fail with it
                 return [embedded for one in batch for embedded in self._embed([one], sink)]
-            sink.fail(batch[0][0], error, passing=not self._model_works())
+            sink.fail(batch[0][0], error, transient=not self._model_works())
             return []
         ends = np.cumsum([len(sample.times) for _, sample in batch])
         own = np.split(frames, ends[:-1])
@@ -145,7 +145,7 @@ class Pipeline:
         """
         embedder = self._embedder()
         try:
-            embedder.embed_pictures(np.zeros((1, embedder.picture.height, embedder.picture.width, 3), np.uint8))
+            embedder.embed_images(np.zeros((1, embedder.image_spec.height, embedder.image_spec.width, 3), np.uint8))
             embedder.embed_texts(["word"])
         except Exception as error:
             log.warning("the model fails at anything", reason=str(error))

@@ -1,6 +1,6 @@
 """Probe clips, sample their frames and compute their fingerprints (PyAV).
 
-Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `jail`
+Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `sandbox`
 restricts to the one file that they receive. Inside a child, `container` opens and describes the clip. `timeline` finds
 frames by their time stamps and decodes as few as possible. `pixels` converts frames to images. `sampling` and
 `fingerprint` combine these parts.
@@ -8,10 +8,10 @@ frames by their time stamps and decodes as few as possible. `pixels` converts fr
 
 from service.media.container import Limits, probe
 from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
-from service.media.pixels import Pixels, fit
+from service.media.pixels import Pixels, resize_and_crop
 from service.media.process import Decoder
 from service.media.sampling import Sample, sample
-from service.media.timeline import choose
+from service.media.timeline import select_frames
 
 SUFFIXES = frozenset(
     [
@@ -45,9 +45,9 @@ __all__ = [
     "Limits",
     "Pixels",
     "Sample",
-    "choose",
     "fingerprint",
-    "fit",
     "probe",
+    "resize_and_crop",
     "sample",
+    "select_frames",
 ]

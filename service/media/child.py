@@ -21,15 +21,15 @@ import numpy as np
 from service.errors import InternalError, InvalidInput, ReelsError, Undecodable
 from service.media.container import Limits, probe
 from service.media.fingerprint import fingerprint
-from service.media.jail import confine
-from service.media.sampling import sample, still
-from service.models import Picture, Sampling
+from service.media.sampling import read_image, sample
+from service.media.sandbox import enter_sandbox
+from service.models import ImageSpec, Sampling
 
-_COURTESY = 9  # nice value; a worker's is 10: clients wait for the decoders of the service itself
+_NICE = 9  # nice value; a worker's is 10: clients wait for the decoders of the service itself
 RANGE_BYTES = 1 << 20  # fetched at a time if the clip is not on this machine
 # Errors that show a bug in our code. Any other error is blamed on the file: libraries react to unexpected bytes with
 # errors of arithmetic, lookup or value.
-_MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+_BUGS = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
 
 
 def serve(pipe: Connection) -> None:
@@ -38,21 +38,21 @@ def serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "nice"):
         # The model's threads wait for each other. If one shares its core with a decoder, all of them are delayed.
-        os.nice(_COURTESY)
+        os.nice(_NICE)
     try:
         _load_all()
         gc.collect()
         gc.freeze()  # these objects stay, so later collections can skip them
-        unconfined = confine()
+        unsandboxed_reason = enter_sandbox()
     except Exception as error:
-        pipe.send_bytes(json.dumps(_told(error)).encode())
+        pipe.send_bytes(json.dumps(_unexpected_to_wire(error)).encode())
         return
     pipe.send_bytes(json.dumps({}).encode())
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
             size_bytes = request["size_bytes"]
-            file = _handed_over(pipe) if size_bytes is None else _elsewhere(pipe, size_bytes)
+            file = _receive_file(pipe) if size_bytes is None else _range_reader(pipe, size_bytes)
         except (EOFError, OSError):
             return
         limits, threads = Limits(**request["limits"]), request["threads"]
@@ -64,8 +64,8 @@ def serve(pipe: Connection) -> None:
         except MemoryError:
             header, blobs = _to_wire(Undecodable("decoding this file needs more memory than is allowed")), []
         except Exception as error:
-            header, blobs = {**_told(error), "mistake": isinstance(error, _MISTAKES)}, []
-        pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unconfined}).encode())
+            header, blobs = {**_unexpected_to_wire(error), "mistake": isinstance(error, _BUGS)}, []
+        pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unsandboxed_reason}).encode())
         for blob in blobs:
             pipe.send_bytes(blob)
         header, blobs = {}, []
@@ -75,7 +75,7 @@ def serve(pipe: Connection) -> None:
 def _load_all() -> None:
     """Run every operation once, so that libraries load all of their parts.
 
-    They load parts on first use, which is impossible in the jail.
+    They load parts on first use, which is impossible in the sandbox.
     """
     import importlib
     import io
@@ -89,7 +89,7 @@ def _load_all() -> None:
             importlib.import_module(module.name)
     av.logging.set_level(None)
     Image.init()
-    clip, picture = io.BytesIO(), io.BytesIO()
+    clip, image = io.BytesIO(), io.BytesIO()
     grey = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
     pixels = np.stack([grey] * 3, axis=2)
     with av.open(clip, "w", format="mp4") as container:
@@ -97,10 +97,10 @@ def _load_all() -> None:
         for _ in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode(None))
-    Image.fromarray(pixels).save(picture, "JPEG")
-    common = {"picture": asdict(Picture(32, 32)), "sampling": asdict(Sampling(2)), "keyframes": False}
-    for do, file in (("probe", clip), ("sample", clip), ("fingerprint", clip), ("picture", picture)):
-        _answer({"do": do, **common}, io.BytesIO(file.getvalue()), Limits(60, 64 * 64), 1)
+    Image.fromarray(pixels).save(image, "JPEG")
+    common = {"picture": asdict(ImageSpec(32, 32)), "sampling": asdict(Sampling(2)), "keyframes": False}
+    for operation, file in (("probe", clip), ("sample", clip), ("fingerprint", clip), ("picture", image)):
+        _answer({"do": operation, **common}, io.BytesIO(file.getvalue()), Limits(60, 64 * 64), 1)
 
 
 def _answer(
@@ -110,17 +110,17 @@ def _answer(
     if request["do"] == "probe":
         return {"probe": asdict(probe(file, limits))}, []
     if request["do"] == "fingerprint":
-        return {}, [pictures.tobytes() for pictures in fingerprint(file, limits, threads=threads).pictures]
-    picture = Picture(**request["picture"])
+        return {}, [variant.tobytes() for variant in fingerprint(file, limits, threads=threads).images]
+    image_spec = ImageSpec(**request["picture"])
     if request["do"] == "picture":
-        return {}, [still(file, picture, limits).tobytes()]
+        return {}, [read_image(file, image_spec, limits).tobytes()]
     sampling = Sampling(**request["sampling"])
-    sampled = sample(file, sampling, picture, limits, keyframes=request["keyframes"], threads=threads)
+    sampled = sample(file, sampling, image_spec, limits, keyframes=request["keyframes"], threads=threads)
     header = {"probe": asdict(sampled.probe), "times": sampled.times.tolist()}
-    return header, [sampled.pixels.tobytes(), *sampled.jpegs]
+    return header, [sampled.pixels.tobytes(), *sampled.thumbnails]
 
 
-def hand_over(pipe: Connection, file: BinaryIO, pid: int) -> None:
+def send_file(pipe: Connection, file: BinaryIO, pid: int) -> None:
     """Send an open file through the pipe to the process `pid`."""
     handle = file.fileno()
     if sys.platform == "win32":
@@ -130,7 +130,7 @@ def hand_over(pipe: Connection, file: BinaryIO, pid: int) -> None:
     reduction.send_handle(pipe, handle, pid)
 
 
-def _handed_over(pipe: Connection) -> BinaryIO:
+def _receive_file(pipe: Connection) -> BinaryIO:
     handle = reduction.recv_handle(pipe)
     if sys.platform == "win32":
         import msvcrt
@@ -139,11 +139,11 @@ def _handed_over(pipe: Connection) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def _elsewhere(pipe: Connection, size_bytes: int) -> BinaryIO:
-    return io.BufferedReader(_Elsewhere(pipe, size_bytes), RANGE_BYTES)
+def _range_reader(pipe: Connection, size_bytes: int) -> BinaryIO:
+    return io.BufferedReader(_RangeReader(pipe, size_bytes), RANGE_BYTES)
 
 
-class _Elsewhere(io.RawIOBase):
+class _RangeReader(io.RawIOBase):
     """Read-only file whose bytes the parent process fetches, range by range."""
 
     def __init__(self, pipe: Connection, size_bytes: int) -> None:
@@ -186,7 +186,7 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def _unexpected_to_wire(error: Exception) -> dict[str, Any]:
     """Return the response header for an unexpected error, with its traceback."""
     return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 

@@ -83,7 +83,7 @@ class Header:
             duration_seconds=seconds,
         )
 
-    def describe(self, frame: VideoFrame) -> Probe:
+    def probe(self, frame: VideoFrame) -> Probe:
         """Return the complete probe: the header, with the displayed size that `frame` shows.
 
         The displayed width and height include the pixel aspect and the rotation.
@@ -150,7 +150,7 @@ class Clip:
 
     def _open(self) -> None:
         self._file.seek(0)
-        self.container = _opened(self._file)
+        self.container = _open_container(self._file)
         try:
             self.stream = _video_stream(self.container)
         except BaseException:
@@ -224,7 +224,7 @@ def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
         frame = next(clip.read(_PROBE_PACKETS), None)
         if frame is None:
             raise no_frame()
-        return clip.header.describe(frame)
+        return clip.header.probe(frame)
 
 
 def no_frame() -> Undecodable:
@@ -232,7 +232,7 @@ def no_frame() -> Undecodable:
     return Undecodable("the file has a video stream, but no frame of it could be decoded")
 
 
-def _opened(file: BinaryIO) -> InputContainer:
+def _open_container(file: BinaryIO) -> InputContainer:
     import av
 
     if file.seek(0, os.SEEK_END) == 0:

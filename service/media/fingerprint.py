@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import Pixels, display_matrix, standard_range, turned
+from service.media.pixels import Pixels, display_matrix, orient, to_sdr
 from service.media.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 FINGERPRINT_SIDE = 16
 _FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 KiB
 _WORKING_SIDE = 256  # pixels; fine enough to find the edge of a black bar
-_BLACK = 16  # of 255; the mean of a row of a black bar is lower, even with compression noise
-_BLANK = 6.0  # of 255; an image with a lower standard deviation counts as blank
+_BLACK_LEVEL = 16  # of 255; the mean of a row of a black bar is lower, even with compression noise
+_BLANK_DEVIATION = 6.0  # of 255; an image with a lower standard deviation counts as blank
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """Small grey images of a clip's frames, in display order, without the blank ones.
 
-    `pictures` is (V, N, 16, 16) uint8; each frame is stretched to a square. V is 1, or 2 if the clip has black borders:
+    `images` is (V, N, 16, 16) uint8; each frame is stretched to a square. V is 1, or 2 if the clip has black borders:
     first without them, then with them. N is 0 if every frame is blank.
     """
 
-    pictures: Pixels
+    images: Pixels
 
     def __post_init__(self) -> None:
         side = FINGERPRINT_SIDE
-        shape = self.pictures.shape
-        if self.pictures.dtype != np.uint8 or len(shape) != 4 or shape[0] not in (1, 2) or shape[2:] != (side, side):
-            raise ValueError(f"no fingerprint: {self.pictures.dtype} pictures {self.pictures.shape}")
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[0] not in (1, 2) or shape[2:] != (side, side):
+            raise ValueError(f"no fingerprint: {self.images.dtype} pictures {self.images.shape}")
 
 
 def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) -> Fingerprint:
@@ -50,21 +50,21 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
         Undecodable: If the clip cannot be decoded.
         InvalidInput: If the clip exceeds `limits`.
     """
-    pictures: list[Pixels] = []
+    images: list[Pixels] = []
     size, matrix = (0, 0), (1, 0, 0, 1)
     with Clip(source, limits, threads) as clip:
         timeline = Timeline.read(clip)
         for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
             check_frame(frame, limits)
-            if not pictures:  # a stream may change its frame size midway; use the first frame's for all
+            if not images:  # a stream may change its frame size midway; use the first frame's for all
                 scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
                 size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
                 matrix = display_matrix(frame)
-            pictures.append(_small_grey(frame, size, matrix))
-    if not pictures:
+            images.append(_small_grey(frame, size, matrix))
+    if not images:
         raise no_frame()
-    squares = _squares(np.stack(pictures))
-    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK])
+    squares = _squares(np.stack(images))
+    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK_DEVIATION])
 
 
 def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:
@@ -75,25 +75,25 @@ def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int
     from PIL import Image as PillowImage
 
     small: Any = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
-    pixels = turned(standard_range(small, frame.color_trc), matrix)
+    pixels = orient(to_sdr(small, frame.color_trc), matrix)
     return np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 
 
-def _squares(pictures: Pixels) -> Pixels:
+def _squares(images: Pixels) -> Pixels:
     """Reduce (N, H, W) grey images to (V, N, 16, 16) uint8, the means of the cells of a grid.
 
     The first variant leaves out the black borders. If there are any, a second variant includes them. A border is black
     in every frame and equally wide on both sides, so a dark corner of a scene is not a border. A dark scene can still
     appear to have one, which is why the images with borders are kept too.
     """
-    height, width = pictures.shape[1:]
-    top, bottom = _edges(pictures.mean(axis=2).max(axis=0))
-    rows = pictures[:, int(top) : int(np.ceil(bottom))]
+    height, width = images.shape[1:]
+    top, bottom = _edges(images.mean(axis=2).max(axis=0))
+    rows = images[:, int(top) : int(np.ceil(bottom))]
     left, right = _edges(rows.mean(axis=1).max(axis=0))
-    ways = [(_means(top, bottom, height), _means(left, right, width))]
+    variants = [(_averaging_matrix(top, bottom, height), _averaging_matrix(left, right, width))]
     if (top, left) != (0, 0):
-        ways.append((_means(0, height, height), _means(0, width, width)))
-    squares = np.array([[down @ picture @ across.T for picture in pictures] for down, across in ways])
+        variants.append((_averaging_matrix(0, height, height), _averaging_matrix(0, width, width)))
+    squares = np.array([[down @ image @ across.T for image in images] for down, across in variants])
     rounded: Pixels = np.rint(np.clip(squares, 0, 255)).astype(np.uint8)
     return rounded
 
@@ -106,7 +106,7 @@ def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
     moves would differ more from its near-duplicate than from another gesture.
     """
     count = len(brightness)
-    lit = np.flatnonzero(brightness > _BLACK)
+    lit = np.flatnonzero(brightness > _BLACK_LEVEL)
     if not len(lit):
         return 0.0, float(count)
 
@@ -120,7 +120,7 @@ def _edges(brightness: npt.NDArray[np.floating]) -> tuple[float, float]:
     return width, count - width
 
 
-def _means(begin: float, end: float, count: int) -> npt.NDArray[np.float32]:
+def _averaging_matrix(begin: float, end: float, count: int) -> npt.NDArray[np.float32]:
     """Return the (16, count) float32 matrix that averages rows `begin` to `end` in 16 equal shares.
 
     The first and the last share include all of a row that is partly border, because black adds nothing to a sum.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from service.models import Picture
+from service.models import ImageSpec
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-_JPEG_LONG_SIDE = 640
+_THUMBNAIL_LONG_SIDE = 640
 _SMALL_PIXELS = 1 << 17
 
 
@@ -28,23 +28,25 @@ class Scaler:
     differ in the order in which they clip and average colours that no screen can show.
     """
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, image_spec: ImageSpec) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self._picture = picture
-        self._for_model, self._for_people = VideoReformatter(), VideoReformatter()
+        self._image_spec = image_spec
+        self._for_model, self._for_thumbnails = VideoReformatter(), VideoReformatter()
 
-    def model(self, frame: VideoFrame, display: tuple[int, int]) -> Pixels:
+    def model_input(self, frame: VideoFrame, display: tuple[int, int]) -> Pixels:
         """Return (H, W, 3) uint8: the frame at the model's size.
 
         `display` is the displayed (width, height). The embedding has a cosine of at least 0.999 with the one that
         open_clip's own transform leads to.
         """
         if frame.width * frame.height <= _SMALL_PIXELS:
-            return fit(upright(frame), self._picture, display)
-        return _centred(self._turned(self._for_model, frame, fitted(self._picture, display)), self._picture)
+            return resize_and_crop(upright(frame), self._image_spec, display)
+        return _crop_or_pad(
+            self._scale(self._for_model, frame, resized_size(self._image_spec, display)), self._image_spec
+        )
 
-    def jpeg(self, frame: VideoFrame, display: tuple[int, int]) -> bytes:
+    def thumbnail(self, frame: VideoFrame, display: tuple[int, int]) -> bytes:
         """Return a thumbnail: the whole frame as a JPEG whose longer side has at most 640 pixels.
 
         `display` is the displayed (width, height).
@@ -52,18 +54,18 @@ class Scaler:
         from PIL import Image as PillowImage
 
         width, height = display
-        scale = min(1.0, _JPEG_LONG_SIDE / max(width, height))
+        scale = min(1.0, _THUMBNAIL_LONG_SIDE / max(width, height))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         buffer = io.BytesIO()
-        PillowImage.fromarray(self._turned(self._for_people, frame, size)).save(buffer, "JPEG", quality=85)
+        PillowImage.fromarray(self._scale(self._for_thumbnails, frame, size)).save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
 
-    def _turned(self, reformatter: Any, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
+    def _scale(self, reformatter: Any, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         matrix = display_matrix(frame)
         width, height = reversed(size) if matrix[1] else size
-        interpolation = self._picture.interpolation
+        interpolation = self._image_spec.interpolation
         small = _rgb(reformatter, frame, interpolation, width, height)
-        return np.ascontiguousarray(turned(standard_range(small, frame.color_trc), matrix))
+        return np.ascontiguousarray(orient(to_sdr(small, frame.color_trc), matrix))
 
 
 def upright(frame: VideoFrame) -> Image:
@@ -71,8 +73,8 @@ def upright(frame: VideoFrame) -> Image:
     from av.video.reformatter import VideoReformatter
     from PIL import Image as PillowImage
 
-    pixels = standard_range(_rgb(VideoReformatter(), frame, "bicubic", frame.width, frame.height), frame.color_trc)
-    return PillowImage.fromarray(np.ascontiguousarray(turned(pixels, display_matrix(frame))))
+    pixels = to_sdr(_rgb(VideoReformatter(), frame, "bicubic", frame.width, frame.height), frame.color_trc)
+    return PillowImage.fromarray(np.ascontiguousarray(orient(pixels, display_matrix(frame))))
 
 
 def _rgb(reformatter: Any, frame: VideoFrame, interpolation: str, width: int, height: int) -> Pixels:
@@ -92,7 +94,7 @@ def _rgb(reformatter: Any, frame: VideoFrame, interpolation: str, width: int, he
     return pixels
 
 
-def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
+def resize_and_crop(image: Image, image_spec: ImageSpec, display: tuple[int, int]) -> Pixels:
     """Resize and crop an image as open_clip would; return (H, W, 3) uint8.
 
     `display` is the displayed (width, height). The steps and Pillow filters are those of open_clip's `image_transform`,
@@ -102,23 +104,23 @@ def fit(image: Image, picture: Picture, display: tuple[int, int]) -> Pixels:
     from PIL import Image as PillowImage
 
     filters = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
-    size = fitted(picture, display)
-    resized = image if image.size == size else image.resize(size, filters[picture.interpolation])
-    return _centred(np.asarray(resized), picture)
+    size = resized_size(image_spec, display)
+    resized = image if image.size == size else image.resize(size, filters[image_spec.interpolation])
+    return _crop_or_pad(np.asarray(resized), image_spec)
 
 
-def fitted(picture: Picture, display: tuple[int, int]) -> tuple[int, int]:
+def resized_size(image_spec: ImageSpec, display: tuple[int, int]) -> tuple[int, int]:
     """Return the (width, height) to resize to, before the image is cropped to its centre or padded."""
     width, height = display
-    if picture.resize_mode == "squash":
-        return picture.width, picture.height
-    if picture.resize_mode == "shortest" and picture.width == picture.height:
+    if image_spec.resize_mode == "squash":
+        return image_spec.width, image_spec.height
+    if image_spec.resize_mode == "shortest" and image_spec.width == image_spec.height:
         # Like torchvision's Resize with one number: the long side is truncated, not rounded.
-        side, short, long = picture.width, min(display), max(display)
+        side, short, long = image_spec.width, min(display), max(display)
         longer = int(side * long / short)
         return (side, longer) if width <= height else (longer, side)
-    extreme = min if picture.resize_mode == "shortest" else max
-    ratio = extreme(height / picture.height, width / picture.width)
+    extreme = min if image_spec.resize_mode == "shortest" else max
+    ratio = extreme(height / image_spec.height, width / image_spec.width)
     return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
@@ -137,7 +139,7 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     return (a, b, c, d) if (a and d and not b and not c) or (b and c and not a and not d) else (1, 0, 0, 1)
 
 
-def turned(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
+def orient(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
     """Return the pixels as a display matrix shows them: a view, flipped or turned by quarters."""
     a, b, c, d = matrix
     if b:  # x and y are swapped: a quarter turn
@@ -154,7 +156,7 @@ _BT2020_TO_BT709 = np.array(
 )
 
 
-def standard_range(pixels: Pixels, transfer: int) -> Pixels:
+def to_sdr(pixels: Pixels, transfer: int) -> Pixels:
     """Convert HDR pixels to standard dynamic range (SDR); return others unchanged.
 
     HDR images look grey and flat to a model that was trained on SDR images. Undo the transfer curve (ITU-R BT.2100),
@@ -182,13 +184,13 @@ def standard_range(pixels: Pixels, transfer: int) -> Pixels:
     return shown
 
 
-def _centred(pixels: Pixels, picture: Picture) -> Pixels:
+def _crop_or_pad(pixels: Pixels, image_spec: ImageSpec) -> Pixels:
     """Crop to the centre, or pad around the image, as torchvision's CenterCrop does."""
     height, width = pixels.shape[:2]
-    short_y, short_x = max(picture.height - height, 0), max(picture.width - width, 0)
+    short_y, short_x = max(image_spec.height - height, 0), max(image_spec.width - width, 0)
     if short_y or short_x:
         around = ((short_y // 2, (short_y + 1) // 2), (short_x // 2, (short_x + 1) // 2), (0, 0))
-        pixels = np.pad(pixels, around, constant_values=picture.fill_color)
+        pixels = np.pad(pixels, around, constant_values=image_spec.fill_color)
         height, width = pixels.shape[:2]
-    top, left = round((height - picture.height) / 2), round((width - picture.width) / 2)
-    return np.ascontiguousarray(pixels[top : top + picture.height, left : left + picture.width])
+    top, left = round((height - image_spec.height) / 2), round((width - image_spec.width) / 2)
+    return np.ascontiguousarray(pixels[top : top + image_spec.height, left : left + image_spec.width])

@@ -2,7 +2,7 @@
 
 A decoder that crashes, hangs or uses too much memory must cost one video and nothing else. `Decoder` therefore talks to
 child processes over a pipe with a time limit, and replaces a child that dies. Only JSON, raw bytes and open files cross
-the pipe. A child receives the one file to read, or requests byte ranges if the clip is not on this machine. `jail`
+the pipe. A child receives the one file to read, or requests byte ranges if the clip is not on this machine. `sandbox`
 denies the child access to any other file.
 """
 
@@ -24,12 +24,12 @@ import structlog
 
 from service import system_errors
 from service.errors import Overloaded, ReelsError, Unavailable, Undecodable
-from service.media.child import RANGE_BYTES, from_wire, hand_over, serve
+from service.media.child import RANGE_BYTES, from_wire, send_file, serve
 from service.media.container import Limits
 from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint
 from service.media.pixels import Pixels
 from service.media.sampling import Sample
-from service.models import Blob, Picture, Probe, Sampling
+from service.models import Blob, ImageSpec, Probe, Sampling
 
 log = structlog.get_logger(__name__)
 _START_SECONDS = 60
@@ -54,7 +54,7 @@ class Decoder:
 
     def __init__(self, limits: Limits, processes: int = 1, *, keyframes: bool = False) -> None:
         self.processes = processes
-        self.unconfined: str | None = None
+        self.unsandboxed_reason: str | None = None
         """Why the last clip was decoded without a filter of system calls; None if there was a filter."""
         self._keyframes = keyframes
         self._threads = max(1, (os.cpu_count() or 1) // processes)
@@ -69,15 +69,15 @@ class Decoder:
         header, _ = self._ask(path, {"do": "probe"}, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         return Probe(**header["probe"])
 
-    def sample(self, clip: Path | Blob, sampling: Sampling, picture: Picture) -> Sample:
-        """Sample the frames that `sampling` selects, at the size that `picture` gives.
+    def sample(self, clip: Path | Blob, sampling: Sampling, image_spec: ImageSpec) -> Sample:
+        """Sample the frames that `sampling` selects, at the size that `image_spec` gives.
 
         Return fewer frames if the clip has fewer.
         """
         request = {
             "do": "sample",
             "sampling": asdict(sampling),
-            "picture": asdict(picture),
+            "picture": asdict(image_spec),
             "keyframes": self._keyframes,
         }
         header, blobs = self._ask(clip, request, self._limits.timeout_seconds)
@@ -85,25 +85,25 @@ class Decoder:
         return Sample(
             probe=Probe(**header["probe"]),
             times=np.array(header["times"], dtype=np.float64),
-            pixels=pixels.reshape(-1, picture.height, picture.width, 3),
-            jpegs=tuple(blobs[1:]),
+            pixels=pixels.reshape(-1, image_spec.height, image_spec.width, 3),
+            thumbnails=tuple(blobs[1:]),
         )
 
-    def picture(self, path: Path, picture: Picture) -> Pixels:
-        """Read an image file; return (H, W, 3) uint8 RGB at the size that `picture` gives.
+    def image(self, path: Path, image_spec: ImageSpec) -> Pixels:
+        """Read an image file; return (H, W, 3) uint8 RGB at the size that `image_spec` gives.
 
         Decoding takes at most 8 seconds. Raises Undecodable, InvalidInput.
         """
-        request = {"do": "picture", "picture": asdict(picture)}
+        request = {"do": "picture", "picture": asdict(image_spec)}
         _, blobs = self._ask(path, request, min(_PROBE_SECONDS, self._limits.timeout_seconds))
         pixels = np.frombuffer(bytearray(blobs[0]), dtype=np.uint8)
-        return pixels.reshape(picture.height, picture.width, 3)
+        return pixels.reshape(image_spec.height, image_spec.width, 3)
 
     def fingerprint(self, clip: Path | Blob) -> Fingerprint:
         """Return the fingerprint of a clip, which is compared to find near-duplicates."""
         _, blobs = self._ask(clip, {"do": "fingerprint"}, self._limits.timeout_seconds)
-        pictures = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
-        return Fingerprint(pictures.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
+        images = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
+        return Fingerprint(images.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
     @property
     def child_pids(self) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class Decoder:
         child = self._idle.get()
         try:
             # Too many open files, or no memory for a process, is not the clip's fault.
-            with system_errors.named("the clip cannot be decoded now"):
+            with system_errors.converted("the clip cannot be decoded now"):
                 if isinstance(clip, Blob) and clip.path is None:
                     return child.ask(whole, clip, timeout_seconds)
                 path = clip if isinstance(clip, Path) else clip.path
@@ -133,17 +133,17 @@ class Decoder:
                 with path.open("rb") as file:
                     return child.ask(whole, file, timeout_seconds)
         finally:
-            self.unconfined = child.unconfined
+            self.unsandboxed_reason = child.unsandboxed_reason
             self._idle.put(child)
 
 
 class _Child:
     """One decoding process, started on first use and again after it died."""
 
-    _complained = False  # log the warning once per service process
+    _warned = False  # log the warning once per service process
 
     def __init__(self) -> None:
-        self.unconfined: str | None = None
+        self.unsandboxed_reason: str | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -156,13 +156,13 @@ class _Child:
         self, request: dict[str, Any], source: BinaryIO | Blob, timeout_seconds: float, *, again: bool = True
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Send a request, serve the byte ranges that the child requests, and return header and blobs."""
-        pipe, pid = self._started()
+        pipe, pid = self._ensure_started()
         begun = False
         try:
             size_bytes = source.size_bytes if isinstance(source, Blob) else None
             pipe.send_bytes(json.dumps({**request, "size_bytes": size_bytes}).encode())
             if not isinstance(source, Blob):
-                hand_over(pipe, source, pid)
+                send_file(pipe, source, pid)
             deadline, worked = time.monotonic() + timeout_seconds, _cpu_seconds(pid)
             while True:
                 if not pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -187,10 +187,10 @@ class _Child:
                 self.close()  # the process ended before it read the request, so the clip is not to blame
                 return self.ask(request, source, timeout_seconds, again=False)
             raise Undecodable(f"the decoder {self._end()} on this file") from error
-        self.unconfined = header["unconfined"]
-        if self.unconfined and not _Child._complained:
-            _Child._complained = True
-            log.warning("decoders run without a filter of system calls", because=self.unconfined)
+        self.unsandboxed_reason = header["unconfined"]
+        if self.unsandboxed_reason and not _Child._warned:
+            _Child._warned = True
+            log.warning("decoders run without a filter of system calls", because=self.unsandboxed_reason)
         if "error" in header:
             if "traceback" in header:
                 log.error("a decoder failed unexpectedly", traceback=header["traceback"])
@@ -223,7 +223,7 @@ class _Child:
             self._process.join()
         self._process = self._pipe = None
 
-    def _started(self) -> tuple[Connection, int]:
+    def _ensure_started(self) -> tuple[Connection, int]:
         """Return the pipe and the process id; start a process if none is alive."""
         if self._pipe is None or self._process is None or not self._process.is_alive():
             self.close()
@@ -238,13 +238,13 @@ class _Child:
                 self.close()
                 raise Overloaded("the machine is too busy to start a decoder; try again", _BUSY_SECONDS)
             try:
-                said = json.loads(self._pipe.recv_bytes())
+                response = json.loads(self._pipe.recv_bytes())
             except (EOFError, OSError):
                 raise Unavailable(f"a decoder cannot be started: it {self._end()}") from None
-            if "error" in said:
+            if "error" in response:
                 self.close()
-                log.error("a decoder cannot be started", traceback=said["traceback"])
-                raise Unavailable(f"a decoder cannot be started: {said['error']}")
+                log.error("a decoder cannot be started", traceback=response["traceback"])
+                raise Unavailable(f"a decoder cannot be started: {response['error']}")
         assert self._process.pid is not None
         return self._pipe, self._process.pid
 

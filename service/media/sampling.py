@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from service.errors import InvalidInput, Undecodable
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import Pixels, Scaler, fit
+from service.media.pixels import Pixels, Scaler, resize_and_crop
 from service.media.timeline import Timeline
-from service.models import Picture, Probe, Sampling
+from service.models import ImageSpec, Probe, Sampling
 
 _FRAME_PIXELS = 100_000  # fixed cost of decoding any frame, in pixels of a large frame
-_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +27,24 @@ class Sample:
         probe: Properties of the clip.
         times: (N,) float64, seconds from the clip's first frame.
         pixels: (N, H, W, 3) uint8 RGB at the model's size.
-        jpegs: N thumbnails, JPEGs of the whole frames; the longer side has at most 640 pixels.
+        thumbnails: N thumbnails, JPEGs of the whole frames; the longer side has at most 640 pixels.
     """
 
     probe: Probe
     times: npt.NDArray[np.float64]
     pixels: Pixels
-    jpegs: tuple[bytes, ...]
+    thumbnails: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         count = len(self.times)
-        if count == 0 or self.pixels.shape[0] != count or len(self.jpegs) != count or self.pixels.shape[3] != 3:
-            raise ValueError(f"{count} times, pixels {self.pixels.shape}, {len(self.jpegs)} pictures do not fit")
+        if count == 0 or self.pixels.shape[0] != count or len(self.thumbnails) != count or self.pixels.shape[3] != 3:
+            raise ValueError(f"{count} times, pixels {self.pixels.shape}, {len(self.thumbnails)} pictures do not fit")
 
 
 def sample(
     source: Path | BinaryIO,
     sampling: Sampling,
-    picture: Picture,
+    image_spec: ImageSpec,
     limits: Limits,
     *,
     keyframes: bool = False,
@@ -55,7 +55,7 @@ def sample(
     Args:
         source: The clip; an open file is closed afterwards.
         sampling: Which frames to select.
-        picture: Image size and preprocessing that the model expects.
+        image_spec: Image size and preprocessing that the model expects.
         limits: What the clip may cost.
         keyframes: Take the keyframes nearest to the selected frames instead.
         threads: Number of decoder threads; 0 means one per core.
@@ -66,28 +66,28 @@ def sample(
     """
     times: list[float] = []
     pixels: list[Pixels] = []
-    jpegs: list[bytes] = []
-    described: Probe | None = None
-    scaler = Scaler(picture)
+    thumbnails: list[bytes] = []
+    probe: Probe | None = None
+    scaler = Scaler(image_spec)
     with Clip(source, limits, threads) as clip:
         timeline = Timeline.read(clip)
         stamps = timeline.sampled(sampling, keyframes=keyframes)
-        _check_effort(timeline.effort(stamps), clip, limits)
+        _check_frames_to_decode(timeline.frames_to_decode(stamps), clip, limits)
         for time_seconds, frame in timeline.frames(clip, stamps):
             check_frame(frame, limits)
-            described = described or clip.header.describe(frame)
-            display = (described.width, described.height)
+            probe = probe or clip.header.probe(frame)
+            display = (probe.width, probe.height)
             times.append(time_seconds)
-            pixels.append(scaler.model(frame, display))
-            jpegs.append(scaler.jpeg(frame, display))
-    if described is None:
+            pixels.append(scaler.model_input(frame, display))
+            thumbnails.append(scaler.thumbnail(frame, display))
+    if probe is None:
         raise no_frame()
     if timeline.duration_seconds:  # measured from the frames, not declared by the container
-        described = replace(described, duration_seconds=timeline.duration_seconds)
-    return Sample(described, np.array(times), np.stack(pixels), tuple(jpegs))
+        probe = replace(probe, duration_seconds=timeline.duration_seconds)
+    return Sample(probe, np.array(times), np.stack(pixels), tuple(thumbnails))
 
 
-def _check_effort(frames: int, clip: Clip, limits: Limits) -> None:
+def _check_frames_to_decode(frames: int, clip: Clip, limits: Limits) -> None:
     """Raise InvalidInput if too many frames must be decoded to reach the sampled ones.
 
     An hour of a still image is a small file. If only its first frame is a keyframe, decoding takes minutes on one core.
@@ -101,7 +101,7 @@ def _check_effort(frames: int, clip: Clip, limits: Limits) -> None:
         )
 
 
-def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
+def read_image(source: Path | BinaryIO, image_spec: ImageSpec, limits: Limits) -> Pixels:
     """Read an image file; return (H, W, 3) uint8 RGB, upright, at the model's size.
 
     An animation is read as its first frame.
@@ -115,7 +115,7 @@ def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
 
     PillowImage.MAX_IMAGE_PIXELS = None  # checked below instead, with an error that names the limit
     try:
-        with PillowImage.open(source, formats=_PICTURES) as image:
+        with PillowImage.open(source, formats=_IMAGE_FORMATS) as image:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width:,} x {image.height:,}"
                 raise InvalidInput("file", f"the picture has {size} pixels; at most {limits.max_pixels:,} are taken")
@@ -124,4 +124,4 @@ def still(source: Path | BinaryIO, picture: Picture, limits: Limits) -> Pixels:
         raise
     except Exception as error:  # each format's reader raises its own errors
         raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read") from error
-    return fit(shown, picture, shown.size)
+    return resize_and_crop(shown, image_spec, shown.size)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 Stamped = Iterator[tuple[int, "VideoFrame"]]
 
-_WORTH_A_SEEK = 4  # frames; decoding fewer is cheaper than a seek
+_SEEK_COST_FRAMES = 4  # frames; decoding fewer is cheaper than a seek
 
 
-def choose(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> npt.NDArray[np.intp]:
+def select_frames(times: npt.NDArray[np.float64], end: float, sampling: Sampling) -> npt.NDArray[np.intp]:
     """Return the indices of the sampled frames, in ascending order.
 
     With `frame_interval`, take every Nth frame, at most `num_frames`. Otherwise take the frame on screen in the middle
@@ -116,7 +116,7 @@ class Timeline:
         """
         if not len(self.stamps):
             return []
-        chosen = self.stamps[choose(self.stamps.astype(np.float64), float(self._end), sampling)]
+        chosen = self.stamps[select_frames(self.stamps.astype(np.float64), float(self._end), sampling)]
         if keyframes and len(shown := np.intersect1d(self._keyframes, self.stamps)):
             chosen = shown[np.unique(np.searchsorted((shown[1:] + shown[:-1]) / 2, chosen))]
         stamps: list[int] = chosen.tolist()
@@ -129,14 +129,14 @@ class Timeline:
         stamps: list[int] = self.stamps[_evenly(self.stamps.astype(np.float64), float(self._end), count)].tolist()
         return stamps
 
-    def effort(self, stamps: list[int]) -> int:
+    def frames_to_decode(self, stamps: list[int]) -> int:
         """Return how many frames must be decoded, at most, to show those at `stamps` (ascending)."""
         if not stamps:
             return 0
-        place = self.stamps.searchsorted
+        index_of = self.stamps.searchsorted
         if not (self._trusted and len(self._keyframes)):
-            return int(place(stamps[-1])) + 1
-        return sum(int(place(targets[-1]) - place(start)) + 1 for start, targets in self._runs(stamps))
+            return int(index_of(stamps[-1])) + 1
+        return sum(int(index_of(targets[-1]) - index_of(start)) + 1 for start, targets in self._runs(stamps))
 
     def frames(self, clip: Clip, stamps: list[int]) -> Iterator[tuple[float, VideoFrame]]:
         """Yield the frames at `stamps` (ascending), each with its time in seconds from the first frame.
@@ -146,9 +146,9 @@ class Timeline:
         wanted = deque(stamps)
         # Seeking requires that each packet's frame is known. A seek misses a frame if the clip is damaged or a packet
         # is wrongly flagged as a keyframe. The rest is then read from the start, which is slow but right.
-        short = self._trusted and len(self._keyframes)
-        for way in (self._by_keyframes, self._from_the_start) if short else (self._from_the_start,):
-            for stamp, frame in way(clip, wanted):
+        seekable = self._trusted and len(self._keyframes)
+        for decode in (self._by_keyframes, self._from_the_start) if seekable else (self._from_the_start,):
+            for stamp, frame in decode(clip, wanted):
                 if wanted and stamp >= wanted[0]:
                     while wanted and wanted[0] <= stamp:
                         wanted.popleft()
@@ -171,7 +171,7 @@ class Timeline:
         """Yield the frames decoded from the keyframes before the targets; stop if a target is missed."""
         for keyframe, targets in self._runs(list(wanted)):
             missing = set(targets)
-            for packet in self._from(clip, keyframe):
+            for packet in self._packets_from(clip, keyframe):
                 if packet is None:
                     break
                 # Some decoders open on a keyframe and read this setting only then.
@@ -191,11 +191,11 @@ class Timeline:
         starts = self._keyframes[np.maximum(np.searchsorted(self._keyframes, stamps, side="right") - 1, 0)]
         saved = np.searchsorted(self.stamps, starts[1:]) - np.searchsorted(self.stamps, stamps[:-1])
         first = 0
-        for n in (*(np.flatnonzero(saved > _WORTH_A_SEEK) + 1).tolist(), len(stamps)):
+        for n in (*(np.flatnonzero(saved > _SEEK_COST_FRAMES) + 1).tolist(), len(stamps)):
             yield int(starts[first]), stamps[first:n]
             first = n
 
-    def _from(self, clip: Clip, keyframe: int) -> Iterator[Packet[VideoStream] | None]:
+    def _packets_from(self, clip: Clip, keyframe: int) -> Iterator[Packet[VideoStream] | None]:
         """Yield the packets from this keyframe on; none if it cannot be reached."""
         if not clip.seek(keyframe) and keyframe == self._keyframes[0]:
             clip.reopen()  # for later keyframes, the packets before them are read but not decoded

@@ -24,6 +24,7 @@ import os
 import re
 import shutil
 import sqlite3
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ from sqlalchemy.engine import make_url
 
 from service import __version__, system_errors
 from service.config import Settings
-from service.database import catalog, db
+from service.database import db, video_rows
 from service.database.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.storage import FolderStore
@@ -46,16 +47,16 @@ from service.storage.folder import sync
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
-_WORDS_BYTES = 1 << 31  # largest manifest accepted; a million clips with ten thumbnails each need 1.6 GB
+_MAX_TEXT_BYTES = 1 << 31  # largest manifest accepted; a million clips with ten thumbnails each need 1.6 GB
 _HEADER, _DATABASE, _MANIFEST, _SEAL = "reelsrs.json", "reelsrs.db", "manifest.json", "manifest.sha256"
 _MEDIA = re.compile(r"media/([0-9a-f]{2})/(\1[0-9a-f]{62})/(video|fingerprint|[0-9]{4}\.jpg)")
 
-Step = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Progress callback: receives the number of clips done and their total, 0 if the total is unknown."""
 
 
 @dataclass
-class Summary:
+class BackupReport:
     """Contents of a backup.
 
     `damaged` lists the ids of videos whose stored bytes are missing or do not match their SHA-256. Videos with missing
@@ -70,7 +71,7 @@ class Summary:
 # --- backup
 
 
-def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: None) -> Summary:
+def back_up(settings: Settings, target: Path | None, progress: ProgressCallback = lambda *_: None) -> BackupReport:
     """Write a backup of the library to `target`, or to stdout if `target` is None.
 
     The file appears under its name only once it is complete.
@@ -90,28 +91,26 @@ def back_up(settings: Settings, target: Path | None, step: Step = lambda *_: Non
     if not source.is_file():
         raise ConfigurationError(f"there is no library in {settings.data_dir}")
     with (
-        system_errors.named("the backup cannot be written"),
+        system_errors.converted("the backup cannot be written"),
         tempfile.TemporaryDirectory(
             prefix=".reelsrs-", dir=None if target is None else target.absolute().parent
         ) as folder,
     ):
         copy = Path(folder) / _DATABASE
-        _copy(source, copy)
+        _copy_database(source, copy)
         if target is None:
-            import sys
-
-            return _write(settings, copy, sys.stdout.buffer, step)
+            return _write_backup(settings, copy, sys.stdout.buffer, progress)
         aside = Path(folder) / "backup"
         with aside.open("wb") as file:
-            summary = _write(settings, copy, file, step)
+            report = _write_backup(settings, copy, file, progress)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
         sync(target.absolute().parent)
-    return summary
+    return report
 
 
-def _copy(source: Path, copy: Path) -> None:
+def _copy_database(source: Path, copy: Path) -> None:
     """Copy the database, as of one point in time, to a single file."""
     try:
         # In one step: a copy page by page would start again with every write of the service.
@@ -119,20 +118,20 @@ def _copy(source: Path, copy: Path) -> None:
             live.backup(made)
             made.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
-        raise system_errors.of(error) or error from error
+        raise system_errors.from_error(error) or error from error
 
 
-def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summary:
+def _write_backup(settings: Settings, copy: Path, file: IO[bytes], progress: ProgressCallback) -> BackupReport:
     files = FolderStore(Path(settings.storage))
     revision = db.revision(f"sqlite:///{copy}")
     copied, live = Database(f"sqlite:///{copy}"), Database(settings.database)
     try:
         with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
             members = _Members(tar)
-            words = {"format": _FORMAT, "version": __version__, "revision": revision}
-            words["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-            members.add(_HEADER, io.BytesIO(json.dumps(words).encode()))
-            summary = _write_media(members, files, copied, live, step)
+            header = {"format": _FORMAT, "version": __version__, "revision": revision}
+            header["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            members.add(_HEADER, io.BytesIO(json.dumps(header).encode()))
+            report = _write_media(members, files, copied, live, progress)
             copied.close()
             _settle_journal(copy)
             with copy.open("rb") as content:
@@ -143,8 +142,8 @@ def _write(settings: Settings, copy: Path, file: IO[bytes], step: Step) -> Summa
     finally:
         copied.close()
         live.close()
-    summary.size_bytes = members.size_bytes
-    return summary
+    report.size_bytes = members.size_bytes
+    return report
 
 
 class _Members:
@@ -168,33 +167,35 @@ class _Members:
         return reader.sha256
 
 
-def _write_media(members: _Members, files: FolderStore, copied: Database, live: Database, step: Step) -> Summary:
+def _write_media(
+    members: _Members, files: FolderStore, copied: Database, live: Database, progress: ProgressCallback
+) -> BackupReport:
     """Write the stored files of every video in `copied`; delete the rows of `copied` that have no stored bytes."""
-    summary = Summary()
+    report = BackupReport()
     with copied.read() as connection:
         rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.id, db.videos.c.sha256)).all()
     gone = []
-    for number, (key, name, sha256) in enumerate(rows):
-        step(number, len(rows))
+    for number, (video_pk, name, sha256) in enumerate(rows):
+        progress(number, len(rows))
         with ExitStack() as stack:
             # All files are open before the first is read, so they can be read even if the video is deleted now.
-            kept = _open(files, sha256, stack)
-            if kept is None:
-                gone.append(key)
+            opened = _open(files, sha256, stack)
+            if opened is None:
+                gone.append(video_pk)
                 with live.read() as connection:
-                    if catalog.video_by_sha256(connection, sha256) is not None:
-                        summary.damaged.append(name)
+                    if video_rows.video_by_sha256(connection, sha256) is not None:
+                        report.damaged.append(name)
                 continue
-            for part, content in kept.items():
+            for part, content in opened.items():
                 found = members.add(f"media/{sha256[:2]}/{sha256}/{part}", content)
                 if part == "video" and found != sha256:
-                    summary.damaged.append(name)
-        summary.videos += 1
+                    report.damaged.append(name)
+        report.videos += 1
     with copied.write() as connection:
-        for key in gone:
-            catalog.delete_video(connection, key)
+        for video_pk in gone:
+            video_rows.delete_video(connection, video_pk)
         connection.execute(sa.delete(db.collections))  # Milvus collections are not part of a backup
-    return summary
+    return report
 
 
 def _open(files: FolderStore, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
@@ -242,7 +243,7 @@ class _Hashed:
 # --- restore
 
 
-def restore(settings: Settings, source: Path | None, step: Step = lambda *_: None) -> Summary:
+def restore(settings: Settings, source: Path | None, progress: ProgressCallback = lambda *_: None) -> BackupReport:
     """Restore a backup into an empty or missing data folder, from stdin if `source` is None.
 
     The index is built at the next start. If the restore fails, the data folder is left as it was.
@@ -259,9 +260,9 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
         raise ConfigurationError(
             "a backup is restored into the data folder alone: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
         )
-    made = not data.exists()
-    with system_errors.named("the backup cannot be restored"):
-        if not made and (not data.is_dir() or any(data.iterdir())):
+    created = not data.exists()
+    with system_errors.converted("the backup cannot be restored"):
+        if not created and (not data.is_dir() or any(data.iterdir())):
             raise ConfigurationError(f"{data} is not empty: a backup is restored into an empty folder only")
         data.mkdir(parents=True, exist_ok=True)
         # Inside the data folder, which may be a separate file system: files are renamed into place later.
@@ -270,13 +271,11 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
             aside.mkdir()
             with ExitStack() as stack:
                 if source is None:
-                    import sys
-
                     file: IO[bytes] = sys.stdin.buffer
                 else:
                     file = stack.enter_context(source.open("rb"))
-                summary = _read(file, aside, step)
-            _check(aside)
+                report = _read_backup(file, aside, progress)
+            _check_restored(aside)
             for folder, _, names in os.walk(aside, topdown=False):
                 for name in names:
                     sync(Path(folder) / name)
@@ -289,111 +288,111 @@ def restore(settings: Settings, source: Path | None, step: Step = lambda *_: Non
         except BaseException:
             for name in (".restoring", "media"):
                 shutil.rmtree(data / name, ignore_errors=True)
-            if made:
+            if created:
                 with suppress(OSError):
                     data.rmdir()
             raise
         shutil.rmtree(aside)
-    return summary
+    return report
 
 
-def _read(file: IO[bytes], aside: Path, step: Step) -> Summary:
+def _read_backup(file: IO[bytes], aside: Path, progress: ProgressCallback) -> BackupReport:
     """Unpack a backup into `aside`, and check every member against the manifest. Raises InvalidInput."""
     found: dict[str, list[Any]] = {}
-    words: dict[str, bytes] = {}
+    texts: dict[str, bytes] = {}
     videos = 0
     try:
         with tarfile.open(fileobj=file, mode="r|", errorlevel=2) as tar:
             for member in tar:
-                _take(tar, member, aside, found, words)
+                _unpack_member(tar, member, aside, found, texts)
                 if member.name.endswith("/video"):
                     videos += 1
-                    step(videos, 0)
-        if _SEAL not in words or _MANIFEST not in words:
-            raise _not_one("it is cut off")
-        if hashlib.sha256(words[_MANIFEST]).hexdigest().encode() != words[_SEAL]:
-            raise _not_one("its manifest is damaged")
-        listed = json.loads(words[_MANIFEST])["files"]
+                    progress(videos, 0)
+        if _SEAL not in texts or _MANIFEST not in texts:
+            raise _incomplete("it is cut off")
+        if hashlib.sha256(texts[_MANIFEST]).hexdigest().encode() != texts[_SEAL]:
+            raise _incomplete("its manifest is damaged")
+        listed = json.loads(texts[_MANIFEST])["files"]
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise _not_one(str(error) or type(error).__name__) from error
+        raise _incomplete(str(error) or type(error).__name__) from error
     del found[_MANIFEST], found[_SEAL]
     if _DATABASE not in found or found.keys() != listed.keys():
-        raise _not_one("it does not hold what its manifest lists")
+        raise _incomplete("it does not hold what its manifest lists")
     for name, is_found in found.items():
         if is_found != listed[name]:
-            raise _not_one(f"{name} is damaged")
-    return Summary(videos, sum(size for size, _ in found.values()))
+            raise _incomplete(f"{name} is damaged")
+    return BackupReport(videos, sum(size for size, _ in found.values()))
 
 
-def _take(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, aside: Path, found: dict[str, list[Any]], words: dict[str, bytes]
+def _unpack_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, aside: Path, found: dict[str, list[Any]], texts: dict[str, bytes]
 ) -> None:
     """Read one member of an untrusted tar file, and record its size and SHA-256 in `found`.
 
-    The database and stored files are written below `aside`; the content of other members is added to `words`. Raises
+    The database and stored files are written below `aside`; the content of other members is added to `texts`. Raises
     InvalidInput if the member is not allowed, truncated or too large.
     """
     name = member.name
-    kept = name == _DATABASE or _MEDIA.fullmatch(name) is not None
-    if not kept and name not in (_HEADER, _MANIFEST, _SEAL):
-        raise _not_one(f"it has a member {name[:100]!r}")
+    is_stored = name == _DATABASE or _MEDIA.fullmatch(name) is not None
+    if not is_stored and name not in (_HEADER, _MANIFEST, _SEAL):
+        raise _incomplete(f"it has a member {name[:100]!r}")
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise _not_one(f"{name!r} is not a plain file")
+        raise _incomplete(f"{name!r} is not a plain file")
     if name in found:
-        raise _not_one(f"it has {name!r} twice")
+        raise _incomplete(f"it has {name!r} twice")
     if not found and name != _HEADER:
-        raise _not_one(f"it does not begin with {_HEADER}")
+        raise _incomplete(f"it does not begin with {_HEADER}")
     content = tar.extractfile(member)
     assert content is not None
     reader = _Hashed(content)
-    if kept:
+    if is_stored:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         with (aside / name).open("xb") as out:
             while data := reader.read(_CHUNK_BYTES):
                 out.write(data)
             size = out.tell()
-    elif member.size > _WORDS_BYTES:
-        raise _not_one(f"{name} is too large")
+    elif member.size > _MAX_TEXT_BYTES:
+        raise _incomplete(f"{name} is too large")
     else:
-        words[name] = reader.read()
-        size = len(words[name])
+        texts[name] = reader.read()
+        size = len(texts[name])
     if size != member.size:
-        raise _not_one("it is cut off")
+        raise _incomplete("it is cut off")
     found[name] = [size, reader.sha256]
     if name == _HEADER:
-        _check_header(words[name])
+        _check_header(texts[name])
 
 
 def _check_header(data: bytes) -> None:
-    said = json.loads(data)["format"]
-    if said != _FORMAT:
-        raise _not_one(f"its format is {said!r}, and this version reads {_FORMAT}")
+    found = json.loads(data)["format"]
+    if found != _FORMAT:
+        raise _incomplete(f"its format is {found!r}, and this version reads {_FORMAT}")
 
 
-def _check(aside: Path) -> None:
+def _check_restored(aside: Path) -> None:
     """Upgrade the restored database, check its integrity, and check that every video has its bytes."""
     url = f"sqlite:///{aside / _DATABASE}"
     db.upgrade(url)
     database = Database(url)
     try:
         with database.read() as connection:
-            if (said := connection.execute(sa.text("PRAGMA quick_check")).scalar()) != "ok":
-                raise _not_one(f"its database is broken: {said}")
+            if (result := connection.execute(sa.text("PRAGMA quick_check")).scalar()) != "ok":
+                raise _incomplete(f"its database is broken: {result}")
             for sha256 in connection.execute(sa.select(db.videos.c.sha256)).scalars():
                 if not _MEDIA.fullmatch(name := f"media/{sha256[:2]}/{sha256}/video") or not (aside / name).is_file():
-                    raise _not_one(f"the bytes of clip {sha256[:12]} are not in it")
+                    raise _incomplete(f"the bytes of clip {sha256[:12]} are not in it")
     finally:
         database.close()
     _settle_journal(aside / _DATABASE)
 
 
-def _not_one(reason: str) -> InvalidInput:
+def _incomplete(reason: str) -> InvalidInput:
     return InvalidInput("FILE", f"this is not a whole backup of ReelsRS: {reason}")
 
 
 @contextmanager
 def _sqlite(path: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(path, timeout=db.PATIENT_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=db.BACKGROUND_LOCK_SECONDS, isolation_level=None)
     try:
         yield connection
     finally:

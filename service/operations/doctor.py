@@ -1,8 +1,8 @@
 """Diagnose a library and the machine it runs on, and suggest fixes.
 
 Every check returns findings: what was checked, its state, and what to do if something is wrong. Checks change nothing
-and work beside a running service. `verify` checks the database, and compares the index and the store with it; `examine`
-also checks the settings, the machine, the jobs, the decoder and the model. `rebuild` replaces the index.
+and work beside a running service. `verify` checks the database, and compares the index and the store with it.
+`diagnose` also checks the settings, the machine, the jobs, the decoder and the model. `rebuild` replaces the index.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from sqlalchemy.engine import make_url
 
 from service import __version__
 from service.config import Settings
-from service.database import catalog, db, generation_rows
+from service.database import db, generation_rows, video_rows
 from service.database.db import Database
 from service.embedding import loading
 from service.errors import NotFound, ReelsError, Unavailable
 from service.generations import generations
-from service.index.factory import VectorIndex, follow, kinds, rebuilt
+from service.index.factory import VectorIndex, indexed_kinds, open_index, rebuild_index
 from service.media import Decoder, Limits
 from service.media.synthetic.drawing import write_clip
 from service.media.synthetic.scenes import distinct_scenes
-from service.models import Generation, Kind, Picture, Sampling
+from service.models import Generation, ImageSpec, Kind, Sampling
 from service.storage import Store, open_store
 
-_SHOWN = 20  # findings listed per problem; the others are only counted
-_LOW_BYTES = 1 << 30
-_OPEN_FILES = 1024
+_MAX_FINDINGS = 20  # findings listed per problem; the others are only counted
+_MIN_FREE_BYTES = 1 << 30
+_MIN_OPEN_FILES = 1024
 _TRIES = 3
 
-Step = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 """Progress callback: receives the name of the check that starts."""
 
 
@@ -50,52 +50,52 @@ Step = Callable[[str], None]
 class Finding:
     """Result of one check.
 
-    `said` is what was found; `do` is the suggested fix, empty if there is nothing to do.
+    `message` is what was found; `fix` is what to do, empty if there is nothing to do.
     """
 
     check: str
     state: Literal["ok", "warning", "problem"]
-    said: str
-    do: str = ""
+    message: str
+    fix: str = ""
 
 
-def verify(settings: Settings, *, deep: bool = False, step: Step = lambda _: None) -> list[Finding]:
+def verify(settings: Settings, *, deep: bool = False, progress: ProgressCallback = lambda _: None) -> list[Finding]:
     """Check the database, and compare the index and the store with it.
 
     With `deep`, read and hash every stored clip; otherwise compare sizes only. If the database has a problem, the index
     and the store are not checked.
     """
-    step("database")
-    found = _database(settings)
+    progress("database")
+    found = _check_database(settings)
     if any(one.state == "problem" for one in found):
         return found
-    with _opened(settings) as database:
-        step("index")
-        found += _index(settings, database)
-        step("store")
-        found += _store(settings, database, deep=deep)
+    with _open_database(settings) as database:
+        progress("index")
+        found += _check_index(settings, database)
+        progress("store")
+        found += _check_store(settings, database, deep=deep)
     return found
 
 
-def examine(settings: Settings, step: Step = lambda _: None) -> list[Finding]:
+def diagnose(settings: Settings, progress: ProgressCallback = lambda _: None) -> list[Finding]:
     """Run every check of the library and of the machine, without reading all stored bytes."""
-    found = [_settings(settings), _versions(), _open_files()]
-    step("data folder")
-    found += _folder(settings)
-    there = True
+    found = [_check_settings(settings), _check_versions(), _check_open_files()]
+    progress("data folder")
+    found += _check_folders(settings)
+    exists = True
     with suppress(ReelsError):  # `verify` reports the error
-        there = _is_there(settings)
-    if there:
-        found += verify(settings, step=step)
+        exists = _exists(settings)
+    if exists:
+        found += verify(settings, progress=progress)
         if not any(one.check == "database" and one.state == "problem" for one in found):
-            with _opened(settings) as database:
-                found += _queue(database)
+            with _open_database(settings) as database:
+                found += _check_queue(database)
     else:
         found.append(Finding("database", "ok", "there is none yet; the first start makes it"))
-    step("decoder")
-    found.append(_decoder())
-    step("model")
-    found += _models(settings)
+    progress("decoder")
+    found.append(_check_decoder())
+    progress("model")
+    found += _check_models(settings)
     return found
 
 
@@ -104,45 +104,45 @@ def rebuild(settings: Settings) -> int:
 
     Return 0 if nothing was ever embedded. A running service continues to use the index that it has in memory.
     """
-    with _opened(settings) as database:
-        generation = _active(database)
+    with _open_database(settings) as database:
+        generation = _active_generation(database)
         if generation is None:
             return 0
         count = 0
-        for kind in kinds(settings, database, generation):
-            follower = rebuilt(settings, database, generation, kind)
+        for kind in indexed_kinds(settings, database, generation):
+            synced = rebuild_index(settings, database, generation, kind)
             try:
                 if kind != "frame":
-                    with follower.current() as (index, _):
+                    with synced.current() as (index, _):
                         count = len(index)
             finally:
-                follower.close(save=False)
+                synced.close(save=False)
     return count
 
 
 # --- the library
 
 
-def _database(settings: Settings) -> list[Finding]:
+def _check_database(settings: Settings) -> list[Finding]:
     try:
-        if not _is_there(settings):
-            said = f"there is none at {make_url(settings.database).render_as_string()}"
-            return [Finding("database", "problem", said, "start `reelsrs serve`, or restore a backup")]
+        if not _exists(settings):
+            message = f"there is none at {make_url(settings.database).render_as_string()}"
+            return [Finding("database", "problem", message, "start `reelsrs serve`, or restore a backup")]
     except ReelsError as error:
         return [Finding("database", "problem", str(error), "see that its server runs and lets this machine in")]
     broken = "restore the last backup into an empty folder: `reelsrs restore FILE`"
     try:
         revision, head = db.revision(settings.database), db.newest_revision()
-        with _opened(settings) as database, database.read() as connection:
+        with _open_database(settings) as database, database.read() as connection:
             sqlite = connection.dialect.name == "sqlite"  # PostgreSQL ensures both by itself
             lines = list(connection.execute(sa.text("PRAGMA quick_check")).scalars()) if sqlite else []
             orphans = connection.execute(sa.text("PRAGMA foreign_key_check")).all() if sqlite else []
     except ReelsError as error:
         return [Finding("database", "problem", str(error), broken)]
-    found = [Finding("database", "problem", line, broken) for line in lines[:_SHOWN] if line != "ok"]
+    found = [Finding("database", "problem", line, broken) for line in lines[:_MAX_FINDINGS] if line != "ok"]
     found += [
         Finding("database", "problem", f"row {row[1]} of {row[0]} refers to nothing in {row[2]}", broken)
-        for row in orphans[:_SHOWN]
+        for row in orphans[:_MAX_FINDINGS]
     ]
     if revision != head:
         upgrade = "`reelsrs db upgrade`, or start the service"
@@ -150,75 +150,77 @@ def _database(settings: Settings) -> list[Finding]:
     return found or [Finding("database", "ok", f"sound, schema {revision}")]
 
 
-def _index(settings: Settings, database: Database) -> list[Finding]:
-    generation = _active(database)
+def _check_index(settings: Settings, database: Database) -> list[Finding]:
+    generation = _active_generation(database)
     if generation is None:
         return [Finding("index", "ok", "nothing was embedded yet")]
     found = []
-    for kind in kinds(settings, database, generation):
+    for kind in indexed_kinds(settings, database, generation):
         name = "index of frames" if kind == "frame" else "index"
-        follower = _followed(settings, database, generation, kind)
+        synced = _open_index(settings, database, generation, kind)
         try:
-            if follower.refused:
+            if synced.snapshot_error:
                 again = "`reelsrs index rebuild`, or start the service again"
-                found.append(Finding(name, "problem", f"its snapshot cannot be used: {follower.refused}", again))
-            wrong = follower.differences()
-            with follower.current() as (index, _):
-                words = f"{len(index)} rows, {index.kind}, equal to the database in vectors, captions and categories"
+                found.append(Finding(name, "problem", f"its snapshot cannot be used: {synced.snapshot_error}", again))
+            differences = synced.differences()
+            with synced.current() as (index, _):
+                summary = f"{len(index)} rows, {index.kind}, equal to the database in vectors, captions and categories"
         except Unavailable as error:
             found.append(Finding(name, "problem", str(error), "see that the server of the vectors runs"))
             continue
         finally:
-            follower.close(save=False)
-        found += _some(name, wrong, "`reelsrs index rebuild`") or (
-            [] if follower.refused else [Finding(name, "ok", words)]
+            synced.close(save=False)
+        found += _limited(name, differences, "`reelsrs index rebuild`") or (
+            [] if synced.snapshot_error else [Finding(name, "ok", summary)]
         )
     with database.read() as connection:
-        pictures, texts = generations.missing(connection, generation.id)
-    if pictures or texts:
-        said = f"{len(pictures) + len(texts)} ready videos lack vectors of the model that answers"
-        found.append(Finding("index", "warning", said, "they are embedded once the service is started again"))
+        all_vectors, texts = generations.missing(connection, generation.id)
+    if all_vectors or texts:
+        message = f"{len(all_vectors) + len(texts)} ready videos lack vectors of the model that answers"
+        found.append(Finding("index", "warning", message, "they are embedded once the service is started again"))
     return found
 
 
-def _followed(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
+def _open_index(settings: Settings, database: Database, generation: Generation, kind: Kind) -> VectorIndex:
     """Open the index as the next start would open it.
 
     Try several times, because a running service may replace the snapshot while it is read.
     """
     for _ in range(_TRIES - 1):
-        follower = follow(settings, database, generation, kind)
-        if not follower.refused:
-            return follower
-        follower.close(save=False)
+        synced = open_index(settings, database, generation, kind)
+        if not synced.snapshot_error:
+            return synced
+        synced.close(save=False)
         time.sleep(0.2)
-    return follow(settings, database, generation, kind)
+    return open_index(settings, database, generation, kind)
 
 
-def _store(settings: Settings, database: Database, *, deep: bool) -> list[Finding]:
+def _check_store(settings: Settings, database: Database, *, deep: bool) -> list[Finding]:
     files = open_store(settings.storage, settings.data_dir)
     with database.read() as connection:
         rows = connection.execute(sa.select(db.videos.c.id, db.videos.c.sha256, db.videos.c.size_bytes)).all()
     wrong, size = [], 0
     for name, sha256, size_bytes in rows:
         size += size_bytes
-        problem = _stored(files, sha256, size_bytes, deep=deep)
+        problem = _check_clip(files, sha256, size_bytes, deep=deep)
         if problem:
             with database.read() as connection:  # ignore a video that was deleted meanwhile
-                if catalog.video_by_sha256(connection, sha256) is not None:
+                if video_rows.video_by_sha256(connection, sha256) is not None:
                     wrong.append(f"video {name}: {problem}")
-    marks = set(files.doubtful())
+    marks = set(files.marked())
     if marks:  # marks of uploads and deletions in progress disappear within seconds
         time.sleep(2)
-        marks &= set(files.doubtful())
-    found = _some("store", wrong, "upload the clips again, or restore the last backup")
-    said = [f"clip {sha256[:12]} carries a mark: an upload or a deletion was broken off" for sha256 in sorted(marks)]
-    found += _some("store", said, "start the service again, which settles it")
+        marks &= set(files.marked())
+    found = _limited("store", wrong, "upload the clips again, or restore the last backup")
+    messages = [
+        f"clip {sha256[:12]} carries a mark: an upload or a deletion was broken off" for sha256 in sorted(marks)
+    ]
+    found += _limited("store", messages, "start the service again, which settles it")
     checked = "every byte read" if deep else "sizes compared"
     return found or [Finding("store", "ok", f"{len(rows)} clips, {size / 1e6:,.1f} MB, {checked}")]
 
 
-def _stored(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> str:
+def _check_clip(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> str:
     try:
         blob = files.video(sha256)
         if blob.size_bytes != size_bytes:
@@ -236,7 +238,7 @@ def _stored(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> str:
     return ""
 
 
-def _queue(database: Database) -> list[Finding]:
+def _check_queue(database: Database) -> list[Finding]:
     with database.read() as connection:
         now = db.now(connection)
         waiting = connection.execute(sa.select(sa.func.count()).select_from(db.jobs)).scalar_one()
@@ -255,7 +257,8 @@ def _queue(database: Database) -> list[Finding]:
         found.append(Finding("queue", "warning", f"{stuck} jobs are past their lease", run))
     again = "`POST /v1/videos/{id}/retry` tries one again"
     found += [
-        Finding("queue", "warning", f"{count} videos failed: {reason}", again) for reason, count in failed[:_SHOWN]
+        Finding("queue", "warning", f"{count} videos failed: {reason}", again)
+        for reason, count in failed[:_MAX_FINDINGS]
     ]
     return found
 
@@ -263,104 +266,104 @@ def _queue(database: Database) -> list[Finding]:
 # --- the machine
 
 
-def _settings(settings: Settings) -> Finding:
+def _check_settings(settings: Settings) -> Finding:
     return Finding("settings", "ok", f"model {settings.model}, device {settings.device}, data in {settings.data_dir}")
 
 
-def _versions() -> Finding:
+def _check_versions() -> Finding:
     names = ("torch", "open_clip_torch", "faiss-cpu", "av", "fastapi", "sqlalchemy")
     libraries = ", ".join(f"{name} {version(name)}" for name in names)
     return Finding("versions", "ok", f"ReelsRS {__version__}, Python {platform.python_version()}, {libraries}")
 
 
-def _open_files() -> Finding:
+def _check_open_files() -> Finding:
     try:
         import resource
     except ImportError:
         return Finding("open files", "ok", "this system has no such limit")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
-        return Finding("open files", "warning", f"at most {soft}", f"raise the limit: `ulimit -n {_OPEN_FILES}`")
+    if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
+        return Finding("open files", "warning", f"at most {soft}", f"raise the limit: `ulimit -n {_MIN_OPEN_FILES}`")
     return Finding("open files", "ok", f"at most {soft}")
 
 
-def _folder(settings: Settings) -> list[Finding]:
+def _check_folders(settings: Settings) -> list[Finding]:
     found = []
     folders = {"data folder": settings.data_dir}
     if "://" not in settings.storage:
         folders["store"] = Path(settings.storage)
     for name, path in folders.items():
-        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        free = shutil.disk_usage(existing).free
         try:
-            with tempfile.TemporaryFile(dir=there) as file:
+            with tempfile.TemporaryFile(dir=existing) as file:
                 file.write(bytes(1 << 16))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            said = f"{path} cannot be written: {error.strerror}"
-            found.append(Finding(name, "problem", said, "make room, or give the service's user the right to write"))
+            message = f"{path} cannot be written: {error.strerror}"
+            found.append(Finding(name, "problem", message, "make room, or give the service's user the right to write"))
             continue
-        if free < _LOW_BYTES:
-            said = f"{path} has {free / 1e6:,.0f} MB left"
-            found.append(Finding(name, "warning", said, "make room: a full disk refuses uploads"))
+        if free < _MIN_FREE_BYTES:
+            message = f"{path} has {free / 1e6:,.0f} MB left"
+            found.append(Finding(name, "warning", message, "make room: a full disk refuses uploads"))
         else:
             found.append(Finding(name, "ok", f"{path} can be written, {free / 1e9:,.1f} GB left"))
     return found
 
 
-def _decoder() -> Finding:
+def _check_decoder() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         decoder = Decoder(Limits(60, 1 << 20))
         try:
             write_clip(distinct_scenes(1, seed=1)[0], clip, seconds=0.5, fps=8, width=64, height=64)
-            sample = decoder.sample(clip, Sampling(2), Picture(32, 32))
+            sample = decoder.sample(clip, Sampling(2), ImageSpec(32, 32))
         except (ReelsError, OSError) as error:
             return Finding("decoder", "problem", f"it does not decode: {error}", "install ReelsRS and PyAV anew")
         finally:
             decoder.close()
     if len(sample.times) != 2:
         return Finding("decoder", "problem", f"{len(sample.times)} frames of 2 were found", "install PyAV anew")
-    if decoder.unconfined:
-        said = f"decodes, without a filter of system calls: {decoder.unconfined}"
-        return Finding("decoder", "warning", said, "let only people upload whom you trust")
+    if decoder.unsandboxed_reason:
+        message = f"decodes, without a filter of system calls: {decoder.unsandboxed_reason}"
+        return Finding("decoder", "warning", message, "let only people upload whom you trust")
     return Finding("decoder", "ok", "decodes a clip, in its jail")
 
 
-def _models(settings: Settings) -> list[Finding]:
+def _check_models(settings: Settings) -> list[Finding]:
     """Check the model of the active generation, and the configured model if it differs."""
     active = None
     with suppress(ReelsError):  # `_database` has reported the error already
-        if _is_there(settings):
-            with _opened(settings) as database:
-                active = _active(database)
+        if _exists(settings):
+            with _open_database(settings) as database:
+                active = _active_generation(database)
     if active is None:
-        return [_model(settings, settings.model, settings.precision, None)]
-    found = [_model(settings, active.model, active.precision, active)]
-    model, precision = settings.wish
+        return [_check_model(settings, settings.model, settings.precision, None)]
+    found = [_check_model(settings, active.model, active.precision, active)]
+    model, precision = settings.requested_model
     if model not in (None, active.model) or precision not in (None, active.precision):
-        found.append(_model(settings, model or active.model, precision or settings.precision, None))
+        found.append(_check_model(settings, model or active.model, precision or settings.precision, None))
     return found
 
 
-def _model(settings: Settings, name: str, precision: str, known: Generation | None) -> Finding:
+def _check_model(settings: Settings, name: str, precision: str, known: Generation | None) -> Finding:
     try:
-        model = loading.load(name, device=settings.device, precision=precision, keep=settings.data_dir / "models")
+        model = loading.load(name, device=settings.device, precision=precision, cache_dir=settings.data_dir / "models")
         model.embed_texts(["a word"])
     except ReelsError as error:
         return Finding("model", "problem", str(error), "see `reelsrs config`, or wait for the network")
-    words = f"{name} embeds on {model.device} in {model.generation.precision}"
+    description = f"{name} embeds on {model.device} in {model.generation.precision}"
     if known is not None and known.id != model.generation.id:
-        said = f"{words}, but its weights are not those that the library was embedded with"
-        return Finding("model", "warning", said, "bring those back, or start the service, which embeds anew")
-    return Finding("model", "ok", words)
+        message = f"{description}, but its weights are not those that the library was embedded with"
+        return Finding("model", "warning", message, "bring those back, or start the service, which embeds anew")
+    return Finding("model", "ok", description)
 
 
 # --- helpers
 
 
-def _is_there(settings: Settings) -> bool:
+def _exists(settings: Settings) -> bool:
     """Return whether the library has a database, without creating one as opening a SQLite file would."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
@@ -368,17 +371,17 @@ def _is_there(settings: Settings) -> bool:
     return db.revision(settings.database) is not None
 
 
-def _opened(settings: Settings) -> closing[Database]:
+def _open_database(settings: Settings) -> closing[Database]:
     return closing(Database(settings.database))
 
 
-def _active(database: Database) -> Generation | None:
+def _active_generation(database: Database) -> Generation | None:
     with database.read() as connection:
         return generation_rows.active_generation(connection)
 
 
-def _some(check: str, problems: list[str], do: str) -> list[Finding]:
-    found = [Finding(check, "problem", said, do) for said in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        found.append(Finding(check, "problem", f"and {len(problems) - _SHOWN} more of the kind", do))
+def _limited(check: str, problems: list[str], fix: str) -> list[Finding]:
+    found = [Finding(check, "problem", message, fix) for message in problems[:_MAX_FINDINGS]]
+    if len(problems) > _MAX_FINDINGS:
+        found.append(Finding(check, "problem", f"and {len(problems) - _MAX_FINDINGS} more of the kind", fix))
     return found

@@ -25,13 +25,13 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.bootstrap import Runtime
-from service.database import catalog, vector_rows
-from service.database.maps import Map
+from service.database import vector_rows, video_rows
+from service.database.projection_rows import Projection
 from service.models import Blob, Generation, Kind, Vectors, Video
 from service.projections.arrow import write_parquet
 
 UNCATEGORISED = "_uncategorised"
-_PAGE = 256
+_PAGE_VIDEOS = 256
 
 
 def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], None] = lambda _: None) -> int:
@@ -51,7 +51,7 @@ def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], Non
 
 
 def export_table(
-    runtime: Runtime, path: Path, state: Map | None = None, on_done: Callable[[Video], None] = lambda _: None
+    runtime: Runtime, path: Path, state: Projection | None = None, on_done: Callable[[Video], None] = lambda _: None
 ) -> int:
     """Write every ready video to one Parquet file, and return the number of videos.
 
@@ -67,10 +67,10 @@ def export_table(
         ConfigurationError: Nothing was ever embedded.
     """
     generation = runtime.generation()
-    places: dict[int, Vectors] = {}
+    coordinates: dict[int, Vectors] = {}
     if state is not None:
-        points = runtime.atlas.points(state)
-        places = dict(zip(points.keys.tolist(), points.coordinates, strict=True))
+        points = runtime.projections.points(state)
+        coordinates = dict(zip(points.video_pks.tolist(), points.coordinates, strict=True))
     axes = () if state is None else ("x", "y", "z")[: state.spec.dimensions]
     count = 0
 
@@ -80,8 +80,8 @@ def export_table(
             rows = []
             for video in page:
                 row = _row(runtime, connection, video, generation)
-                if video.key in places:
-                    row |= dict(zip(axes, places[video.key].tolist(), strict=True))
+                if video.pk in coordinates:
+                    row |= dict(zip(axes, coordinates[video.pk].tolist(), strict=True))
                 rows.append(row)
                 on_done(video)
             count += len(page)
@@ -101,18 +101,18 @@ def _pages(runtime: Runtime) -> Iterator[tuple[sa.Connection, list[Video]]]:
     before = None
     while True:
         with runtime.db.read() as connection:
-            page = catalog.list_videos(connection, status="ready", before=before, limit=_PAGE)
+            page = video_rows.list_videos(connection, status="ready", before=before, limit=_PAGE_VIDEOS)
             yield connection, page
-        if len(page) < _PAGE:
+        if len(page) < _PAGE_VIDEOS:
             return
-        before = page[-1].key
+        before = page[-1].pk
 
 
 def _vectors(
     runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation
 ) -> dict[str, Vectors | None]:
     kinds: dict[str, Kind] = {"frame": "frame", "aggregated": runtime.settings.aggregation, "text": "text"}
-    return {name: vector_rows.vectors(connection, video.key, generation, kind) for name, kind in kinds.items()}
+    return {name: vector_rows.vectors(connection, video.pk, generation, kind) for name, kind in kinds.items()}
 
 
 def _path(blob: Blob) -> str | None:
@@ -122,7 +122,7 @@ def _path(blob: Blob) -> str | None:
 def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation) -> dict[str, Any]:
     vectors = _vectors(runtime, connection, video, generation)
     frames, aggregated, text = vectors["frame"], vectors["aggregated"], vectors["text"]
-    sources = [path for path in catalog.source_paths(connection, video.key) if Path(path).is_file()]
+    sources = [path for path in video_rows.source_paths(connection, video.pk) if Path(path).is_file()]
     return {
         "id": video.id,
         "title": video.title,

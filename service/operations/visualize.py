@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from service.bootstrap import Runtime
-from service.database import catalog
-from service.database.maps import Map, Points, Spec
+from service.database import video_rows
+from service.database.projection_rows import Points, Projection, ProjectionSpec
 from service.errors import InvalidInput
 from service.models import Video
 
@@ -24,18 +24,18 @@ _COLOURS = (
 )
 _ENDINGS = (".html", ".htm", ".png", ".svg")
 _UNCATEGORISED = "no category"
-_MANY = 5_000
+_RASTER_POINTS = 5_000
 """Number of points above which an SVG holds them as a raster image, and a page draws them with WebGL."""
 
 
-def write_map(
+def write_projection(
     runtime: Runtime,
     output: Path,
-    spec: Spec,
+    spec: ProjectionSpec,
     *,
     refit: bool = False,
     progress: Callable[[float], None] = lambda _: None,
-) -> Map:
+) -> Projection:
     """Write the projection of `spec` to `output`, in the format of its extension: .html, .png or .svg.
 
     Args:
@@ -55,17 +55,17 @@ def write_map(
     ending = output.suffix.lower()
     if ending not in _ENDINGS:
         raise InvalidInput("output", f"must end in .html, .png or .svg, not {ending or 'nothing'}")
-    state = runtime.atlas.ready(spec, refit=refit, progress=progress)
+    state = runtime.projections.fit_and_wait(spec, refit=refit, progress=progress)
     if state.points == 0:
         raise InvalidInput("embedding_type", "there is no embedding of this type in the library")
-    points = runtime.atlas.points(state)
+    points = runtime.projections.points(state)
     title = f"{len(points.ids):,} {spec.embedding} embeddings, {spec.method.upper()}"
     output.parent.mkdir(parents=True, exist_ok=True)
     if ending in (".png", ".svg"):
         _draw(output, points, title)
         return state
     with runtime.db.read() as connection:
-        videos = catalog.videos_by_key(connection, set(points.keys.tolist()))
+        videos = video_rows.videos_by_pk(connection, set(points.video_pks.tolist()))
     # The script is embedded in the file, so that the page opens without a network.
     _figure(points, videos, title).write_html(
         output, include_plotlyjs=True, default_height="96vh", config={"displaylogo": False, "responsive": True}
@@ -95,7 +95,7 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
 
     spatial = points.coordinates.shape[1] == 3
     size, opacity = _size(len(points.ids))
-    flat = go.Scattergl if len(points.ids) > _MANY else go.Scatter
+    flat = go.Scattergl if len(points.ids) > _RASTER_POINTS else go.Scatter
     figure = go.Figure()
     for name, colour, rows in _groups(points):
         x, y, *z = points.coordinates[rows].T
@@ -103,7 +103,7 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
             "mode": "markers",
             "name": escape(name),
             "marker": {"size": size / 2 if spatial else size, "opacity": opacity, "color": colour},
-            "text": [_label(points, row, videos[int(points.keys[row])]) for row in rows],
+            "text": [_label(points, row, videos[int(points.video_pks[row])]) for row in rows],
             "hovertemplate": "%{text}<extra></extra>",
         }
         figure.add_trace(go.Scatter3d(x=x, y=y, z=z[0], **shared) if spatial else flat(x=x, y=y, **shared))
@@ -150,7 +150,7 @@ def _draw(output: Path, points: Points, title: str) -> None:
             color=colour,
             alpha=opacity,
             linewidths=0,
-            rasterized=len(points.ids) > _MANY,
+            rasterized=len(points.ids) > _RASTER_POINTS,
         )
         # matplotlib starts a formula at a dollar sign, and omits labels that start with _ from the legend.
         drawn.append((dots, (" " if name.startswith("_") else "") + name.replace("$", r"\$")))

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from service.database.maps import Spec
-from service.models import Keys, Vectors
+from service.database.projection_rows import ProjectionSpec
+from service.models import Vectors, VideoPks
 
 
-def digest(spec: Spec, keys: Keys, counts: Keys, vectors: Vectors) -> str:
+def vectors_digest(spec: ProjectionSpec, video_pks: VideoPks, counts: VideoPks, vectors: Vectors) -> str:
     """Return 32 hex digits (of a SHA-256) that identify the generation, kind and vectors of a fit.
 
-    `keys` (M,) are video primary keys, `counts` (M,) the number of vectors of each video, and `vectors` (N, D) all of
+    `video_pks` (M,) are primary keys, `counts` (M,) the number of vectors of each video, and `vectors` (N, D) all of
     them.
     """
     found = hashlib.sha256(f"{spec.generation} {spec.kind}".encode())
-    for array in (keys, counts, vectors):
+    for array in (video_pks, counts, vectors):
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()[:32]
 

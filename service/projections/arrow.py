@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from service.database.maps import Points
+from service.database.projection_rows import Points
 
 
 def points_stream(points: Points) -> bytes:

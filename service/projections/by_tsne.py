@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from service.models import Neighbours, Vectors
-from service.projections.fits import Fit, Progress, with_itself
+from service.projections.fits import Fit, ProgressCallback, with_self
 
 
 def fit_tsne(
-    start: npt.NDArray[np.float64], neighbours: Neighbours, perplexity: float, seed: int, progress: Progress
+    start: npt.NDArray[np.float64], neighbours: Neighbours, perplexity: float, seed: int, progress: ProgressCallback
 ) -> Vectors:
     """Fit t-SNE to N points; return (N, dimensions) float32.
 
@@ -35,13 +35,13 @@ def fit_tsne(
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
 
-        itself = with_itself(neighbours)  # scikit-learn drops the nearest as the point itself, whatever it is
-        order = np.argsort(itself.rows, axis=1)
+        knn = with_self(neighbours)  # scikit-learn drops the nearest as the point itself, whatever it is
+        order = np.argsort(knn.rows, axis=1)
         graph = csr_matrix(
             (
-                np.take_along_axis(itself.distances, order, axis=1).ravel(),
-                np.take_along_axis(itself.rows, order, axis=1).ravel(),
-                np.arange(0, itself.rows.size + 1, itself.rows.shape[1]),
+                np.take_along_axis(knn.distances, order, axis=1).ravel(),
+                np.take_along_axis(knn.rows, order, axis=1).ravel(),
+                np.arange(0, knn.rows.size + 1, knn.rows.shape[1]),
             ),
             shape=(count, count),
         )
@@ -74,7 +74,7 @@ def fit_tsne(
     return np.asarray(model.fit(affinities=affinities, initialization=start), np.float32)
 
 
-def place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
+def transform_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
     """Place M new points by minimising t-SNE's cost of each, with the fitted points held still.
 
     Return (M, 2) float32. The search starts at the median of a point's neighbours. Perplexity, exaggeration and start
@@ -98,14 +98,14 @@ def place_tsne(fit: Fit, neighbours: Neighbours) -> Vectors:
         value = float(attraction @ np.log(near) + np.log(total))
         return value, 2 * ((attraction / near) @ steps - repulsion)
 
-    placed = np.empty((len(neighbours.rows), 2))
+    coordinates = np.empty((len(neighbours.rows), 2))
     squares = neighbours.distances[:, : int(3 * perplexity)].astype(np.float64) ** 2
     strengths = _affinities(squares, min(perplexity, squares.shape[1] / 3))
     for number, rows in enumerate(neighbours.rows):
         start = np.median(fit.coordinates[rows[:25]].astype(np.float64), axis=0)
         its = fit.coordinates[rows[: squares.shape[1]]].astype(np.float64)
-        placed[number] = minimize(cost, start, (its, exaggeration * strengths[number]), "L-BFGS-B", jac=True).x
-    return placed.astype(np.float32)
+        coordinates[number] = minimize(cost, start, (its, exaggeration * strengths[number]), "L-BFGS-B", jac=True).x
+    return coordinates.astype(np.float32)
 
 
 def _affinities(squares: npt.NDArray[np.float64], perplexity: float) -> npt.NDArray[np.float64]:

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.models import Neighbours, Vectors
-from service.projections.fits import Fit, Parameters, Progress, with_itself
+from service.projections.fits import Fit, Parameters, ProgressCallback, with_self
 
 
 class _Ticker:
     """File object for tqdm, umap's only way to report progress; tqdm writes percentages to it."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: ProgressCallback) -> None:
         self._progress = progress
 
     def write(self, text: str) -> None:
@@ -32,7 +32,7 @@ def fit_umap(
     neighbours: Neighbours,
     given: Parameters,
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Fit:
     """Fit UMAP to (N, D) vectors; return coordinates, and the parameters a and b of UMAP's curve.
 
@@ -49,13 +49,13 @@ def fit_umap(
 
     count, dimensions = start.shape
     size = min(int(given["n_neighbors"]), count)
-    itself = with_itself(Neighbours(neighbours.rows[:, : size - 1], neighbours.distances[:, : size - 1]))
+    knn = with_self(Neighbours(neighbours.rows[:, : size - 1], neighbours.distances[:, : size - 1]))
     model = umap.UMAP(
         n_components=dimensions,
         n_neighbors=size,
         min_dist=float(given["min_dist"]),
         init=start,
-        precomputed_knn=(itself.rows, itself.distances, None),
+        precomputed_knn=(knn.rows, knn.distances, None),
         force_approximation_algorithm=True,  # otherwise it computes the neighbours of few points again
         random_state=seed,
         n_jobs=1,
@@ -66,7 +66,7 @@ def fit_umap(
     return Fit(coordinates, {"a": np.array(a), "b": np.array(b)})
 
 
-def place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
+def transform_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vectors:
     """Place M new points as umap's transform does; return (M, dimensions) float32.
 
     Start at the mean of the `size` nearest neighbours, weighted by membership. Then run 100 epochs of stochastic
@@ -76,25 +76,25 @@ def place_umap(fit: Fit, neighbours: Neighbours, size: int, seed: int) -> Vector
     epochs, negatives = 100, 5
     a, b = float(fit.model["a"]), float(fit.model["b"])
     distances = neighbours.distances[:, :size].astype(np.float64)
-    rows, placed = neighbours.rows[:, :size], fit.coordinates.astype(np.float64)
+    rows, fitted = neighbours.rows[:, :size], fit.coordinates.astype(np.float64)
     strengths = np.exp(-distances / _bandwidths(distances, math.log2(max(size, 2))))
     strengths /= strengths.max(axis=1, keepdims=True)
-    at = (placed[rows] * (strengths / strengths.sum(axis=1, keepdims=True))[:, :, None]).sum(axis=1)
+    at = (fitted[rows] * (strengths / strengths.sum(axis=1, keepdims=True))[:, :, None]).sum(axis=1)
     rng = np.random.default_rng(seed)
     for epoch in range(1, epochs):
         rate = 0.25 * (1 - epoch / epochs)
         # An edge of strength s is used in every 1/s-th epoch.
         due = np.floor(epoch * strengths) > np.floor((epoch - 1) * strengths)
         due &= strengths >= 1 / epochs
-        others = rng.integers(len(placed), size=(rows.shape[1], negatives))  # the same for every new point
+        others = rng.integers(len(fitted), size=(rows.shape[1], negatives))  # the same for every new point
         for edge in range(rows.shape[1]):
-            step = at - placed[rows[:, edge]]
+            step = at - fitted[rows[:, edge]]
             square = (step**2).sum(axis=1, keepdims=True)
             safe = np.maximum(square, 1e-12)
             pull = np.clip(-2 * a * b * safe ** (b - 1) / (1 + a * safe**b) * step, -4, 4)
             moved = at + rate * pull
             for other in others[edge]:
-                step = moved - placed[other]
+                step = moved - fitted[other]
                 square = (step**2).sum(axis=1, keepdims=True)
                 moved = moved + rate * np.clip(2 * b / ((0.001 + square) * (1 + a * square**b)) * step, -4, 4)
             at = np.where(due[:, edge, None], moved, at)

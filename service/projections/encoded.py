@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from cachetools import LRUCache
 
-from service.database import change_log, maps
+from service.database import change_log, projection_rows
 from service.database.db import Database
-from service.database.maps import Points
+from service.database.projection_rows import Points
 from service.errors import NotReady
 
-_KEPT = 4
+_CACHE_ENTRIES = 4
 
 
 class EncodedPoints:
@@ -27,25 +27,25 @@ class EncodedPoints:
         self._db = db
         self._lock = threading.Lock()
         # By projection and encoder: the state that was encoded, the SHA-256 of the data, and the gzip data.
-        self._kept: LRUCache[tuple[int, str], tuple[tuple[int, int], str, bytes]] = LRUCache(_KEPT)
+        self._cache: LRUCache[tuple[int, str], tuple[tuple[int, int], str, bytes]] = LRUCache(_CACHE_ENTRIES)
 
-    def of(self, map_id: str, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
+    def get(self, projection_id: str, encode: Callable[[Points], bytes]) -> tuple[str, bytes]:
         """Return the points of a projection as `encode` writes them: the SHA-256 of the data, and the data as gzip.
 
         The SHA-256 is that of the data before compression. Raises NotFound, and NotReady if the projection was never
         fitted.
         """
         with self._db.read() as connection:
-            state = maps.row_by_id(connection, map_id)
+            state = projection_rows.row_by_id(connection, projection_id)
             if state.fitted_at is None:
                 raise NotReady(state.id, state.status, "projection")
-            stamp = (state.version, change_log.last_change(connection, state.spec.generation))
-            name = (state.key, encode.__name__)
+            version = (state.version, change_log.last_change(connection, state.spec.generation))
+            cache_key = (state.pk, encode.__name__)
             with self._lock:
-                known = self._kept.get(name)
-            if known is None or known[0] != stamp:
-                data = encode(maps.points(connection, state))
-                known = (stamp, hashlib.sha256(data).hexdigest(), gzip.compress(data, 6, mtime=0))
+                entry = self._cache.get(cache_key)
+            if entry is None or entry[0] != version:
+                data = encode(projection_rows.points(connection, state))
+                entry = (version, hashlib.sha256(data).hexdigest(), gzip.compress(data, 6, mtime=0))
         with self._lock:
-            self._kept[name] = known
-        return known[1:]
+            self._cache[cache_key] = entry
+        return entry[1:]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from service.models import Neighbours, Vectors
 
 Parameters = dict[str, int | float]
-Progress = Callable[[float], None]
+ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,9 @@ class Fit:
     model: dict[str, npt.NDArray[Any]]
 
 
-def with_itself(neighbours: Neighbours) -> Neighbours:
+def with_self(neighbours: Neighbours) -> Neighbours:
     """Add each point as its own first neighbour, at distance 0, as umap and scikit-learn expect."""
-    itself = np.arange(len(neighbours.rows), dtype=np.int32)[:, None]
-    return Neighbours(np.concatenate([itself, neighbours.rows], axis=1), np.pad(neighbours.distances, ((0, 0), (1, 0))))
+    own_rows = np.arange(len(neighbours.rows), dtype=np.int32)[:, None]
+    return Neighbours(
+        np.concatenate([own_rows, neighbours.rows], axis=1), np.pad(neighbours.distances, ((0, 0), (1, 0)))
+    )

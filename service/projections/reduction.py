@@ -20,17 +20,17 @@ import numpy.typing as npt
 
 from service.errors import InvalidInput
 from service.models import Method, Neighbours, Vectors
-from service.projections.by_tsne import fit_tsne, place_tsne
-from service.projections.by_umap import fit_umap, place_umap
-from service.projections.fits import Fit, Parameters, Progress
+from service.projections.by_tsne import fit_tsne, transform_tsne
+from service.projections.by_umap import fit_umap, transform_umap
+from service.projections.fits import Fit, Parameters, ProgressCallback
 
-_FEWEST_FOR_NEIGHBOURS = 5
-_SAME = 1e-3
+_MIN_NEIGHBOUR_POINTS = 5
+_SAME_DISTANCE = 1e-3
 """Distance up to which two vectors count as equal.
 
 Half precision puts two embeddings of one image this far apart.
 """
-_CHUNK = 4096
+_CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ _PARAMETERS: dict[Method, dict[str, _Range]] = {
 }
 
 
-def effective(method: Method, parameters: Mapping[str, object]) -> Parameters:
+def complete_parameters(method: Method, parameters: Mapping[str, object]) -> Parameters:
     """Return all parameters of a method: the given ones, checked, and defaults for the others.
 
     Raises InvalidInput, which names the parameter, if the method does not have it, or its value is out of range or not
@@ -89,15 +89,15 @@ def effective(method: Method, parameters: Mapping[str, object]) -> Parameters:
 
 def neighbours_needed(method: Method, count: int, parameters: Mapping[str, object]) -> int:
     """Return how many neighbours of each of `count` points fitting and placing need; 0 if none."""
-    given = effective(method, parameters)
-    if method == "pca" or count < _FEWEST_FOR_NEIGHBOURS:
+    given = complete_parameters(method, parameters)
+    if method == "pca" or count < _MIN_NEIGHBOUR_POINTS:
         return 0
     wanted = given["n_neighbors"] if method == "umap" else 3 * given["perplexity"] + 1
     return min(int(wanted), count - 1)
 
 
-def placeable(method: Method, dimensions: int) -> bool:
-    """Return whether `place` can add new points to a projection by this method in so many dimensions."""
+def can_transform(method: Method, dimensions: int) -> bool:
+    """Return whether `transform` can add new points to a projection by this method in so many dimensions."""
     return method != "tsne" or dimensions == 2
 
 
@@ -109,7 +109,7 @@ def fit(
     seed: int = 0,
     parameters: Mapping[str, object],
     neighbours: Neighbours | None,
-    progress: Progress = lambda _: None,
+    progress: ProgressCallback = lambda _: None,
 ) -> Fit:
     """Fit a projection to (N, D) unit vectors.
 
@@ -129,17 +129,17 @@ def fit(
             reports nothing until the end.
 
     Raises:
-        InvalidInput: If `dimensions` is not 2 or 3, or `effective` refuses a parameter.
+        InvalidInput: If `dimensions` is not 2 or 3, or `complete_parameters` refuses a parameter.
     """
     if dimensions not in (2, 3):
         raise InvalidInput("dimensions", f"must be 2 or 3, not {dimensions}")
-    given, count = effective(method, parameters), len(vectors)
+    given, count = complete_parameters(method, parameters), len(vectors)
     progress(0.0)
     if count == 0:
         return Fit(np.zeros((0, dimensions), np.float32), {})
     flat = _pca(vectors, dimensions)
-    if method == "pca" or count < _FEWEST_FOR_NEIGHBOURS:
-        made = flat
+    if method == "pca" or count < _MIN_NEIGHBOUR_POINTS:
+        result = flat
     else:
         wanted = neighbours_needed(method, count, parameters)
         if neighbours is None or len(neighbours.rows) != count or neighbours.rows.shape[1] < wanted:
@@ -149,14 +149,14 @@ def fit(
         start = _spread(flat.coordinates) + np.random.default_rng(seed).normal(0, 1e-3, flat.coordinates.shape)
         with _quiet():
             if method == "umap":
-                made = fit_umap(vectors, start, found, given, seed, progress)
+                result = fit_umap(vectors, start, found, given, seed, progress)
             else:
-                made = Fit(fit_tsne(start * 1e-4, found, float(given["perplexity"]), seed, progress), {})
+                result = Fit(fit_tsne(start * 1e-4, found, float(given["perplexity"]), seed, progress), {})
     progress(1.0)
-    return made
+    return result
 
 
-def place(
+def transform(
     vectors: Vectors,
     fit: Fit,
     method: Method,
@@ -183,7 +183,7 @@ def place(
         neighbours: `neighbours_needed` neighbours of each new vector among the fitted ones.
 
     Raises:
-        InvalidInput: If the projection is not `placeable`, unless it has so few points that PCA fitted it.
+        InvalidInput: If `can_transform` is False, unless the projection has so few points that PCA fitted it.
     """
     dimensions = fit.coordinates.shape[1]
     if "components" in fit.model:
@@ -191,19 +191,19 @@ def place(
         # One product of matrices is not used: its last digits would depend on the number of rows.
         projected = [fit.model["components"] @ row for row in centred]
         return np.array(projected, dtype=np.float32).reshape(-1, dimensions)
-    if not placeable(method, dimensions):
+    if not can_transform(method, dimensions):
         raise InvalidInput("method", f"{method} takes no new points into a map of {dimensions} dimensions")
     if len(vectors) == 0:
         return np.zeros((0, dimensions), np.float32)
     if len(neighbours.rows) != len(vectors) or neighbours.rows.shape[1] == 0:
         raise ValueError(f"{len(vectors)} vectors do not fit neighbours of {neighbours.rows.shape}")
-    given = effective(method, parameters)
+    given = complete_parameters(method, parameters)
     if method == "umap":
-        placed = place_umap(fit, neighbours, int(given["n_neighbors"]), seed)
+        transformed = transform_umap(fit, neighbours, int(given["n_neighbors"]), seed)
     else:
-        placed = place_tsne(fit, neighbours)
-    same = neighbours.distances[:, :1] <= _SAME
-    return np.where(same, fit.coordinates[neighbours.rows[:, 0]], placed).astype(np.float32)
+        transformed = transform_tsne(fit, neighbours)
+    same = neighbours.distances[:, :1] <= _SAME_DISTANCE
+    return np.where(same, fit.coordinates[neighbours.rows[:, 0]], transformed).astype(np.float32)
 
 
 def quality(vectors: Vectors, coordinates: Vectors, *, neighbours: int, sample: int, seed: int = 0) -> Quality | None:
@@ -241,8 +241,8 @@ def _pca(vectors: Vectors, dimensions: int) -> Fit:
 
     def centred() -> Iterator[Vectors]:
         # In chunks: each product is exact enough in single precision, their sum is in double precision.
-        for start in range(0, len(vectors), _CHUNK):
-            yield vectors[start : start + _CHUNK] - mean.astype(np.float32)
+        for start in range(0, len(vectors), _CHUNK_ROWS):
+            yield vectors[start : start + _CHUNK_ROWS] - mean.astype(np.float32)
 
     _, directions = np.linalg.eigh(sum((part.T @ part).astype(np.float64) for part in centred()))
     components = directions.T[::-1][:dimensions]

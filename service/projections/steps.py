@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from service.projections.fits import Progress
+from service.projections.fits import ProgressCallback
 
 
 class Cancelled(Exception):
     """The fit was cancelled, or its claim was lost."""
 
 
-class Lost(Exception):
+class FittedVectorsLost(Exception):
     """The vectors that a projection was fitted to no longer exist."""
 
 
-class Steps:
+class ProgressParts:
     """Combined progress of the parts of a fit, reported at most a hundred times."""
 
-    def __init__(self, report: Progress) -> None:
-        self._report = report
-        self._told = 0.0
+    def __init__(self, on_progress: ProgressCallback) -> None:
+        self._on_progress = on_progress
+        self._reported = 0.0
 
-    def reached(self, done: float) -> None:
+    def report(self, done: float) -> None:
         """Report that the share `done` (0 to 1) is reached, unless it has grown by less than 0.01."""
-        if done >= self._told + 0.01:
-            self._told = done
-            self._report(done)
+        if done >= self._reported + 0.01:
+            self._reported = done
+            self._on_progress(done)
 
-    def part(self, start: float, end: float) -> Progress:
+    def part(self, start: float, end: float) -> ProgressCallback:
         """Return a progress callback for the part of the fit from `start` to `end` (0 to 1)."""
-        return lambda share: self.reached(start + (end - start) * min(max(share, 0.0), 1.0))
+        return lambda share: self.report(start + (end - start) * min(max(share, 0.0), 1.0))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from service.database import catalog
+from service.database import video_rows
 from service.database.db import Database
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
 from service.media import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
@@ -47,15 +47,15 @@ all sides.
 
 # Least motion that a difference is compared with, as energy relative to the clip's contrast. Without this limit, the
 # encoding noise of a clip that hardly moves would make it differ from its own near-duplicate.
-_LEAST_MOTION = 0.1
+_MIN_MOTION = 0.1
 # Weight of a difference that is the same in every frame. A crop that is off by a fraction of a pixel causes up to 0.04
 # of the contrast, another scene more than 1.
 _CONSTANT_WEIGHT = 0.5
 _BLOCKS = FINGERPRINT_SIDE // 2  # a block is 2 x 2 pixels
 
 _FORMAT = b"reelsrs fingerprint 1\n"  # new number if `media.fingerprint` yields other images
-_CACHED = 512  # fingerprints in memory, at most 256 kB each, twice that with borders
-_PAGE = 1024
+_CACHE_SIZE = 512  # fingerprints in memory, at most 256 kB each, twice that with borders
+_PAGE_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Group:
     """Near-duplicates of one recording: the best video, which is worth keeping, and the others, most similar first."""
 
     best: Video
-    copies: tuple[Duplicate, ...]
+    near_duplicates: tuple[Duplicate, ...]
 
 
 def similarity(a: Fingerprint, b: Fingerprint) -> float:
@@ -82,18 +82,18 @@ def similarity(a: Fingerprint, b: Fingerprint) -> float:
 
     The result is 0 if a fingerprint is empty.
     """
-    if not a.pictures.size or not b.pictures.size:
+    if not a.images.size or not b.images.size:
         return 0.0
     # The apparent border of a dark scene may not be detected in the clip that the scene was cut from. A clip with a
     # border and a clip without are therefore compared with and without the border. Two clips with borders are compared
     # without them only, because the borders alone would make them similar.
-    ways = 1 if len(a.pictures) == len(b.pictures) else 2
-    return max(_similarity(one, other) for one in a.pictures[:ways] for other in b.pictures[:ways])
+    variants = 1 if len(a.images) == len(b.images) else 2
+    return max(_similarity(one, other) for one in a.images[:variants] for other in b.images[:variants])
 
 
 def _similarity(a: Pixels, b: Pixels) -> float:
     """Return the similarity of two fingerprints' frames, (N, 16, 16) uint8, in the better direction."""
-    first, second = _normalised(a), _normalised(b)
+    first, second = _normalise(a), _normalise(b)
     distances = (first**2).sum(axis=1)[:, None] - 2 * first @ second.T + (second**2).sum(axis=1)
     unexplained = min(
         _unexplained(first, second, distances.argmin(axis=1)),
@@ -115,18 +115,18 @@ class Duplicates:
         self._files = files
         self._decoder = decoder
         self._candidates = candidates
-        self._cached = lru_cache(_CACHED)(self._load)
+        self._load_cached = lru_cache(_CACHE_SIZE)(self._load)
 
-    def of(self, video_id: str) -> tuple[Duplicate, ...]:
+    def find(self, video_id: str) -> tuple[Duplicate, ...]:
         """Return the near-duplicates of a video, best first. Raises NotFound, NotReady.
 
         The first search for a clip decodes the clip and its candidates, which takes about half a second each.
         """
         with self._db.read() as connection:
-            video = catalog.video(connection, video_id)
+            video = video_rows.video(connection, video_id)
         if video.status != "ready":
             raise NotReady(video.id, video.status)
-        return self._copies(video, self._candidates(video))
+        return self._near_duplicates(video, self._candidates(video))
 
     def groups(self, progress: Callable[[], None] | None = None) -> tuple[Group, ...]:
         """Return all near-duplicates in the library, in groups. `progress` is called once for each ready video.
@@ -140,28 +140,30 @@ class Duplicates:
         videos = self._ready()
         neighbours = self._neighbours(videos)
         found: list[Group] = []
-        waiting = {video.key: video for video in sorted(videos, key=_rank)}
-        for key in list(waiting):
+        waiting = {video.pk: video for video in sorted(videos, key=_rank)}
+        for pk in list(waiting):
             if progress is not None:
                 progress()
-            best = waiting.pop(key, None)
+            best = waiting.pop(pk, None)
             if best is None:
                 continue
-            copies = self._copies(best, (waiting[near] for near in sorted(neighbours[key]) if near in waiting))
-            if copies:
-                found.append(Group(best, copies))
-            for copy in copies:
-                del waiting[copy.video.key]
+            near_duplicates = self._near_duplicates(
+                best, (waiting[near] for near in sorted(neighbours[pk]) if near in waiting)
+            )
+            if near_duplicates:
+                found.append(Group(best, near_duplicates))
+            for duplicate in near_duplicates:
+                del waiting[duplicate.video.pk]
         return tuple(found)
 
     def _ready(self) -> list[Video]:
         videos: list[Video] = []
         while True:
             with self._db.read() as connection:
-                before = videos[-1].key if videos else None
-                page = catalog.list_videos(connection, status="ready", before=before, limit=_PAGE)
+                before = videos[-1].pk if videos else None
+                page = video_rows.list_videos(connection, status="ready", before=before, limit=_PAGE_SIZE)
             videos += page
-            if len(page) < _PAGE:
+            if len(page) < _PAGE_SIZE:
                 return videos
 
     def _neighbours(self, videos: Iterable[Video]) -> dict[int, set[int]]:
@@ -170,16 +172,16 @@ class Duplicates:
         If a video proposes another, the reverse counts as proposed: of many near-duplicates, not all fit into each
         other's candidates.
         """
-        neighbours: dict[int, set[int]] = {video.key: set() for video in videos}
+        neighbours: dict[int, set[int]] = {video.pk: set() for video in videos}
         for video in videos:
             for candidate in self._candidates(video):
-                if candidate.key in neighbours:  # otherwise it became ready after the list was read
-                    neighbours[video.key].add(candidate.key)
-                    neighbours[candidate.key].add(video.key)
+                if candidate.pk in neighbours:  # otherwise it became ready after the list was read
+                    neighbours[video.pk].add(candidate.pk)
+                    neighbours[candidate.pk].add(video.pk)
         return neighbours
 
-    def _copies(self, video: Video, candidates: Iterable[Video]) -> tuple[Duplicate, ...]:
-        others = [other for other in candidates if other.key != video.key]
+    def _near_duplicates(self, video: Video, candidates: Iterable[Video]) -> tuple[Duplicate, ...]:
+        others = [other for other in candidates if other.pk != video.pk]
         if not others or (own := self._fingerprint(video)) is None:
             return ()
         found: list[Duplicate] = []
@@ -189,7 +191,7 @@ class Duplicates:
                 if theirs is not None and (score := similarity(own, theirs)) >= THRESHOLD:
                     found.append(Duplicate(other, score))
         # Rounded; otherwise the order of a sum would decide between equal near-duplicates.
-        return tuple(sorted(found, key=lambda copy: (-round(copy.similarity, 6), copy.video.id)))
+        return tuple(sorted(found, key=lambda duplicate: (-round(duplicate.similarity, 6), duplicate.video.id)))
 
     def _fingerprint(self, video: Video) -> Fingerprint | None:
         """Return the fingerprint; None if the clip cannot be decoded any more or was deleted meanwhile.
@@ -197,31 +199,31 @@ class Duplicates:
         Only this clip is then missing from the comparison.
         """
         try:
-            return self._cached(video.sha256)
+            return self._load_cached(video.sha256)
         except (Undecodable, InvalidInput, NotFound) as error:
             log.warning("a video was not compared with others", video=video.id, reason=str(error))
             return None
 
     def _load(self, sha256: str) -> Fingerprint:
-        kept = _unpack(self._files.fingerprint(sha256))
-        if kept is not None:
-            return kept
+        stored = _unpack(self._files.fingerprint(sha256))
+        if stored is not None:
+            return stored
         made = self._decoder.fingerprint(self._files.video(sha256))
         try:
             with self._db.write() as connection:  # files are added and removed under this lock
-                if catalog.video_by_sha256(connection, sha256) is not None:
+                if video_rows.video_by_sha256(connection, sha256) is not None:
                     self._files.put_fingerprint(sha256, _pack(made))
         except ReelsError as error:  # a full disk must not fail the search
             log.warning("a fingerprint was not kept", sha256=sha256, reason=str(error))
         return made
 
 
-def _normalised(pictures: Pixels) -> Frames:
+def _normalise(frames: Pixels) -> Frames:
     """Return frames as rows without brightness and contrast, (N, 256) float32.
 
     Both change with an encoder and in a fade.
     """
-    rows: Frames = pictures.reshape(len(pictures), -1).astype(np.float32)
+    rows: Frames = frames.reshape(len(frames), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     rows /= np.maximum(rows.std(axis=1, keepdims=True), 1)
     return rows
@@ -239,18 +241,18 @@ def _unexplained(a: Frames, b: Frames, nearest: npt.NDArray[np.intp]) -> float:
     difference = a - b[nearest]
     for step in (-1, 1):
         # A near-duplicate with another frame rate or start shows instants between two frames of B.
-        way = b[np.clip(nearest + step, 0, len(b) - 1)] - b[nearest]
-        part = (difference * way).sum(axis=1) / np.maximum((way**2).sum(axis=1), 1e-6)
-        rest = difference - np.clip(part, 0, 1)[:, None] * way
+        direction = b[np.clip(nearest + step, 0, len(b) - 1)] - b[nearest]
+        part = (difference * direction).sum(axis=1) / np.maximum((direction**2).sum(axis=1), 1e-6)
+        rest = difference - np.clip(part, 0, 1)[:, None] * direction
         size = (rest**2).sum(axis=1)
         closer = size < least
         left[closer], least[closer] = rest[closer], size[closer]
     constant = left.mean(axis=0, keepdims=True)
-    motion = max(_liveliest(a - a.mean(axis=0)), _LEAST_MOTION)
-    return _liveliest(left - constant) / motion + _CONSTANT_WEIGHT * _liveliest(constant)
+    motion = max(_peak_energy(a - a.mean(axis=0)), _MIN_MOTION)
+    return _peak_energy(left - constant) / motion + _CONSTANT_WEIGHT * _peak_energy(constant)
 
 
-def _liveliest(rows: Frames) -> float:
+def _peak_energy(rows: Frames) -> float:
     """Return the energy of each frame's most energetic block of 2 x 2 pixels, averaged over the frames.
 
     Another gesture is a strong difference in one spot; compression is a weak difference everywhere. Over whole frames,
@@ -262,7 +264,7 @@ def _liveliest(rows: Frames) -> float:
 
 
 def _pack(fingerprint: Fingerprint) -> bytes:
-    return _FORMAT + bytes([len(fingerprint.pictures)]) + zlib.compress(fingerprint.pictures.tobytes(), 1)
+    return _FORMAT + bytes([len(fingerprint.images)]) + zlib.compress(fingerprint.images.tobytes(), 1)
 
 
 def _unpack(data: bytes | None) -> Fingerprint | None:
@@ -272,14 +274,14 @@ def _unpack(data: bytes | None) -> Fingerprint | None:
     """
     if data is None or not data.startswith(_FORMAT):
         return None
-    ways, packed = data[len(_FORMAT) :][:1], data[len(_FORMAT) + 1 :]
+    variants, packed = data[len(_FORMAT) :][:1], data[len(_FORMAT) + 1 :]
     try:
         pictures = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
     except zlib.error:
         return None
-    return Fingerprint(pictures.reshape(ways[0], -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
+    return Fingerprint(pictures.reshape(variants[0], -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
 
 
 def _rank(video: Video) -> tuple[int, float, int]:
     """Return the sort key of a video, from best to worst: most pixels, then the longest, then the oldest."""
-    return -video.width * video.height, -(video.duration_seconds or 0.0), video.key
+    return -video.width * video.height, -(video.duration_seconds or 0.0), video.pk

@@ -55,11 +55,11 @@ class Reference:
 class QueryVector:
     """Example from outside the library, given by its vectors, (D,) float32: a text, an image or a clip.
 
-    `caption` is None if the example has no text vector. With a negative weight, results should be unlike the example.
+    `text` is None if the example has no text vector. With a negative weight, results should be unlike the example.
     """
 
-    picture: Vectors
-    caption: Vectors | None
+    visual: Vectors
+    text: Vectors | None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class SearchQuery:
     Attributes:
         weights: Weights of the two modalities.
         fusion: How the two similarities become a score.
-        likes: Library videos given as examples, positive or negative by weight.
-        examples: Examples from outside the library.
+        references: Library videos given as examples, positive or negative by weight.
+        vectors: Examples from outside the library.
         exclude: Ids of videos that must not be in the results. Ids that do not exist are ignored.
         k: Number of hits on a page.
         scope: Filter by category.
@@ -86,8 +86,8 @@ class SearchQuery:
 
     weights: Weights
     fusion: Fusion
-    likes: tuple[Reference, ...] = ()
-    examples: tuple[QueryVector, ...] = ()
+    references: tuple[Reference, ...] = ()
+    vectors: tuple[QueryVector, ...] = ()
     exclude: tuple[str, ...] = ()
     k: int = 10
     scope: Scope = EVERYWHERE
@@ -98,11 +98,13 @@ class SearchQuery:
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        if not self.likes and not self.examples:
+        if not self.references and not self.vectors:
             raise InvalidInput("positive", "name at least one video to be like, in positive or in negative")
-        wanted = {like.video_id for like in self.likes if like.weight > 0}
-        if both := wanted & {like.video_id for like in self.likes if like.weight < 0}:
-            raise InvalidInput("negative", f"names {min(both)}, which is in positive too")
+        positive_ids = {reference.video_id for reference in self.references if reference.weight > 0}
+        if conflicting_ids := positive_ids & {
+            reference.video_id for reference in self.references if reference.weight < 0
+        }:
+            raise InvalidInput("negative", f"names {min(conflicting_ids)}, which is in positive too")
         if not 0 <= self.diversity <= 1:
             raise InvalidInput("diversity", f"must be a number from 0 to 1, not {self.diversity}")
         if self.min_score is not None and not math.isfinite(self.min_score):
@@ -121,8 +123,8 @@ class SearchQuery:
         The vectors of the examples are not included; the cursor's `state` covers them.
         """
         parts = (
-            [(like.video_id, like.weight) for like in self.likes],
-            [example.weight for example in self.examples],
+            [(reference.video_id, reference.weight) for reference in self.references],
+            [vector.weight for vector in self.vectors],
             sorted(self.exclude),
             (self.weights.video, self.weights.text, self.fusion),
             (self.scope.category, self.scope.exclude_category, self.scope.category_mode),
@@ -136,7 +138,7 @@ class Cursor:
     """Start of a page.
 
     Attributes:
-        question: Digest of the query.
+        query_digest: Digest of the query.
         state: Digest of what videos are compared with: generation, aggregation and query vectors.
         statistics: (mean, standard deviation) per modality, as on the first page.
         offset: Number of hits on the pages before.
@@ -144,21 +146,21 @@ class Cursor:
         shown: Primary keys of all videos on the pages before, if hits are not in the order of their scores.
     """
 
-    question: str
+    query_digest: str
     state: str
     statistics: tuple[tuple[float, float], tuple[float, float]]
     offset: int
     after: tuple[float, str, int] | None = None
     shown: tuple[int, ...] = ()
 
-    def write(self) -> str:
+    def encode(self) -> str:
         """Serialise the cursor as opaque text that is safe in a URL."""
-        parts = [self.question, self.state, self.statistics, self.offset, self.after, self.shown]
+        parts = [self.query_digest, self.state, self.statistics, self.offset, self.after, self.shown]
         return base64.urlsafe_b64encode(zlib.compress(json.dumps(parts).encode())).decode().rstrip("=")
 
     @classmethod
-    def read(cls, text: str) -> Cursor:
-        """Read text that `write` returned. Raises InvalidInput for anything else."""
+    def decode(cls, text: str) -> Cursor:
+        """Read text that `encode` returned. Raises InvalidInput for anything else."""
         try:
             if len(text) > MAX_CURSOR_CHARACTERS:
                 raise ValueError("too long")
@@ -166,13 +168,13 @@ class Cursor:
             data = unpacker.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), 16 * len(text) + 1024)
             if not unpacker.eof:
                 raise ValueError("not whole")
-            return cls._of(json.loads(data))
+            return cls._from_parts(json.loads(data))
         except (ValueError, TypeError, KeyError, zlib.error, RecursionError) as error:
             raise InvalidInput("cursor", "is not one that this service gave") from error
 
     @classmethod
-    def _of(cls, parts: Any) -> Cursor:
-        question, state, ((mean_v, std_v), (mean_t, std_t)), offset, after, shown = parts
+    def _from_parts(cls, parts: Any) -> Cursor:
+        query_digest, state, ((mean_v, std_v), (mean_t, std_t)), offset, after, shown = parts
         numbers = (mean_v, std_v, mean_t, std_t, *(after[:1] if after else ()))
         whole = (offset, *shown, *(after[2:] if after else ()))
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
@@ -184,16 +186,16 @@ class Cursor:
         if after is not None and (len(after) != 3 or not isinstance(after[1], str)):
             raise ValueError("not a hit")
         statistics = ((float(mean_v), float(std_v)), (float(mean_t), float(std_t)))
-        return cls(question, state, statistics, offset, None if after is None else tuple(after), tuple(shown))
+        return cls(query_digest, state, statistics, offset, None if after is None else tuple(after), tuple(shown))
 
-    def check(self, question: str, state: str) -> None:
+    def check(self, query_digest: str, state: str) -> None:
         """Check that the cursor fits this query and what the query is compared with now.
 
         Raises:
             InvalidInput: The cursor belongs to another query.
             Gone: The model or the vectors of the examples have changed since the first page.
         """
-        if self.question != question:
+        if self.query_digest != query_digest:
             raise InvalidInput("cursor", "belongs to another question: send the parameters of the first page with it")
         if self.state != state:
             raise Gone("what the first page was compared with has changed since; ask for it again without a cursor")

@@ -22,13 +22,13 @@ from service.models import Aggregation, Sampling, clean_caption
 from service.search.query import QueryVector
 from service.vectors import aggregate
 
-_KEPT = 64
+_CACHE_SIZE = 64
 
 
-class Loaded(Protocol):
-    """Function that returns the model, with its image encoder if `pictures`."""
+class EncoderProvider(Protocol):
+    """Function that returns the model, with its image encoder if `image_tower`."""
 
-    def __call__(self, *, pictures: bool = False) -> Encoder:
+    def __call__(self, *, image_tower: bool = False) -> Encoder:
         """Return the model. Raises ConfigurationError, ModelUnavailable."""
         ...
 
@@ -39,57 +39,57 @@ class QueryEncoder:
     Every method raises Unavailable if that model is no longer available.
     """
 
-    def __init__(self, decoder: Decoder, embedder: Loaded, aggregation: Aggregation) -> None:
+    def __init__(self, decoder: Decoder, encoder_provider: EncoderProvider, aggregation: Aggregation) -> None:
         self._decoder = decoder
-        self._embedder = embedder
+        self._encoder_provider = encoder_provider
         self._aggregation = aggregation
         self._lock = threading.Lock()
-        self._kept: LRUCache[Hashable, QueryVector] = LRUCache(_KEPT)
+        self._cache: LRUCache[Hashable, QueryVector] = LRUCache(_CACHE_SIZE)
 
     def text(self, query: str, weight: float = 1.0) -> QueryVector:
         """Embed a text, which is compared with the visual and the text vectors. Raises InvalidInput if it is empty."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
-        embedder = self._embedder()
+        encoder = self._encoder_provider()
 
-        def made() -> QueryVector:
-            vector = embedder.embed_texts([query])[0]
+        def encode() -> QueryVector:
+            vector = encoder.embed_texts([query])[0]
             return QueryVector(vector, vector)
 
-        return self._again(("text", query), made, weight)
+        return self._cached(("text", query), encode, weight)
 
-    def picture(self, path: Path, weight: float = 1.0) -> QueryVector:
+    def image(self, path: Path, weight: float = 1.0) -> QueryVector:
         """Embed an image, which is compared with the visual and the text vectors. Raises Undecodable, InvalidInput."""
-        embedder = self._embedder(pictures=True)
+        encoder = self._encoder_provider(image_tower=True)
 
-        def made() -> QueryVector:
-            vector = embedder.embed_pictures(self._decoder.picture(path, embedder.picture)[None])[0]
+        def encode() -> QueryVector:
+            vector = encoder.embed_images(self._decoder.image(path, encoder.image_spec)[None])[0]
             return QueryVector(vector, vector)
 
-        return self._again(("picture", _digest(path)), made, weight)
+        return self._cached(("picture", _digest(path)), encode, weight)
 
     def clip(self, path: Path, caption: str | None, sampling: Sampling, weight: float = 1.0) -> QueryVector:
         """Embed a clip and its caption as a video of the library is embedded. Raises Undecodable, InvalidInput."""
-        embedder = self._embedder(pictures=True)
+        encoder = self._encoder_provider(image_tower=True)
         caption = clean_caption(caption)
 
-        def made() -> QueryVector:
-            sample = self._decoder.sample(path, sampling, embedder.picture)
-            text = embedder.embed_texts([caption])[0] if caption else None
-            vectors = aggregate(embedder.embed_pictures(sample.pixels), text)
+        def encode() -> QueryVector:
+            sample = self._decoder.sample(path, sampling, encoder.image_spec)
+            text = encoder.embed_texts([caption])[0] if caption else None
+            vectors = aggregate(encoder.embed_images(sample.pixels), text)
             return QueryVector(vectors.mean if self._aggregation == "mean" else vectors.max, vectors.text)
 
-        return self._again(("clip", _digest(path), caption, sampling), made, weight)
+        return self._cached(("clip", _digest(path), caption, sampling), encode, weight)
 
-    def _again(self, key: Hashable, made: Callable[[], QueryVector], weight: float) -> QueryVector:
+    def _cached(self, key: Hashable, encode: Callable[[], QueryVector], weight: float) -> QueryVector:
         """Return the cached example, or create and cache it, with this weight."""
         with self._lock:
-            example = self._kept.get(key)
-        if example is None:
-            example = made()
+            vector = self._cache.get(key)
+        if vector is None:
+            vector = encode()
         with self._lock:
-            self._kept[key] = example
-        return replace(example, weight=weight)
+            self._cache[key] = vector
+        return replace(vector, weight=weight)
 
 
 def _digest(path: Path) -> str:

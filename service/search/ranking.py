@@ -66,21 +66,21 @@ def lines(statistics: Statistics, weights: Weights, fusion: Fusion) -> tuple[Lin
     return made[0], made[1]
 
 
-def order(score: float, name: str, frame: int = 0) -> tuple[float, str, int]:
+def sort_key(score: float, name: str, frame: int = 0) -> tuple[float, str, int]:
     """Return the ascending sort key of a hit: the greater score first, ties by video id and frame number."""
     return -round(score, _DIGITS), name, frame
 
 
 def rounded(scores: Numbers) -> Numbers:
-    """Round scores as `order` compares them."""
+    """Round scores as `sort_key` compares them."""
     return np.round(scores, _DIGITS)
 
 
-def diverse(
+def select_diverse(
     relevance: Numbers,
-    pictures: Numbers,
-    captions: Numbers,
-    both: tuple[Line, Line],
+    visual: Numbers,
+    text: Numbers,
+    lines: tuple[Line, Line],
     diversity: float,
     count: int,
     shown: tuple[Numbers, Numbers],
@@ -96,21 +96,21 @@ def diverse(
 
     Args:
         relevance: Scores, (N,), best first.
-        pictures: Visual vectors of the candidates, (N, D).
-        captions: Text vectors of the candidates, (N, D); the mean of all text vectors if the caption is missing.
-        both: Visual and text line of the query.
+        visual: Visual vectors of the candidates, (N, D).
+        text: Text vectors of the candidates, (N, D); the mean of all text vectors if the caption is missing.
+        lines: Visual and text line of the query.
         diversity: From 0, relevance only, to 1, diversity only.
         count: Number of candidates to take.
         shown: Visual and text vectors of the hits on the pages before; these count as taken.
     """
     near = np.full(len(relevance), -np.inf)
 
-    def take(picture: Numbers, caption: Numbers) -> None:
-        seen, read = both
-        np.maximum(near, seen(pictures @ picture) + read(captions @ caption), out=near)
+    def take(visual_vector: Numbers, text_vector: Numbers) -> None:
+        visual_line, text_line = lines
+        np.maximum(near, visual_line(visual @ visual_vector) + text_line(text @ text_vector), out=near)
 
-    for picture, caption in zip(*shown, strict=True):
-        take(picture, caption)
+    for visual_vector, text_vector in zip(*shown, strict=True):
+        take(visual_vector, text_vector)
     left = np.ones(len(relevance), dtype=np.bool_)
     taken: list[int] = []
     while len(taken) < min(count, len(relevance)):
@@ -118,12 +118,12 @@ def diverse(
         best = int(np.argmax(np.where(left, rounded(gain), -np.inf)))
         left[best] = False
         taken.append(best)
-        take(pictures[best], captions[best])
+        take(visual[best], text[best])
     return taken
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class FrameSpan:
     """Moment of a clip: the frames `first` to `last`, inclusive. `best` is the best matching frame."""
 
     first: int
@@ -131,7 +131,7 @@ class Span:
     best: int
 
 
-def spans(similarities: Numbers, std: float) -> list[Span]:
+def spans(similarities: Numbers, std: float) -> list[FrameSpan]:
     """Divide the frames of a clip into moments. Every frame belongs to exactly one moment.
 
     The best frame and the adjacent frames on both sides form a moment, as far as they match nearly as well: at most
@@ -154,11 +154,11 @@ def spans(similarities: Numbers, std: float) -> list[Span]:
         while last + 1 < len(near) and near[last + 1]:
             last += 1
         free[first : last + 1] = False
-        found.append(Span(first, last, peak))
+        found.append(FrameSpan(first, last, peak))
     return found
 
 
-def interval(times: Sequence[float], span: Span, end: float | None) -> tuple[float, float]:
+def interval(times: Sequence[float], span: FrameSpan, end: float | None) -> tuple[float, float]:
     """Return start and end of a moment in seconds.
 
     Each lies half-way between the moment and the adjacent frame, or at the start or end of the clip. `times` are the

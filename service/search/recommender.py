@@ -37,17 +37,26 @@ from dataclasses import replace
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog, vector_rows
+from service.database import vector_rows, video_rows
 from service.index.factory import VectorIndex
-from service.models import Aggregation, Generation, Keys, Vectors, Video
-from service.search.answers import Candidate, Hit, Moment, Part, SearchResults
+from service.models import Aggregation, Generation, Vectors, Video, VideoPks
 from service.search.query import MAX_DEPTH, Cursor, SearchQuery
-from service.search.ranking import Line, Numbers, interval, lines, order, rounded, spans
-from service.search.scoring import EXTRA, Search, Target, below, is_wanted, margin_of, similarities_of, where_of
+from service.search.ranking import Line, Numbers, interval, lines, rounded, sort_key, spans
+from service.search.results import Candidate, Contribution, Hit, Moment, SearchResults
+from service.search.scoring import (
+    EXTRA_ROWS,
+    CombinedQuery,
+    VideoSearch,
+    category_filter,
+    margin_of,
+    passes_filters,
+    rest_below_min_score,
+    similarities_of,
+)
 
 _FRAMES_PER_MOMENT = 4  # frames that are searched for each moment, at first
 # For near-duplicates, at most: frames searched per video, nearest frames of each, videos proposed.
-_LOOKS, _LOOKED_AT, _LOOKALIKES = 10, 256, 100
+_MAX_COMPARED_FRAMES, _NEIGHBOURS_PER_FRAME, _MAX_CANDIDATES = 10, 256, 100
 
 
 class Recommender:
@@ -66,7 +75,7 @@ class Recommender:
         """The generation that is searched."""
         return self._videos.generation
 
-    def answer(self, question: SearchQuery) -> SearchResults:
+    def search(self, query: SearchQuery) -> SearchResults:
         """Run a query and return the best hits of the requested page.
 
         Library videos that are examples are never hits. If no example has a text vector, the text weight is 0.
@@ -77,46 +86,48 @@ class Recommender:
             InvalidInput: The query or its cursor is not valid.
             Gone: The cursor is outdated, because the model or a reference's vectors changed.
         """
-        if question.group_by == "moment":
-            return self._moments(question)
+        if query.group_by == "moment":
+            return self._search_moments(query)
         with self._videos.current() as (index, connection):
-            target = Target.of(connection, question, self.generation, self._aggregation)
-            cursor = _cursor(question, target)
+            combined = CombinedQuery.from_query(connection, query, self.generation, self._aggregation)
+            cursor = _read_cursor(query, combined)
             statistics = (
                 cursor.statistics
                 if cursor
-                else index.similarity(target.picture, target.words, deviations=question.fusion == "zscore")
+                else index.similarity(combined.visual, combined.text_or_zero, deviations=query.fusion == "zscore")
             )
-            search = Search(index, connection, target, lines(statistics, target.weights, question.fusion), question)
-            found, more = search.diverse(cursor) if question.diversity else search.best(cursor)
+            video_search = VideoSearch(
+                index, connection, combined, lines(statistics, combined.weights, query.fusion), query
+            )
+            found, more = video_search.find_diverse(cursor) if query.diversity else video_search.find_best(cursor)
             offset = cursor.offset if cursor else 0
-            frames = vector_rows.vectors_of(connection, [one.video.key for one in found], self.generation, "frame")
-            moments = _best_moments(found, frames, target.picture)
+            frames = vector_rows.vectors_of(connection, [one.video.pk for one in found], self.generation, "frame")
+            moments = _best_moments(found, frames, combined.visual)
             hits = tuple(
                 Hit(
                     video=one.video,
                     score=one.score,
-                    video_part=one.video_part,
-                    text_part=one.text_part,
+                    visual=one.visual,
+                    text=one.text,
                     rank=rank,
                     moment=moment,
                 )
                 for rank, (one, moment) in enumerate(zip(found, moments, strict=True), offset + 1)
             )
-            following = None
+            next_cursor = None
             if more and found and offset + len(found) < MAX_DEPTH:
-                shown = (*(cursor.shown if cursor else ()), *(one.video.key for one in found))
-                following = Cursor(
-                    question.digest(),
-                    target.state,
+                shown = (*(cursor.shown if cursor else ()), *(one.video.pk for one in found))
+                next_cursor = Cursor(
+                    query.digest(),
+                    combined.state,
                     statistics,
                     offset + len(found),
-                    after=None if question.diversity else order(found[-1].score, found[-1].video.id),
-                    shown=shown if question.diversity else (),
-                ).write()
-        return SearchResults(hits, target.weights, question.fusion, self.generation.id, index.exact, following)
+                    after=None if query.diversity else sort_key(found[-1].score, found[-1].video.id),
+                    shown=shown if query.diversity else (),
+                ).encode()
+        return SearchResults(hits, combined.weights, query.fusion, self.generation.id, index.exact, next_cursor)
 
-    def lookalikes(self, video: Video) -> list[Video]:
+    def near_duplicate_candidates(self, video: Video) -> list[Video]:
         """Return the candidates for near-duplicates of a video, the most likely first, at most 100.
 
         The videos with the most similar frames are returned. Frames are compared, not whole videos: the mean vector of
@@ -124,92 +135,98 @@ class Recommender:
         """
         nearest: dict[int, float] = {}
         with self._frames().current() as (index, connection):
-            frames = vector_rows.vectors(connection, video.key, self.generation, "frame")
+            frames = vector_rows.vectors(connection, video.pk, self.generation, "frame")
             if frames is None:
                 return []
-            for frame in frames[:: -(-len(frames) // _LOOKS)]:
-                rows, products = index.search(frame, _LOOKED_AT)
-                for key, product in zip(index.keys(rows).tolist(), products.tolist(), strict=True):
-                    nearest[key] = max(product, nearest.get(key, -1.0))
-            nearest.pop(video.key, None)
-            likeliest = sorted(nearest, key=lambda key: (-round(nearest[key], 6), key))[:_LOOKALIKES]
-            videos = catalog.videos_by_key(connection, likeliest)
-        return [videos[key] for key in likeliest if key in videos]
+            for frame in frames[:: -(-len(frames) // _MAX_COMPARED_FRAMES)]:
+                rows, products = index.search(frame, _NEIGHBOURS_PER_FRAME)
+                for pk, product in zip(index.video_pks(rows).tolist(), products.tolist(), strict=True):
+                    nearest[pk] = max(product, nearest.get(pk, -1.0))
+            nearest.pop(video.pk, None)
+            candidate_pks = sorted(nearest, key=lambda pk: (-round(nearest[pk], 6), pk))[:_MAX_CANDIDATES]
+            videos = video_rows.videos_by_pk(connection, candidate_pks)
+        return [videos[pk] for pk in candidate_pks if pk in videos]
 
-    def _moments(self, question: SearchQuery) -> SearchResults:
+    def _search_moments(self, query: SearchQuery) -> SearchResults:
         """Search for moments.
 
         The search is repeated with four times as many frames until all moments of the page are certain.
         """
         with self._frames().current() as (index, connection):
-            target = Target.of(connection, question, self.generation, self._aggregation)
-            target = replace(target, caption=None, weights=replace(target.weights, text=0.0))
-            cursor = _cursor(question, target)
-            statistics = cursor.statistics if cursor else index.similarity(target.picture, target.words)
-            seen, _ = lines(statistics, target.weights, question.fusion)
-            where = where_of(question.scope, target)
-            wanted, offset = question.k + 1, cursor.offset if cursor else 0
-            count = _FRAMES_PER_MOMENT * (wanted + offset) + EXTRA
-            query = (seen.a * target.picture).astype(np.float32)
+            combined = CombinedQuery.from_query(connection, query, self.generation, self._aggregation)
+            combined = replace(combined, text=None, weights=replace(combined.weights, text=0.0))
+            cursor = _read_cursor(query, combined)
+            statistics = cursor.statistics if cursor else index.similarity(combined.visual, combined.text_or_zero)
+            visual_line, _ = lines(statistics, combined.weights, query.fusion)
+            where = category_filter(query.scope, combined)
+            limit, offset = query.k + 1, cursor.offset if cursor else 0
+            count = _FRAMES_PER_MOMENT * (limit + offset) + EXTRA_ROWS
+            index_query = (visual_line.a * combined.visual).astype(np.float32)
             while True:
-                rows, products = index.search(query, count, where)
+                rows, products = index.search(index_query, count, where)
                 whole = len(rows) < count
                 # `floor` bounds the score of every frame that was not found. A moment whose best frame scores higher is
                 # certain: every frame that is as good, of any video, was found too.
-                floor = -np.inf if whole else float(products[-1]) - seen.a * seen.b + margin_of(query)
-                hits = sorted(
-                    self._spans(connection, index.keys(rows), target, seen, statistics[0][1]),
-                    key=lambda hit: order(hit.score, hit.video.id, hit.moment.frame),
+                floor = (
+                    -np.inf if whole else float(products[-1]) - visual_line.a * visual_line.b + margin_of(index_query)
                 )
-                hits = [hit for hit in hits if hit.score > floor and is_wanted(question, cursor, hit)]
-                if len(hits) >= wanted or whole or below(question, floor):
+                hits = sorted(
+                    self._score_moments(connection, index.video_pks(rows), combined, visual_line, statistics[0][1]),
+                    key=lambda hit: sort_key(hit.score, hit.video.id, hit.moment.frame),
+                )
+                hits = [hit for hit in hits if hit.score > floor and passes_filters(query, cursor, hit)]
+                if len(hits) >= limit or whole or rest_below_min_score(query, floor):
                     break
                 count *= 4
-            page = tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits[: question.k], offset + 1))
-            following = None
-            if len(hits) > question.k and offset + len(page) < MAX_DEPTH:
+            page = tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits[: query.k], offset + 1))
+            next_cursor = None
+            if len(hits) > query.k and offset + len(page) < MAX_DEPTH:
                 last = page[-1]
-                after = order(last.score, last.video.id, last.moment.frame)
-                following = Cursor(question.digest(), target.state, statistics, offset + len(page), after=after).write()
-        return SearchResults(page, target.weights, question.fusion, self.generation.id, index.exact, following)
+                after = sort_key(last.score, last.video.id, last.moment.frame)
+                next_cursor = Cursor(
+                    query.digest(), combined.state, statistics, offset + len(page), after=after
+                ).encode()
+        return SearchResults(page, combined.weights, query.fusion, self.generation.id, index.exact, next_cursor)
 
-    def _spans(self, connection: sa.Connection, keys: Keys, target: Target, seen: Line, std: float) -> Iterator[Hit]:
+    def _score_moments(
+        self, connection: sa.Connection, video_pks: VideoPks, combined: CombinedQuery, visual_line: Line, std: float
+    ) -> Iterator[Hit]:
         """Yield every moment of these videos as a hit without a rank."""
-        known = [key for key in dict.fromkeys(keys.tolist()) if key not in target.without]
-        videos = catalog.videos_by_key(connection, known)
+        known = [pk for pk in dict.fromkeys(video_pks.tolist()) if pk not in combined.excluded_pks]
+        videos = video_rows.videos_by_pk(connection, known)
         frames = vector_rows.vectors_of(connection, known, self.generation, "frame")
-        for key, vectors in frames.items():
-            video = videos[key]
-            similarities = similarities_of(vectors, target.picture)
+        for pk, vectors in frames.items():
+            video = videos[pk]
+            similarities = similarities_of(vectors, combined.visual)
             for span in spans(similarities, std):
                 similarity = float(similarities[span.best])
-                score = seen.a * (similarity - seen.b)
+                score = visual_line.a * (similarity - visual_line.b)
                 start, end = interval(video.frame_times, span, video.duration_seconds)
                 yield Hit(
                     rank=0,
                     score=score,
                     video=video,
-                    video_part=Part(similarity, target.weights.video, score),
-                    text_part=Part(None, 0.0, 0.0),
+                    visual=Contribution(similarity, combined.weights.video, score),
+                    text=Contribution(None, 0.0, 0.0),
                     moment=Moment(video.frame_times[span.best], span.best, similarity, start, end),
                 )
 
 
-def _cursor(question: SearchQuery, target: Target) -> Cursor | None:
+def _read_cursor(query: SearchQuery, combined: CombinedQuery) -> Cursor | None:
     """Read and check the query's cursor; None if there is none. Raises InvalidInput, Gone."""
-    if question.cursor is None:
+    if query.cursor is None:
         return None
-    cursor = Cursor.read(question.cursor)
-    cursor.check(question.digest(), target.state)
+    cursor = Cursor.decode(query.cursor)
+    cursor.check(query.digest(), combined.state)
     return cursor
 
 
-def _best_moments(found: list[Candidate], frames: dict[int, Vectors], picture: Numbers) -> Iterator[Moment]:
+def _best_moments(found: list[Candidate], frames: dict[int, Vectors], visual: Numbers) -> Iterator[Moment]:
     """Yield the best matching frame of each candidate, in order."""
     if not found:
         return
-    counts = [len(frames[one.video.key]) for one in found]
-    together = similarities_of(np.concatenate([frames[one.video.key] for one in found]), picture)
-    for one, similarities in zip(found, np.split(together, np.cumsum(counts)[:-1]), strict=True):
+    counts = [len(frames[one.video.pk]) for one in found]
+    all_similarities = similarities_of(np.concatenate([frames[one.video.pk] for one in found]), visual)
+    for one, similarities in zip(found, np.split(all_similarities, np.cumsum(counts)[:-1]), strict=True):
         best = int(np.argmax(rounded(similarities)))
         yield Moment(one.video.frame_times[best], best, float(similarities[best]))

@@ -17,9 +17,9 @@ from typing import Protocol
 from service.errors import ConfigurationError
 from service.models import Blob
 from service.storage.folder import FolderStore
-from service.storage.incoming import Incoming
+from service.storage.incoming import IncomingUpload
 
-__all__ = ["FolderStore", "Incoming", "Store", "open_store"]
+__all__ = ["FolderStore", "IncomingUpload", "Store", "open_store"]
 
 
 class Store(Protocol):
@@ -28,19 +28,19 @@ class Store(Protocol):
     Methods raise Unavailable if the store cannot be used for now, and StorageFull if it has no space left.
     """
 
-    def receive(self, limit_bytes: int) -> Incoming:
+    def receive(self, limit_bytes: int) -> IncomingUpload:
         """Return an upload in progress that receives the bytes of a new clip, at most `limit_bytes`.
 
         Use the upload as a context manager.
         """
 
-    def send(self, incoming: Incoming, media_type: str, /) -> None:
-        """Transfer finished bytes to the store, before `place` and outside a write transaction.
+    def upload(self, incoming: IncomingUpload, media_type: str, /) -> None:
+        """Transfer finished bytes to the store, before `commit` and outside a write transaction.
 
         A store that needs no slow transfer does nothing here.
         """
 
-    def place(self, incoming: Incoming, media_type: str, /) -> None:
+    def commit(self, incoming: IncomingUpload, media_type: str, /) -> None:
         """Store finished bytes under their SHA-256, synced to disk.
 
         Bytes that are already stored under that name are the same, and stay. May be called inside a write transaction.
@@ -49,25 +49,25 @@ class Store(Protocol):
     def video(self, sha256: str) -> Blob:
         """Return a clip's bytes. Raises NotFound."""
 
-    def link(self, sha256: str, /) -> str | None:
+    def signed_url(self, sha256: str, /) -> str | None:
         """Return a URL at which anyone who has it can read a clip for a while; None if there are no such URLs."""
 
-    def picture(self, sha256: str, number: int, seconds: float, /) -> Blob:
+    def thumbnail(self, sha256: str, number: int, seconds: float, /) -> Blob:
         """Return the thumbnail (JPEG) of a frame. Raises NotFound.
 
         `number` and `seconds` name the same frame; some stores use its number, others its time.
         """
 
-    def send_pictures(self, sha256: str, times: Sequence[float], jpegs: Sequence[bytes], /) -> None:
-        """Transfer the thumbnails of a clip's frames, before `put_pictures` and outside a write transaction.
+    def upload_thumbnails(self, sha256: str, times: Sequence[float], thumbnails: Sequence[bytes], /) -> None:
+        """Transfer the thumbnails of a clip's frames, before `commit_thumbnails` and outside a write transaction.
 
         Thumbnails of a clip that is deleted meanwhile may stay. The caller must check for that and call `delete` again.
         """
 
-    def put_pictures(self, sha256: str, jpegs: Sequence[bytes], /) -> None:
-        """Replace the thumbnails of a clip's frames with `jpegs`. Raises NotFound.
+    def commit_thumbnails(self, sha256: str, thumbnails: Sequence[bytes], /) -> None:
+        """Replace the thumbnails of a clip's frames with `thumbnails`. Raises NotFound.
 
-        `send_pictures` must have transferred them. May be called inside a write transaction.
+        `upload_thumbnails` must have transferred them. May be called inside a write transaction.
         """
 
     def fingerprint(self, sha256: str) -> bytes | None:
@@ -82,19 +82,19 @@ class Store(Protocol):
     def delete(self, sha256: str) -> None:
         """Delete a clip and everything derived from it; do nothing if it does not exist."""
 
-    def sweep(self) -> None:
+    def remove_stray_uploads(self) -> None:
         """Remove unfinished uploads whose process died."""
 
-    def unsettled(self, sha256: str) -> AbstractContextManager[None]:
+    def mark(self, sha256: str) -> AbstractContextManager[None]:
         """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
 
         The mark stays if the process dies inside the block, or the block raises.
         """
 
-    def doubtful(self) -> list[str]:
+    def marked(self) -> list[str]:
         """Return the SHA-256 of every clip that carries a mark."""
 
-    def settle(self, sha256: str) -> None:
+    def unmark(self, sha256: str) -> None:
         """Remove the mark of a clip."""
 
     def check_writable(self) -> None:

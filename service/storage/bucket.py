@@ -30,10 +30,10 @@ from obstore.store import S3Store
 
 from service.errors import ConfigurationError, NotFound, Unavailable
 from service.models import Blob
-from service.storage.incoming import Incoming, room, sweep
+from service.storage.incoming import IncomingUpload, remove_stray_uploads, storage_errors
 
 _PART_BYTES = 8 << 20
-_AT_ONCE = 8  # thumbnails or parts sent at a time; 8 parts of an upload are 64 MiB
+_CONCURRENT_REQUESTS = 8  # thumbnails or parts sent at a time; 8 parts of an upload are 64 MiB
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 _TIMEOUT = timedelta(seconds=60)  # of one request
 _RETRY_TIMEOUT = timedelta(seconds=10)
@@ -69,31 +69,31 @@ class BucketStore:
                 retry_config={"max_retries": 3, "retry_timeout": _RETRY_TIMEOUT},
             )
         except BaseError as error:
-            raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} cannot be used: {_words(error)}") from error
-        with room():
+            raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} cannot be used: {_error_text(error)}") from error
+        with storage_errors():
             incoming.mkdir(parents=True, exist_ok=True)
 
-    def receive(self, limit_bytes: int) -> Incoming:
+    def receive(self, limit_bytes: int) -> IncomingUpload:
         """Return an upload in progress, on this machine, that receives the bytes of a new clip, at most `limit_bytes`.
 
         Use the upload as a context manager.
         """
-        with room():
-            return Incoming(self._incoming, limit_bytes)
+        with storage_errors():
+            return IncomingUpload(self._incoming, limit_bytes)
 
-    def send(self, incoming: Incoming, media_type: str) -> None:
+    def upload(self, incoming: IncomingUpload, media_type: str) -> None:
         """Upload finished bytes to the bucket, in parts."""
-        with self._reached(), incoming.path.open("rb") as file:
+        with self._errors_as_unavailable(), incoming.path.open("rb") as file:
             obstore.put(
                 self._store,
-                self._key(incoming.sha256),
+                self._object_key(incoming.sha256),
                 file,
                 attributes={"Content-Type": media_type},
                 chunk_size=_PART_BYTES,
-                max_concurrency=_AT_ONCE,
+                max_concurrency=_CONCURRENT_REQUESTS,
             )
 
-    def place(self, incoming: Incoming, media_type: str) -> None:
+    def commit(self, incoming: IncomingUpload, media_type: str) -> None:
         """Check that the bytes that were sent are still in the bucket; if not, send them again.
 
         They may have been deleted since, by a process that deleted the same clip.
@@ -101,40 +101,40 @@ class BucketStore:
         try:
             self.video(incoming.sha256)
         except NotFound:
-            self.send(incoming, media_type)
+            self.upload(incoming, media_type)
 
     def video(self, sha256: str) -> Blob:
         """Return a clip's bytes, which are read by range. Raises NotFound."""
-        return self._blob(self._key(sha256))
+        return self._blob(self._object_key(sha256))
 
-    def link(self, sha256: str) -> str | None:
+    def signed_url(self, sha256: str) -> str | None:
         """Return a URL at which anyone who has it can read a clip for a while; None if links are off."""
         if self._link_seconds is None:
             return None
-        with self._reached():
-            return obstore.sign(self._store, "GET", self._key(sha256), timedelta(seconds=self._link_seconds))
+        with self._errors_as_unavailable():
+            return obstore.sign(self._store, "GET", self._object_key(sha256), timedelta(seconds=self._link_seconds))
 
-    def picture(self, sha256: str, _number: int, seconds: float) -> Blob:
+    def thumbnail(self, sha256: str, _number: int, seconds: float) -> Blob:
         """Return the thumbnail (JPEG) of a frame, by its time. Raises NotFound.
 
         It is fetched whole: a thumbnail is small, and asking for its size would take another request.
         """
-        name = _picture(seconds)
+        name = _thumbnail_name(seconds)
         data = self._small(sha256, name)
         if data is None:
             raise NotFound(f"there is no stored object {sha256[:12]}/{name}")
         return Blob(len(data), lambda start, length: data[start : start + length])
 
-    def send_pictures(self, sha256: str, times: Sequence[float], jpegs: Sequence[bytes]) -> None:
+    def upload_thumbnails(self, sha256: str, times: Sequence[float], thumbnails: Sequence[bytes]) -> None:
         """Upload the thumbnails of a clip's frames, eight at a time."""
 
-        def put(seconds: float, jpeg: bytes) -> None:
-            obstore.put(self._store, self._key(sha256, _picture(seconds)), jpeg)
+        def put(seconds: float, thumbnail: bytes) -> None:
+            obstore.put(self._store, self._object_key(sha256, _thumbnail_name(seconds)), thumbnail)
 
-        with self._reached(), ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(put, times, jpegs))
+        with self._errors_as_unavailable(), ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+            list(pool.map(put, times, thumbnails))
 
-    def put_pictures(self, _sha256: str, _jpegs: Sequence[bytes]) -> None:
+    def commit_thumbnails(self, _sha256: str, _thumbnails: Sequence[bytes]) -> None:
         """Do nothing: thumbnails have their final names since they were sent."""
 
     def fingerprint(self, sha256: str) -> bytes | None:
@@ -143,99 +143,99 @@ class BucketStore:
 
     def put_fingerprint(self, sha256: str, data: bytes) -> None:
         """Replace a clip's fingerprint."""
-        with self._reached():
-            obstore.put(self._store, self._key(sha256, "fingerprint"), data)
+        with self._errors_as_unavailable():
+            obstore.put(self._store, self._object_key(sha256, "fingerprint"), data)
 
     def delete(self, sha256: str) -> None:
         """Delete a clip and everything derived from it; do nothing if it does not exist."""
-        with self._reached():
-            names = [item["path"] for page in obstore.list(self._store, self._key(sha256, "")) for item in page]
+        with self._errors_as_unavailable():
+            names = [item["path"] for page in obstore.list(self._store, self._object_key(sha256, "")) for item in page]
             if names:
                 obstore.delete(self._store, names)
 
-    def sweep(self) -> None:
+    def remove_stray_uploads(self) -> None:
         """Remove unfinished uploads on this machine whose process died."""
-        sweep(self._incoming)
+        remove_stray_uploads(self._incoming)
 
     @contextmanager
-    def unsettled(self, sha256: str) -> Iterator[None]:
+    def mark(self, sha256: str) -> Iterator[None]:
         """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
 
-        The mark stays if the process dies inside the block, or the block raises; `doubtful` lists the marks.
+        The mark stays if the process dies inside the block, or the block raises; `marked` lists the marks.
         """
-        with self._reached():
-            obstore.put(self._store, self._mark(sha256), b"")
+        with self._errors_as_unavailable():
+            obstore.put(self._store, self._mark_key(sha256), b"")
         yield
-        self.settle(sha256)
+        self.unmark(sha256)
 
-    def doubtful(self) -> list[str]:
+    def marked(self) -> list[str]:
         """Return the SHA-256 of every clip that carries a mark: its bytes may have no row."""
         start = f"{self._prefix}unsettled/"
-        with self._reached():
+        with self._errors_as_unavailable():
             return [item["path"].removeprefix(start) for page in obstore.list(self._store, start) for item in page]
 
-    def settle(self, sha256: str) -> None:
+    def unmark(self, sha256: str) -> None:
         """Remove the mark of a clip, once it is known whether its bytes have a row."""
-        with self._reached():
-            obstore.delete(self._store, self._mark(sha256))
+        with self._errors_as_unavailable():
+            obstore.delete(self._store, self._mark_key(sha256))
 
     def check_writable(self) -> None:
         """Raise the error that storing a clip would raise now; leave nothing behind."""
         trial = f"{self._prefix}trial"
-        with self._reached():
+        with self._errors_as_unavailable():
             obstore.put(self._store, trial, b"")
             obstore.delete(self._store, trial)
 
-    def _key(self, sha256: str, name: str = "video") -> str:
+    def _object_key(self, sha256: str, name: str = "video") -> str:
         return f"{self._prefix}{sha256[:2]}/{sha256}/{name}"
 
-    def _mark(self, sha256: str) -> str:
+    def _mark_key(self, sha256: str) -> str:
         return f"{self._prefix}unsettled/{sha256}"
 
     def _small(self, sha256: str, name: str) -> bytes | None:
         """Return a whole small object; None if there is none."""
-        with self._reached():
+        with self._errors_as_unavailable():
             try:
-                return bytes(obstore.get(self._store, self._key(sha256, name)).bytes())
+                return bytes(obstore.get(self._store, self._object_key(sha256, name)).bytes())
             except FileNotFoundError:
                 return None
 
-    def _blob(self, key: str) -> Blob:
-        with self._reached():
+    def _blob(self, object_key: str) -> Blob:
+        with self._errors_as_unavailable():
             try:
-                size_bytes = obstore.head(self._store, key)["size"]
+                size_bytes = obstore.head(self._store, object_key)["size"]
             except FileNotFoundError:
-                raise NotFound(f"there is no stored object {key.removeprefix(self._prefix)}") from None
+                raise NotFound(f"there is no stored object {object_key.removeprefix(self._prefix)}") from None
 
         def read(start: int, length: int) -> bytes:
             length = min(length, size_bytes - start)
             if length <= 0:
                 return b""
-            with self._reached():
+            with self._errors_as_unavailable():
                 try:
-                    return bytes(obstore.get_range(self._store, key, start=start, length=length))
+                    return bytes(obstore.get_range(self._store, object_key, start=start, length=length))
                 except FileNotFoundError:
                     raise NotFound("the clip was deleted while it was read") from None
 
         return Blob(size_bytes, read)
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _errors_as_unavailable(self) -> Iterator[None]:
         """Convert errors of the object store and the network to Unavailable."""
         try:
             yield
         except (BaseError, OSError) as error:
-            raise Unavailable(f"the store {self._url} cannot be used: {_words(error)}") from error
+            raise Unavailable(f"the store {self._url} cannot be used: {_error_text(error)}") from error
 
 
-def _picture(seconds: float) -> str:
+def _thumbnail_name(seconds: float) -> str:
     return f"{round(seconds * 1e6)}.jpg"
 
 
-def _words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return the server's code and message, or the first line of the error, at most 300 characters.
 
     The other lines of the error only help to debug obstore.
     """
-    said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", str(error), re.DOTALL)
-    return f"{said[1]}: {said[2]}" if said else str(error).strip().splitlines()[0][:300]
+    match = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", str(error), re.DOTALL)
+    return f"{match[1]}: {match[2]}" if match else str(error).strip().splitlines()[0][:300]

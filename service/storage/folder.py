@@ -23,10 +23,10 @@ from pathlib import Path
 
 from service.errors import NotFound
 from service.models import Blob
-from service.storage.incoming import UNSETTLED, Incoming, room, sweep
+from service.storage.incoming import MARK_SUFFIX, IncomingUpload, remove_stray_uploads, storage_errors
 
 _TRIAL_BYTES = 1 << 16
-_ASIDE = ".sent"
+_PENDING_SUFFIX = ".sent"
 
 
 class FolderStore:
@@ -35,24 +35,24 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / "incoming"
-        with room():
+        with storage_errors():
             self._incoming.mkdir(parents=True, exist_ok=True)
 
-    def receive(self, limit_bytes: int) -> Incoming:
+    def receive(self, limit_bytes: int) -> IncomingUpload:
         """Return an upload in progress that receives the bytes of a new clip, at most `limit_bytes`.
 
         Use the upload as a context manager.
         """
-        with room():
-            return Incoming(self._incoming, limit_bytes)
+        with storage_errors():
+            return IncomingUpload(self._incoming, limit_bytes)
 
-    def place(self, incoming: Incoming, _media_type: str) -> None:
+    def commit(self, incoming: IncomingUpload, _media_type: str) -> None:
         """Rename finished bytes to their final name and sync the folders.
 
         Bytes that are already stored under that name are the same, and stay.
         """
         folder = self._folder(incoming.sha256)
-        with room():
+        with storage_errors():
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / "video"
             if not target.exists():
@@ -63,58 +63,58 @@ class FolderStore:
 
     def folder(self, sha256: str) -> Path:
         """Return the folder that holds everything that belongs to a clip. Raises NotFound."""
-        return _existing(self._folder(sha256) / "video").parent
+        return _require_file(self._folder(sha256) / "video").parent
 
-    def send(self, _incoming: Incoming, _media_type: str) -> None:
-        """Do nothing: `place` only has to rename local bytes, which is fast."""
+    def upload(self, _incoming: IncomingUpload, _media_type: str) -> None:
+        """Do nothing: `commit` only has to rename local bytes, which is fast."""
 
     def video(self, sha256: str) -> Blob:
         """Return a clip's bytes. Raises NotFound."""
-        return _blob(_existing(self._folder(sha256) / "video"))
+        return _blob(_require_file(self._folder(sha256) / "video"))
 
-    def link(self, _sha256: str) -> None:
+    def signed_url(self, _sha256: str) -> None:
         """Return None, because clients cannot read this folder."""
 
-    def picture(self, sha256: str, number: int, _seconds: float) -> Blob:
+    def thumbnail(self, sha256: str, number: int, _seconds: float) -> Blob:
         """Return the thumbnail (JPEG) of a frame, by its number. Raises NotFound."""
-        return _blob(_existing(self._folder(sha256) / f"{number:04d}.jpg"))
+        return _blob(_require_file(self._folder(sha256) / f"{number:04d}.jpg"))
 
-    def send_pictures(self, sha256: str, _times: Sequence[float], jpegs: Sequence[bytes]) -> None:
+    def upload_thumbnails(self, sha256: str, _times: Sequence[float], thumbnails: Sequence[bytes]) -> None:
         """Write the thumbnails of a clip's frames under names derived from their contents.
 
-        `put_pictures` runs inside a write transaction and therefore only renames them. Do nothing if the clip was
+        `commit_thumbnails` runs inside a write transaction and therefore only renames them. Do nothing if the clip was
         deleted meanwhile. Raises StorageFull.
         """
         folder = self._folder(sha256)
-        paths = [folder / _aside(jpeg) for jpeg in jpegs]
-        with room(), suppress(FileNotFoundError):  # the clip was deleted meanwhile
+        paths = [folder / _pending_name(thumbnail) for thumbnail in thumbnails]
+        with storage_errors(), suppress(FileNotFoundError):  # the clip was deleted meanwhile
             try:
-                for path, jpeg in zip(paths, jpegs, strict=True):
-                    _put(path, jpeg)
+                for path, thumbnail in zip(paths, thumbnails, strict=True):
+                    _put(path, thumbnail)
             except OSError:
                 for path in paths:  # free the space that they take
                     with suppress(OSError):
                         path.unlink()
                 raise
 
-    def put_pictures(self, sha256: str, jpegs: Sequence[bytes]) -> None:
+    def commit_thumbnails(self, sha256: str, thumbnails: Sequence[bytes]) -> None:
         """Replace the thumbnails of a clip's frames. Raises NotFound, StorageFull.
 
         Thumbnails can be made again, so they are renamed but not synced.
         """
         folder = self._folder(sha256)
-        _existing(folder / "video")  # a clip that was deleted meanwhile must not get a folder again
-        with room():
-            for number, jpeg in enumerate(jpegs):
+        _require_file(folder / "video")  # a clip that was deleted meanwhile must not get a folder again
+        with storage_errors():
+            for number, thumbnail in enumerate(thumbnails):
                 name = f"{number:04d}.jpg"
                 try:
-                    (folder / _aside(jpeg)).replace(folder / name)
+                    (folder / _pending_name(thumbnail)).replace(folder / name)
                 except FileNotFoundError:  # two frames are equal, or another worker has renamed the file
-                    _put(folder / name, jpeg)
+                    _put(folder / name, thumbnail)
             for stale in folder.glob("*.jpg"):
-                if int(stale.stem) >= len(jpegs):
+                if int(stale.stem) >= len(thumbnails):
                     stale.unlink()
-            for left in folder.glob(f"*{_ASIDE}"):  # left by a worker that lost the job
+            for left in folder.glob(f"*{_PENDING_SUFFIX}"):  # left by a worker that lost the job
                 left.unlink(missing_ok=True)
 
     def fingerprint(self, sha256: str) -> bytes | None:
@@ -130,14 +130,14 @@ class FolderStore:
         A fingerprint can be made again, so it is renamed but not synced. Two calls must not run at the same time.
         """
         folder = self._folder(sha256)
-        _existing(folder / "video")
-        with room():
+        _require_file(folder / "video")
+        with storage_errors():
             _put(folder / "fingerprint", data)
 
     def delete(self, sha256: str) -> None:
         """Delete a clip and everything derived from it; do nothing if it does not exist."""
         folder = self._folder(sha256)
-        with room():
+        with storage_errors():
             shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():  # a file was added meanwhile, or removal failed: raise the error
                 shutil.rmtree(folder)
@@ -147,26 +147,26 @@ class FolderStore:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                     raise
 
-    def sweep(self) -> None:
+    def remove_stray_uploads(self) -> None:
         """Remove unfinished uploads whose process died."""
-        sweep(self._incoming)
+        remove_stray_uploads(self._incoming)
 
     @contextmanager
-    def unsettled(self, sha256: str) -> Iterator[None]:
+    def mark(self, sha256: str) -> Iterator[None]:
         """Mark a clip for the duration of the block, in which its bytes may exist without a row that refers to them.
 
-        The mark stays if the process dies inside the block, or the block raises; `doubtful` lists the marks.
+        The mark stays if the process dies inside the block, or the block raises; `marked` lists the marks.
         """
-        mark = self._incoming / f"{sha256}{UNSETTLED}"
+        path = self._incoming / f"{sha256}{MARK_SUFFIX}"
         # A clip can be deleted even if the disk is too full for a mark. Only a crash could then leave bytes behind.
         try:
-            mark.touch()
+            path.touch()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                with room():
+                with storage_errors():
                     raise
         yield
-        mark.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Raise the error that storing a clip would raise now for lack of space; leave nothing behind."""
@@ -174,19 +174,19 @@ class FolderStore:
             trial.write(bytes(_TRIAL_BYTES))
             trial.finish()
 
-    def doubtful(self) -> list[str]:
+    def marked(self) -> list[str]:
         """Return the SHA-256 of every clip that carries a mark: its bytes may have no row."""
-        return [mark.stem for mark in self._incoming.glob(f"*{UNSETTLED}")]
+        return [path.stem for path in self._incoming.glob(f"*{MARK_SUFFIX}")]
 
-    def settle(self, sha256: str) -> None:
+    def unmark(self, sha256: str) -> None:
         """Remove the mark of a clip, once it is known whether its bytes have a row."""
-        (self._incoming / f"{sha256}{UNSETTLED}").unlink(missing_ok=True)
+        (self._incoming / f"{sha256}{MARK_SUFFIX}").unlink(missing_ok=True)
 
     def _folder(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256
 
 
-def _existing(path: Path) -> Path:
+def _require_file(path: Path) -> Path:
     if not path.is_file():
         raise NotFound(f"there is no stored file {path.parent.name[:12]}/{path.name}")
     return path
@@ -201,19 +201,19 @@ def _blob(path: Path) -> Blob:
     return Blob(path.stat().st_size, read, path)
 
 
-def _aside(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32] + _ASIDE
+def _pending_name(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32] + _PENDING_SUFFIX
 
 
 def _put(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it; leave no partial file."""
-    aside = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")
     try:
-        aside.write_bytes(data)
-        aside.replace(path)
+        temporary.write_bytes(data)
+        temporary.replace(path)
     except OSError:
         with suppress(OSError):  # free the space that the partial file takes
-            aside.unlink()
+            temporary.unlink()
         raise
 
 

@@ -14,12 +14,12 @@ from typing import IO
 from service import system_errors
 from service.errors import TooLarge
 
-UNSETTLED = ".unsettled"
+MARK_SUFFIX = ".unsettled"
 _STRAY_SECONDS = 60  # an upload is not locked between its last byte and its final name
 
 
-class Incoming:
-    """Upload in progress: write the bytes, then call `place` of the store.
+class IncomingUpload:
+    """Upload in progress: write the bytes, then call `commit` of the store.
 
     Use as a context manager; on exit, the temporary file is removed unless it was placed. `sha256` is empty until
     `finish`.
@@ -45,35 +45,35 @@ class Incoming:
         if self.size_bytes > self.limit_bytes:
             raise TooLarge(f"the file is larger than {self.limit_bytes:,} bytes")
         self._hash.update(data)
-        with room():
+        with storage_errors():
             self._file.write(data)
 
     def finish(self) -> None:
         """Sync the bytes to disk and set `sha256`; nothing more can be written afterwards."""
-        with room():
+        with storage_errors():
             self._file.flush()
             os.fsync(self._file.fileno())
         self._file.close()
         self.sha256 = self._hash.hexdigest()
 
-    def __enter__(self) -> Incoming:
+    def __enter__(self) -> IncomingUpload:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Closing flushes bytes that a full disk refuses again. If the file stays, `sweep` removes it.
+        # Closing flushes bytes that a full disk refuses again. If the file stays, `remove_stray_uploads` removes it.
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_stray_uploads(folder: Path) -> None:
     """Remove uploads whose process died, which no process locks any more."""
     for stray in folder.iterdir():
         try:
-            if stray.suffix != UNSETTLED and time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
+            if stray.suffix != MARK_SUFFIX and time.time() - stray.stat().st_mtime > _STRAY_SECONDS:
                 with stray.open("rb") as file:
                     _lock(file)
                 stray.unlink()
@@ -83,9 +83,9 @@ def sweep(folder: Path) -> None:
             continue  # still being written; Windows does not remove an open file
 
 
-def room() -> AbstractContextManager[None]:
+def storage_errors() -> AbstractContextManager[None]:
     """Convert the errors of a full disk and other system errors in the block to StorageFull or Unavailable."""
-    return system_errors.named("the clip cannot be stored")
+    return system_errors.converted("the clip cannot be stored")
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -13,11 +13,11 @@ from service.timing import Timing, backoff
 log = structlog.get_logger(__name__)
 
 
-def keep_doing(step: Callable[[], bool], stop: threading.Event, timing: Timing, trouble: str) -> None:
+def run_loop(step: Callable[[], bool], stop: threading.Event, timing: Timing, fault_event: str) -> None:
     """Call `step` until `stop` is set: again at once if it did something, else after a pause.
 
     Faults of the machine pass: a full disk, a locked database, a process that cannot be started. A fault is logged as
-    `trouble`, and `step` is called again after a pause. The pause grows while the fault lasts. Errors other than
+    `fault_event`, and `step` is called again after a pause. The pause grows while the fault lasts. Errors other than
     ReelsError and OSError end the loop.
     """
     failures = 0
@@ -28,5 +28,5 @@ def keep_doing(step: Callable[[], bool], stop: threading.Event, timing: Timing, 
             failures = 0
         except (ReelsError, OSError) as error:
             failures += 1
-            log.warning(trouble, reason=str(error))
-            stop.wait(backoff(failures, timing.pause_seconds, timing.longest_pause_seconds))
+            log.warning(fault_event, reason=str(error))
+            stop.wait(backoff(failures, timing.fault_pause_seconds, timing.max_fault_pause_seconds))

@@ -16,7 +16,7 @@ def spawn(settings: Settings, *command: str) -> subprocess.Popen[bytes]:
     """Start `reelsrs COMMAND...` with these settings, as a process that ends with this one.
 
     Its standard input is a pipe from this process. When this process ends, for whatever reason, the pipe closes. A
-    child that called `stop_with_stdin` then stops.
+    child that called `stop_when_stdin_closes` then stops.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "service", *command],
@@ -26,7 +26,7 @@ def spawn(settings: Settings, *command: str) -> subprocess.Popen[bytes]:
     )
 
 
-def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+def terminate(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Ask a process to stop, and wait until it has. Kill it if it takes longer than `seconds`."""
     process.terminate()
     try:
@@ -41,7 +41,7 @@ def owner_of(pid: int) -> str:
     return f"{socket.gethostname()}:{pid}"
 
 
-def stop_with_stdin(stop: threading.Event) -> None:
+def stop_when_stdin_closes(stop: threading.Event) -> None:
     """Set `stop` when standard input ends.
 
     If this process still runs 10 seconds later, it exits with status 1.

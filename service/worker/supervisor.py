@@ -12,10 +12,10 @@ import structlog
 
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.database import jobs, map_jobs
+from service.database import jobs, projection_jobs
 from service.errors import ReelsError
 from service.timing import backoff
-from service.worker.processes import end, owner_of, spawn
+from service.worker.processes import owner_of, spawn, terminate
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +43,8 @@ class WorkerProcess:
         self._runtime = runtime
         self._stop = threading.Event()
         self._process = self._start()
-        self._watch = threading.Thread(target=self._watching, name="worker-watch", daemon=True)
-        self._watch.start()
+        self._watcher = threading.Thread(target=self._restart_when_dead, name="worker-watch", daemon=True)
+        self._watcher.start()
 
     @property
     def alive(self) -> bool:
@@ -54,13 +54,13 @@ class WorkerProcess:
     def stop(self) -> None:
         """Ask the worker to stop, and wait until it has. Kill it after 15 seconds."""
         self._stop.set()
-        end(self._process, seconds=15)
-        self._watch.join()
+        terminate(self._process, seconds=15)
+        self._watcher.join()
 
     def _start(self) -> subprocess.Popen[bytes]:
         return spawn(self._settings, "worker", "--while-stdin-is-open")
 
-    def _watching(self) -> None:
+    def _restart_when_dead(self) -> None:
         """Start the worker again each time it dies, and release its claims."""
         deaths = 0
         while True:
@@ -74,7 +74,7 @@ class WorkerProcess:
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
-                    map_jobs.release(connection, owner)
+                    projection_jobs.release(connection, owner)
             except ReelsError as error:
                 log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
             if self._stop.wait(backoff(deaths, first=1, longest=60)):

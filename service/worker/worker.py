@@ -16,12 +16,12 @@ from service.bootstrap import Runtime
 from service.database import generation_rows, jobs
 from service.errors import ReelsError
 from service.models import Method
-from service.worker.beside import Beside, Layouts
-from service.worker.loop import keep_doing
+from service.worker.child_processes import FitRunner, ReembedRunner
+from service.worker.loop import run_loop
 from service.worker.processes import owner_of
 
 log = structlog.get_logger(__name__)
-_CLAIM = 4
+_CLAIM_JOBS = 4
 
 
 class Worker:
@@ -31,26 +31,26 @@ class Worker:
         self._runtime = runtime
         self.owner = owner_of(os.getpid())
         self._uploads = runtime.uploads(self.owner)
-        self._left: bool | None = None  # if set, jobs are to be released, and the attempt counts or not
+        self._count_attempt: bool | None = None  # if set, jobs are to be released, and the attempt counts or not
 
     def run(self, stop: threading.Event) -> None:
         """Claim and run jobs until `stop` is set. Jobs that are claimed by then are finished."""
-        heart = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
-        heart.start()
+        lease_renewal = threading.Thread(target=self._renew, args=(stop,), name="lease", daemon=True)
+        lease_renewal.start()
         # PCA takes a second, and need not wait for an earlier fit by UMAP.
-        lanes: tuple[tuple[Method, ...], ...] = (("umap", "tsne"), ("pca",))
-        layouts = [
-            threading.Thread(target=Layouts(self._runtime, self.owner, lane).run, args=(stop,), name="layouts")
-            for lane in lanes
+        method_groups: tuple[tuple[Method, ...], ...] = (("umap", "tsne"), ("pca",))
+        runners = [
+            threading.Thread(target=FitRunner(self._runtime, self.owner, lane).run, args=(stop,), name="layouts")
+            for lane in method_groups
         ]
-        layouts.append(threading.Thread(target=Beside(self._runtime).run, args=(stop,), name="beside"))
-        for thread in layouts:
+        runners.append(threading.Thread(target=ReembedRunner(self._runtime).run, args=(stop,), name="beside"))
+        for thread in runners:
             thread.start()
-        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the worker waits")
-        for thread in layouts:
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the worker waits")
+        for thread in runners:
             thread.join()
 
-    def work_off(self) -> None:
+    def run_until_idle(self) -> None:
         """Do everything that can be done now, in the calling thread: jobs, then new points of projections.
 
         Raises ReelsError if the machine is at fault. Jobs that are not done by then are queued again.
@@ -60,29 +60,29 @@ class Worker:
 
     def _step(self, stop: threading.Event | None = None) -> bool:
         """Run jobs if any wait, else transform new videos into projections; return whether there was work."""
-        self._give_back()  # jobs that a full disk kept from being released earlier
+        self._release_jobs()  # jobs that a full disk kept from being released earlier
         self._runtime.follow()
         with self._runtime.db.read() as connection:
             waiting = jobs.waiting(connection)
         if not waiting:
-            return self._runtime.atlas.place_new()
-        self._left = True
+            return self._runtime.projections.update_all()
+        self._count_attempt = True
         try:
             self._runtime.pipeline.run(lambda: self.claim(stop), self._uploads)
         except ReelsError:
-            self._left = False  # the machine is at fault, not a video
+            self._count_attempt = False  # the machine is at fault, not a video
             raise
         finally:
             # Otherwise jobs left by an error stay claimed: their leases are renewed as long as this process lives.
-            self._give_back()
+            self._release_jobs()
         return True
 
-    def _give_back(self) -> None:
+    def _release_jobs(self) -> None:
         """Release the jobs that the last run of the pipeline left."""
-        if self._left is not None:
+        if self._count_attempt is not None:
             with self._runtime.db.write() as connection:
-                jobs.release(connection, self.owner, counts=self._left)
-            self._left = None
+                jobs.release(connection, self.owner, count_attempt=self._count_attempt)
+            self._count_attempt = None
 
     def claim(self, stop: threading.Event | None = None) -> list[int]:
         """Claim jobs for this worker; return the primary keys of their videos.
@@ -99,7 +99,7 @@ class Worker:
             ):
                 return []
         with self._runtime.db.write() as connection:
-            return jobs.claim(connection, self.owner, _CLAIM, self._runtime.timing.lease_seconds)
+            return jobs.claim(connection, self.owner, _CLAIM_JOBS, self._runtime.timing.lease_seconds)
 
     def _renew(self, stop: threading.Event) -> None:
         """Renew the leases of this worker's jobs until `stop` is set."""

@@ -34,8 +34,8 @@ from service.errors import ReelsError
 from service.media import Limits, Pixels, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
-from service.models import Picture, Sampling
-from service.operations.folder import scan
+from service.models import ImageSpec, Sampling
+from service.operations.folder_import import scan
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)
 TEN = Sampling(10)
@@ -173,7 +173,7 @@ def short_clips(folder: Path, repeat: int) -> dict[str, object]:
     started = time.perf_counter()
     for clip in clips:
         try:
-            sample(clip, TEN, Picture(224, 224), LIMITS)
+            sample(clip, TEN, ImageSpec(224, 224), LIMITS)
         except ReelsError:
             continue
     whole = time.perf_counter() - started

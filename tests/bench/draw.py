@@ -27,7 +27,7 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from service.bootstrap import Runtime
-from service.database import catalog, db
+from service.database import db, video_rows
 from tests.support.library import settings_for
 from tests.support.server import Server, serving
 
@@ -109,12 +109,12 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     runtime = Runtime(settings_for(folder / "data"))
-    runtime.adopt()
+    runtime.initialise()
     fill(runtime, count)
     for dimensions in (2, 3):
-        runtime.atlas.ready(runtime.atlas.spec("aggregated", "pca", dimensions))
+        runtime.projections.fit_and_wait(runtime.projections.spec("aggregated", "pca", dimensions))
     with runtime.db.read() as connection:
-        assert len(catalog.ready_keys(connection)) == count
+        assert len(video_rows.ready_pks(connection)) == count
     runtime.close()
     report: dict[str, Any] = {"points": count}
     chromium = shutil.which("chromium")

@@ -45,7 +45,7 @@ def floating_point_operations(folder: str) -> int:
     """Of the picture tower for one picture."""
     embedder = load(folder, device="cpu")
     with FlopCounterMode(display=False) as counter:
-        embedder.embed_pictures(embedder.examples()[0][:1])
+        embedder.embed_images(embedder.examples()[0][:1])
     return counter.get_total_flops()
 
 
@@ -65,7 +65,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 def measure(embedder: Encoder, pictures: np.ndarray) -> dict[str, float]:
     """One turn."""
     started = time.perf_counter()
-    embedder.embed_pictures(pictures)
+    embedder.embed_images(pictures)
     seen = time.perf_counter()
     embedder.embed_texts([f"{WORDS} {number}" for number in range(32)])
     read = time.perf_counter()
@@ -86,13 +86,13 @@ def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
     for label, way in WAYS.items():
         started = time.perf_counter()
         try:
-            embedders[label] = load(folder, keep=scratch / "kept" / name, **way)
+            embedders[label] = load(folder, cache_dir=scratch / "kept" / name, **way)
         except ReelsError as error:
             result[label] = f"not measured: {error}"
             continue
         result[label] = {"load_seconds": round(time.perf_counter() - started, 1)}
     pictures = np.concatenate([embedders["torch float32"].examples()[0]] * 2)
-    reference = embedders["torch float32"].embed_pictures(pictures[-8:])
+    reference = embedders["torch float32"].embed_images(pictures[-8:])
     turns: dict[str, list[dict[str, float]]] = {label: [] for label in embedders}
     for _ in range(rounds):
         for label, embedder in embedders.items():
@@ -100,7 +100,7 @@ def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
             turns[label].append(measure(embedder, many))
     for label, embedder in embedders.items():
         middle = {key: statistics.median(turn[key] for turn in turns[label]) for key in turns[label][0]}
-        cosine = float((embedder.embed_pictures(pictures[-8:]) * reference).sum(axis=1).min())
+        cosine = float((embedder.embed_images(pictures[-8:]) * reference).sum(axis=1).min())
         result[label] |= {key: round(value, 1) for key, value in middle.items()}
         result[label] |= {"batch": embedder.batch, "least_cosine": round(cosine, 5)}
         if "float32" in label or "cuda" in label:

@@ -42,7 +42,7 @@ from service.config import Settings
 from service.embedding.encoder import BATCH, Encoder
 from service.errors import ReelsError
 from service.media import Sample
-from service.operations.folder import Entry, FolderImport, scan, sidecar
+from service.operations.folder_import import Entry, FolderImport, scan, sidecar
 
 CORES = os.cpu_count() or 1
 
@@ -71,7 +71,7 @@ def model_folder(name: str, scratch: Path) -> str:
 def library(folder: Path, model: str, precision: str) -> Runtime:
     """An empty one, its model loaded and its decoders started: none of that is timed."""
     runtime = Runtime(Settings(data_dir=folder, model=model, precision=precision))  # type: ignore[arg-type]
-    runtime.adopt()
+    runtime.initialise()
     return runtime
 
 
@@ -87,7 +87,7 @@ def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample
 
     def one(entry: Entry) -> Sample | None:
         try:
-            return runtime.decoder.sample(entry.path, runtime.settings.sampling, runtime.serving.embedder().picture)
+            return runtime.decoder.sample(entry.path, runtime.settings.sampling, runtime.serving.encoder().image_spec)
         except ReelsError:
             return None
 
@@ -101,7 +101,7 @@ def forward(embedder: Encoder, samples: list[Sample], captions: list[str]) -> fl
     """Seconds for everything at once."""
     pixels = np.concatenate([sample.pixels for sample in samples])
     started = time.perf_counter()
-    embedder.embed_pictures(pixels)
+    embedder.embed_images(pixels)
     if captions:
         embedder.embed_texts(captions)
     return time.perf_counter() - started
@@ -174,7 +174,7 @@ def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dic
     result: dict[str, object] = {"model": given.model, "clips": 0, "frames": 0}
     for precision in given.precision:
         runtime = library(scratch / precision, model, precision)
-        embedder = runtime.serving.embedder(pictures=True)
+        embedder = runtime.serving.encoder(image_tower=True)
         alone, samples = decoding(runtime, entries)
         frames = sum(len(sample.times) for sample in samples)
         model_alone = forward(embedder, samples, captions)

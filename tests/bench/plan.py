@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog, change_log, db, generation_rows, jobs, vector_rows
+from service.database import change_log, db, generation_rows, jobs, vector_rows, video_rows
 from service.database.db import Database
 from service.index.milvus import MilvusIndex
 from service.models import Generation, Probe, Sampling
@@ -74,7 +74,7 @@ def writer(database: Database, count: int, threads: int) -> float:
             if name is None:
                 return
             with database.write() as connection:  # the service
-                video = catalog.add_video(
+                video = video_rows.add_video(
                     connection,
                     sha256=f"{threads:032x}{name:032x}",
                     size_bytes=1,
@@ -85,15 +85,15 @@ def writer(database: Database, count: int, threads: int) -> float:
                     sampling=Sampling(FRAMES),
                     probe=PROBE,
                 )
-                jobs.enqueue(connection, video.key)
+                jobs.enqueue(connection, video.pk)
             with database.write() as connection:  # the worker, from here on; it claims four at a time
                 keys = jobs.claim(connection, owner, 1)
             for key in keys:
                 with database.write() as connection:
-                    catalog.set_status(connection, key, "processing", 0.5)
+                    video_rows.set_status(connection, key, "processing", 0.5)
                 with database.write() as connection:
                     vector_rows.put_embeddings(connection, key, GENERATION, embeddings[name % 50])
-                    catalog.update_video(
+                    video_rows.update_video(
                         connection, key, status="ready", progress=1.0, frame_times=[float(n) for n in range(FRAMES)]
                     )
                     jobs.finish(connection, key)

@@ -122,13 +122,13 @@ started = time.perf_counter()
 import numpy as np
 from service.index import graph
 from service.projections.fits import Fit
-from service.projections.reduction import neighbours_needed, place
+from service.projections.reduction import neighbours_needed, transform
 path, into, method = sys.argv[1:]
 vectors, saved = np.load(path, mmap_mode="r"), dict(np.load(into))
 made = Fit(saved.pop("coordinates"), saved)
 matrix, new = vectors[:-1], np.array(vectors[-1:])
 found = graph.nearest(matrix, new, neighbours_needed(method, len(matrix), {}))
-place(new, made, method, parameters={}, neighbours=found)
+transform(new, made, method, parameters={}, neighbours=found)
 print(time.perf_counter() - started)
 """
 

@@ -27,7 +27,7 @@ from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import db
 from service.database.db import Database
-from service.ingestion.ingest import describe
+from service.ingestion.ingest import check_metadata
 from service.media.synthetic.drawing import write_clip
 from service.media.synthetic.scenes import distinct_scenes
 from service.models import Sampling
@@ -41,25 +41,27 @@ def install(module):
     import numpy as np
     cost = float(os.environ["STAND_IN_SECONDS"])
 
-    def embed_pictures(self, pixels):
+    def embed_images(self, pixels):
         time.sleep(cost * len(pixels))
         rng = np.random.default_rng(0)
         found = rng.standard_normal((len(pixels), self.generation.dimension)).astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    module.Embedder.embed_pictures = embed_pictures
+    module.Encoder.embed_images = embed_images
 """
 
 
 def fill(settings: Settings, clip: bytes, count: int, start: int) -> None:
     """Queue clips, each with bytes of its own."""
     runtime = Runtime(settings)
-    runtime.adopt()
+    runtime.initialise()
     for number in range(start, start + count):
         with runtime.ingest.receive() as incoming:
             incoming.write(clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))
             incoming.finish()
-            runtime.ingest.accept(incoming, describe(f"{number}.mp4", sampling=Sampling(10), caption=f"clip {number}"))
+            runtime.ingest.accept(
+                incoming, check_metadata(f"{number}.mp4", sampling=Sampling(10), caption=f"clip {number}")
+            )
     runtime.close()
 
 

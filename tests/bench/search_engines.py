@@ -17,14 +17,15 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from service.index.base import Index, SavedFile
 from service.index.compressed import TRAINING_ROWS, CompressedIndex
 from service.index.files import digest
 from service.index.flat import FlatIndex
-from service.index.rows import Index, Rows, SavedFile
+from service.index.layout import RowNumbers
 from service.index.sync import EXACT_UP_TO
 from service.models import (
     EVERY_CATEGORY,
-    Categories,
+    CategoryFilter,
     Flags,
     Vectors,
 )
@@ -112,10 +113,10 @@ def ours(
     with stopwatch(figures, "load_seconds"):
         index = load(folder)
 
-    def search(where: Categories) -> Callable[[Vectors], Rows]:
-        return lambda query: index.keys(index.search(query, K + 1, where)[0])
+    def search(where: CategoryFilter) -> Callable[[Vectors], RowNumbers]:
+        return lambda query: index.video_pks(index.search(query, K + 1, where)[0])
 
-    vectors = {pair: asked.vectors(pair, index.mean_caption) for pair in PAIRS}
+    vectors = {pair: asked.vectors(pair, index.mean_text) for pair in PAIRS}
     with stopwatch(figures, "first_search_seconds", 4):
         search(EVERY_CATEGORY)(vectors[EVEN][0])
     answers = {cell: ask(search(FILTERS[cell[1]]), vectors[cell[0]], asked.rows, rounds) for cell in CELLS}
@@ -123,16 +124,16 @@ def ours(
     library = Library.open(library_folder)
     with stopwatch(figures, "remove_one_percent_seconds"):
         index.replace(library.removed(), library.entries(0, 0))
-    after = ask(search(EVERY_CATEGORY), asked.vectors(EVEN, index.mean_caption), asked.rows, rounds)
+    after = ask(search(EVERY_CATEGORY), asked.vectors(EVEN, index.mean_text), asked.rows, rounds)
     one_by_one = [library.entries(row, row + 1) for row in range(library.count, library.count + ADDS)]
     with stopwatch(figures, "first_add_seconds", 4):
-        index.replace(one_by_one[0].keys, one_by_one[0])
+        index.replace(one_by_one[0].video_pks, one_by_one[0])
     with stopwatch(figures, "adds_1000_one_by_one_seconds", 3):
         for entry in one_by_one[1:]:
-            index.replace(entry.keys, entry)
+            index.replace(entry.video_pks, entry)
     batch = library.entries(library.count + ADDS, library.count + 2 * ADDS)
     with stopwatch(figures, "adds_1000_at_once_seconds", 3):
-        index.replace(batch.keys, batch)
+        index.replace(batch.video_pks, batch)
     index.close()
     return figures, answers, after
 
@@ -144,7 +145,7 @@ def flat(library_folder: Path, asked: Questions) -> Others:
     with stopwatch(built, "build_seconds"):
         for start, stop in library.slices():
             entries = library.entries(start, stop)
-            index.add(LAYOUT.join(entries.pictures, entries.captions, entries.captioned))
+            index.add(LAYOUT.join(entries.visual, entries.text, entries.has_text))
     few, mean = asked.first(min(QUERIES, max(20, 10_000_000 // library.count))), library.mean_caption()
     others: Others = {}
     for label, threads in (("flat", faiss.omp_get_max_threads()), ("flat_one_thread", 1)):
@@ -159,14 +160,14 @@ def flat(library_folder: Path, asked: Questions) -> Others:
     return others
 
 
-def _flat_search(index: Any, allowed: Flags | None) -> Callable[[Vectors], Rows]:
+def _flat_search(index: Any, allowed: Flags | None) -> Callable[[Vectors], RowNumbers]:
     parameters, bits = None, None
     if allowed is not None:
         bits = np.packbits(allowed, bitorder="little")
         parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
 
-    def search(query: Vectors) -> Rows:
-        found: Rows = index.search(query[None], K + 1, params=parameters)[1][0]
+    def search(query: Vectors) -> RowNumbers:
+        found: RowNumbers = index.search(query[None], K + 1, params=parameters)[1][0]
         return found
 
     return search
@@ -192,8 +193,8 @@ def peer(library_folder: Path, asked: Questions, packages: Path | None) -> tuple
         searcher = made.reorder(parameters["reorder"]).build()
     del rows, made
 
-    def search(query: Vectors) -> Rows:
-        found: Rows = searcher.search(query)[0]
+    def search(query: Vectors) -> RowNumbers:
+        found: RowNumbers = searcher.search(query)[0]
         return found
 
     answers = {
@@ -210,6 +211,6 @@ def _imputed(library_folder: Path) -> tuple[npt.NDArray[np.float64], Vectors]:
     rows = np.empty((library.count, 2 * D), dtype=np.float32)
     for start, stop in library.slices():
         entries = library.entries(start, stop)
-        rows[start:stop, :D] = entries.pictures
-        rows[start:stop, D:] = np.where(entries.captioned[:, None], entries.captions, mean)
+        rows[start:stop, :D] = entries.visual
+        rows[start:stop, D:] = np.where(entries.has_text[:, None], entries.text, mean)
     return mean, rows

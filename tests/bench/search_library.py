@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.index.rows import Layout, Rows
+from service.index.layout import Layout, RowNumbers
 from service.models import (
     EVERY_CATEGORY,
-    Categories,
+    CategoryFilter,
     Entries,
     Flags,
-    Keys,
     Vectors,
+    VideoPks,
 )
 from service.vectors import normalise
 
@@ -36,15 +36,15 @@ Cell = tuple[Pair, str]
 PAIRS: tuple[Pair, ...] = ((1.0, 0.0), (0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.0, 1.0))
 EVEN: Pair = (0.5, 0.5)
 NAMES = ("rest", "half", "percent", "rare")
-FILTERS: dict[str, Categories] = {
+FILTERS: dict[str, CategoryFilter] = {
     "none": EVERY_CATEGORY,
-    "50%": Categories(frozenset({"half"})),
-    "1%": Categories(frozenset({"percent"})),
-    "0.01%": Categories(frozenset({"rare"})),
+    "50%": CategoryFilter(frozenset({"half"})),
+    "1%": CategoryFilter(frozenset({"percent"})),
+    "0.01%": CategoryFilter(frozenset({"rare"})),
 }
 CELLS: tuple[Cell, ...] = tuple((pair, name) for name in FILTERS for pair in PAIRS)
-LAYOUT = Layout(D, captions=True)
-NOBODY: Keys = np.zeros(0, dtype=np.int64)
+LAYOUT = Layout(D, has_text=True)
+NOBODY: VideoPks = np.zeros(0, dtype=np.int64)
 Figures = dict[str, Any]
 
 
@@ -79,12 +79,12 @@ class Library:
         """Bounds of what is done at once."""
         return ((start, min(start + SLICE, self.count)) for start in range(0, self.count, SLICE))
 
-    def queries(self) -> Rows:
+    def queries(self) -> RowNumbers:
         """(QUERIES,) the videos that are asked about; all have a caption."""
         captioned = np.flatnonzero(self.captioned[: self.count])
         return np.random.default_rng(5).choice(captioned, QUERIES, replace=False)
 
-    def removed(self) -> Keys:
+    def removed(self) -> VideoPks:
         """A hundredth of the videos, none of them a question."""
         others = np.setdiff1d(np.arange(self.count), self.queries())
         return np.sort(np.random.default_rng(6).choice(others, self.count // 100, replace=False))
@@ -95,7 +95,7 @@ class Library:
             return None
         return np.array([category in FILTERS[name] for category in NAMES])[self.codes[: self.count]]
 
-    def mean_caption(self, without: Keys = NOBODY) -> npt.NDArray[np.float64]:
+    def mean_caption(self, without: VideoPks = NOBODY) -> npt.NDArray[np.float64]:
         """(D,) the mean of the captions of all videos but some."""
         kept = np.array(self.captioned[: self.count])
         kept[without] = False
@@ -124,7 +124,7 @@ def make(folder: Path, kind: str, count: int, vectors: Path) -> None:
     def new(name: str, *shape: int, dtype: str = "float32") -> npt.NDArray[Any]:
         return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
 
-    def spread(which: Rows) -> Vectors:
+    def spread(which: RowNumbers) -> Vectors:
         noise = rng.standard_normal((len(which), D), dtype=np.float32) * np.float32(sigma / math.sqrt(D))
         noise += around[which]
         noise /= np.linalg.norm(noise, axis=1, keepdims=True)
@@ -161,12 +161,12 @@ class Truth:
         self._impute(library.mean_caption())
         self._gone = NOBODY
 
-    def remove(self, gone: Keys) -> None:
+    def remove(self, gone: VideoPks) -> None:
         """These videos are no answers any more."""
         self._gone = gone
         self._impute(self._library.mean_caption(without=gone))
 
-    def recall(self, cell: Cell, answers: Sequence[Rows]) -> float:
+    def recall(self, cell: Cell, answers: Sequence[RowNumbers]) -> float:
         """The share of the true ten, or of as many as there are, that the answers to the first questions hold."""
         (a, b), name = cell
         allowed = self._library.allowed(name)
@@ -191,7 +191,7 @@ class Truth:
 class Answers:
     """What one search after the other gave: rows without the question's own, and milliseconds."""
 
-    rows: list[Rows]
+    rows: list[RowNumbers]
     milliseconds: list[float]
 
     def figures(self, truth: Truth, cell: Cell) -> Figures:
@@ -199,7 +199,9 @@ class Answers:
         return {"recall": round(truth.recall(cell, self.rows), 4), **percentiles(self.milliseconds)}
 
 
-def ask(search: Callable[[Vectors], Rows], queries: Sequence[Vectors], own: Rows, rounds: int = 1) -> Answers:
+def ask(
+    search: Callable[[Vectors], RowNumbers], queries: Sequence[Vectors], own: RowNumbers, rounds: int = 1
+) -> Answers:
     """Each question alone, after a few that are not timed."""
     for query in queries[:5]:
         search(query)
@@ -219,7 +221,7 @@ class Questions:
     """What is asked about: rows (Q,), their pictures and captions (Q, D). A copy, for a map of the library would count
     as memory of whoever asks."""
 
-    rows: Rows
+    rows: RowNumbers
     pictures: Vectors
     captions: Vectors
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database import change_log, db, generation_rows, vector_rows, video_rows
 from service.database.db import Database
 from service.errors import ReelsError
 from service.index.sync import SyncedIndex
@@ -65,25 +65,25 @@ class Service:
         row, self._next = self._next, self._next + 1
         entries = self.library.entries(row, row + 1)
         with self.db.write() as connection:
-            video = catalog.add_video(
+            video = video_rows.add_video(
                 connection,
                 sha256=f"{row:064x}",
                 size_bytes=1,
                 filename=f"{row}.mp4",
                 title=str(row),
-                caption="caption" if entries.captioned[0] else None,
+                caption="caption" if entries.has_text[0] else None,
                 category=entries.categories[0],
                 sampling=Sampling(1),
                 probe=PROBE,
             )
-        assert entries.captions is not None
-        text = entries.captions[0] if entries.captioned[0] else None
-        embeddings = aggregate(entries.pictures, text)
+        assert entries.text is not None
+        text = entries.text[0] if entries.has_text[0] else None
+        embeddings = aggregate(entries.visual, text)
         with self.db.write() as connection:
-            vector_rows.put_embeddings(connection, video.key, GENERATION, embeddings)
-            catalog.update_video(connection, video.key, status="ready", progress=1.0, frame_times=[0.0])
-            change_log.record_change(connection, video.key)
-        return video.key, video.id
+            vector_rows.put_embeddings(connection, video.pk, GENERATION, embeddings)
+            video_rows.update_video(connection, video.pk, status="ready", progress=1.0, frame_times=[0.0])
+            change_log.record_change(connection, video.pk)
+        return video.pk, video.id
 
 
 def _name(row: int) -> str:
@@ -99,7 +99,7 @@ def _video(row: int, entries: Entries, place: int) -> Figures:
         "size_bytes": 1,
         "filename": f"{row}.mp4",
         "title": str(row),
-        "caption": "caption" if entries.captioned[place] else None,
+        "caption": "caption" if entries.has_text[place] else None,
         "category": entries.categories[place],
         "status": "ready",
         "progress": 1.0,
@@ -117,11 +117,11 @@ def _video(row: int, entries: Entries, place: int) -> Figures:
 
 
 def _embeddings(entries: Entries) -> Iterator[dict[str, Any]]:
-    assert entries.captions is not None
-    for place, row in enumerate(entries.keys.tolist()):
-        kinds = {"frame": entries.pictures[place], "mean": entries.pictures[place]}
-        if entries.captioned[place]:
-            kinds["text"] = entries.captions[place]
+    assert entries.text is not None
+    for place, row in enumerate(entries.video_pks.tolist()):
+        kinds = {"frame": entries.visual[place], "mean": entries.visual[place]}
+        if entries.has_text[place]:
+            kinds["text"] = entries.text[place]
         for kind, vector in kinds.items():
             yield {"video_key": row + 1, "generation": GENERATION.id, "kind": kind, "vectors": pack(vector)}
 
@@ -171,7 +171,7 @@ def _searchable_after(service: Service, follower: SyncedIndex, recommender: Reco
             picture = vector_rows.vectors(connection, key, GENERATION, "mean")
             assert picture is not None
             query = np.concatenate([picture[0], np.zeros(D + 1, dtype=np.float32)])
-            assert key in index.keys(index.search(query, 1)[0]), "the upload is not found by its own picture"
+            assert key in index.video_pks(index.search(query, 1)[0]), "the upload is not found by its own picture"
     return {"first": round(seconds[0], 4), "p50": round(float(np.median(seconds)), 4), "max": round(max(seconds), 4)}
 
 
@@ -185,7 +185,7 @@ def _has_caption(service: Service, key: int) -> bool:
 
 
 def _answer(recommender: Recommender, name: str, pair: Pair) -> None:
-    recommender.answer(SearchQuery(likes=(Reference(name),), weights=Weights(*pair), fusion="cosine", k=K))
+    recommender.search(SearchQuery(references=(Reference(name),), weights=Weights(*pair), fusion="cosine", k=K))
 
 
 def _answers(recommender: Recommender, names: list[str]) -> tuple[list[float], list[str]]:
@@ -226,7 +226,7 @@ class _Changes:
                 key, _ = self._service.upload()
                 self._over.wait(0.05)
                 with self._service.db.write() as connection:
-                    catalog.delete_video(connection, key)
+                    video_rows.delete_video(connection, key)
                 self._over.wait(0.05)
                 self.count += 2
         except Exception as error:

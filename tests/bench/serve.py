@@ -46,7 +46,7 @@ from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import db
 from service.models import Generation, Weights
-from service.operations.folder import scan
+from service.operations.folder_import import scan
 from service.search.query import Reference, SearchQuery
 from service.vectors import normalise, pack
 
@@ -55,7 +55,7 @@ FRAMES = 10
 
 def fill(runtime: Runtime, count: int, vectors: Path | None) -> list[str]:
     """Put made-up videos into the database, many rows to a statement: their ids."""
-    generation: Generation = runtime.adopt()
+    generation: Generation = runtime.initialise()
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, generation.dimension)).astype(np.float32)
     if vectors is not None:
@@ -162,12 +162,12 @@ class Client:
 
 def in_process(settings: Settings, pipe: Any) -> None:
     """In a process of its own: answer questions about the ids that come, and say how long it took."""
-    runtime = Runtime(settings, pictures=False)
+    runtime = Runtime(settings, image_tower=False)
     recommender = runtime.serving.recommender
     pipe.send("ready")
     while (video := pipe.recv()) is not None:
         started = time.perf_counter()
-        recommender.answer(SearchQuery(weights=Weights(0.7, 0.3), fusion="cosine", likes=(Reference(video),)))
+        recommender.search(SearchQuery(weights=Weights(0.7, 0.3), fusion="cosine", references=(Reference(video),)))
         pipe.send((time.perf_counter() - started) * 1000)
     runtime.close()
 
@@ -312,7 +312,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = model_folder("ViT-B-32", Path(scratch))
         settings = Settings(data_dir=Path(scratch) / "data", model=model, precision=given.precision)
-        runtime = Runtime(settings, pictures=False)
+        runtime = Runtime(settings, image_tower=False)
         ids = fill(runtime, given.videos, given.vectors)
         runtime.close()
         result = {"videos": given.videos, **recommendations(settings, ids, given.asked)}

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from service.bootstrap import Runtime
 from service.config import Settings
-from service.database.maps import Embedding
+from service.database.projection_rows import Embedding
 from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.projections.reduction import Method
@@ -233,9 +233,9 @@ def _lay_out(
     settings: Settings, model: Encoder, decoder: Decoder, wanted: Iterable[tuple[Embedding, Method, int]]
 ) -> None:
     runtime = Runtime(settings, model=model, decoder=decoder)
-    runtime.adopt()
+    runtime.initialise()
     for embedding, method, dimensions in wanted:
-        runtime.atlas.ready(runtime.atlas.spec(embedding, method, dimensions))
+        runtime.projections.fit_and_wait(runtime.projections.spec(embedding, method, dimensions))
     runtime.close()
 
 

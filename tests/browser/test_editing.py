@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from service.bootstrap import Runtime
 from service.embedding.encoder import Encoder
 from service.media import Decoder
-from service.operations.visualize import write_map
+from service.operations.visualize import write_projection
 from tests.support.library import settings_for
 from tests.support.page import (
     Visit,
@@ -156,7 +156,7 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
     assert page.evaluate("window.hit") is None
     # The map that is written to a file is a page as well, with no policy but its own.
     runtime = Runtime(settings_for(own_library.data_dir), model=tiny, decoder=decoder)
-    write_map(runtime, tmp_path / "map.html", runtime.atlas.spec("aggregated", "pca", 2))
+    write_projection(runtime, tmp_path / "map.html", runtime.projections.spec("aggregated", "pca", 2))
     runtime.close()
     page.goto(f"file://{tmp_path}/map.html")
     page.locator(".legendtext").first.wait_for()

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from service.bootstrap import Runtime
-from service.database import catalog
+from service.database import video_rows
 from service.database.db import Database
 from service.embedding.encoder import Encoder
 from service.media import Decoder
@@ -280,7 +280,7 @@ def test_a_clip_that_goes_while_a_backup_is_taken_is_left_out(
     settings = settings_for(tmp_path / "data")
     runtime = Runtime(settings, model=tiny, decoder=decoder)
     with runtime.db.read() as connection:
-        first, *_, last = catalog.list_videos(connection, status="ready", limit=100)
+        first, *_, last = video_rows.list_videos(connection, status="ready", limit=100)
     gone = []
 
     def step(number: int, _: int) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from service.bootstrap import Runtime
-from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database import change_log, db, generation_rows, vector_rows, video_rows
 from service.database.db import Database
 from service.embedding.encoder import Encoder
 from service.errors import Unavailable
@@ -179,7 +179,7 @@ def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny
 
 def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
     def hurried(runtime: Runtime) -> None:
-        runtime.db.patience_seconds = 1
+        runtime.db.lock_seconds = 1
 
     settings = settings_for(tmp_path / "data")
     with (
@@ -284,9 +284,9 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
         with library.write() as connection:
             generation_rows.activate_generation(connection, generation)
             video = add_row(connection, number)
-            vector_rows.put_embeddings(connection, video.key, generation, Embeddings(v[None], v, v, None))
-            catalog.set_status(connection, video.key, "ready", 1.0)
-            change_log.record_change(connection, video.key)
+            vector_rows.put_embeddings(connection, video.pk, generation, Embeddings(v[None], v, v, None))
+            video_rows.set_status(connection, video.pk, "ready", 1.0)
+            change_log.record_change(connection, video.pk)
         return v
 
     for number in range(300):
@@ -321,7 +321,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     until(on_disk, 60, "the rows are on the disk again")
     follower.close()
     again = SyncedIndex(library, index, generation, "mean", exact_up_to=100)
-    assert again.saved, "the snapshot was not used"
+    assert again.saved_change, "the snapshot was not used"
     with again.current() as (now, _):
         assert len(now) == 701
     again.close()

@@ -22,10 +22,10 @@ from PIL import Image
 
 from service.errors import InvalidInput, Undecodable
 from service.media import Decoder, Limits
-from service.models import Picture, Sampling
+from service.models import ImageSpec, Sampling
 from tests.support.clips import ClipMaker, numbered
 
-MODEL = Picture(224, 224)
+MODEL = ImageSpec(224, 224)
 LIMITS = Limits(max_duration_seconds=3600, max_pixels=8192 * 4352)  # as the service has them
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters system calls")
@@ -35,9 +35,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters s
 
 BREAK_OUT = """
 import json, os, resource, signal, socket, subprocess, threading
-from service.media.jail import confine
+from service.media.sandbox import enter_sandbox
 
-wall = confine()
+wall = enter_sandbox()
 held, other = socket.socketpair() if wall else (None, None)
 done = {}
 
@@ -73,8 +73,8 @@ os.write(1, json.dumps([wall, done]).encode())
 def test_a_decoder_that_was_taken_over_finds_nothing_to_take(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("here")
     ran = subprocess.run([sys.executable, "-c", BREAK_OUT], stdout=subprocess.PIPE, check=True, cwd=tmp_path)
-    unconfined, done = json.loads(ran.stdout)
-    assert unconfined is None
+    unsandboxed_reason, done = json.loads(ran.stdout)
+    assert unsandboxed_reason is None
     assert done.pop("thread") == "done"
     assert done.pop("memory") == 50 << 20
     assert set(done.values()) <= {"PermissionError", "ValueError"}, done

@@ -14,9 +14,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service.api.guard import check_address, only_here
+from service.api.access import check_address, is_loopback
 from service.config import Settings
-from service.database import db, keys
+from service.database import api_keys, db
 from service.embedding.encoder import Encoder
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.media import Decoder
@@ -59,7 +59,7 @@ def guarded(
     data = tmp_path_factory.mktemp("keys") / "data"
     settings = settings_for(data, api_keys="of-the-settings")
     with serving_here(settings, tiny, decoder) as running:
-        given = {right: make(data, f"a-{right}", right) for right in keys.RIGHTS}
+        given = {right: make(data, f"a-{right}", right) for right in api_keys.RIGHTS}
         yield running, {**given, "settings": "of-the-settings"}
 
 
@@ -83,7 +83,7 @@ def test_every_operation_asks_for_its_right(guarded: tuple[Service, dict[str, st
     with server.client() as client:
         statuses = {None: call(client, verb, path, None).status_code}
         answers = {name: call(client, verb, path, key) for name, key in given.items()}
-        unknown = call(client, verb, path, keys.PREFIX + "x" * 43)
+        unknown = call(client, verb, path, api_keys.PREFIX + "x" * 43)
     if right is None:
         assert statuses[None] not in (401, 403)
         assert not [name for name, answer in answers.items() if answer.status_code in (401, 403)]
@@ -92,7 +92,7 @@ def test_every_operation_asks_for_its_right(guarded: tuple[Service, dict[str, st
     assert unknown.headers["content-type"] == "application/problem+json"
     for name, answer in answers.items():
         held = "admin" if name == "settings" else name
-        if keys.RIGHTS.index(held) >= keys.RIGHTS.index(right):
+        if api_keys.RIGHTS.index(held) >= api_keys.RIGHTS.index(right):
             assert answer.status_code not in (401, 403, 500), (name, answer.text)
         else:
             assert answer.status_code == 403, (name, answer.text)
@@ -138,7 +138,7 @@ def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: P
             client.post("/v1/search/text", json={"query": key, "k": key}, headers={"X-API-Key": key})
             client.post("/v1/videos", content=key, headers={"X-API-Key": key, "Content-Type": key})
             client.get("/nowhere", headers={"X-API-Key": key})
-        for right in keys.RIGHTS:  # of a key that we made, even this is known for one
+        for right in api_keys.RIGHTS:  # of a key that we made, even this is known for one
             client.get(f"/v1/videos/{given[right]}", headers={"X-API-Key": given[right]})
     text = log.read_text()
     assert '"path": "/nowhere"' in text
@@ -150,7 +150,7 @@ def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: P
     with database.read() as connection:
         stored += repr(connection.execute(sa.select(db.keys)).all()).encode()
     database.close()
-    for right in keys.RIGHTS:
+    for right in api_keys.RIGHTS:
         assert given[right].encode() not in stored
 
 
@@ -161,7 +161,7 @@ def test_an_unexpected_error_shows_no_key_on_a_terminal_either() -> None:
         "import structlog; from service import telemetry; telemetry.configure_logging()\n"
         "def handle(header):\n"
         "    try:\n"
-        f"        raise RuntimeError('no use for {keys.PREFIX}{'k' * 43}')\n"
+        f"        raise RuntimeError('no use for {api_keys.PREFIX}{'k' * 43}')\n"
         "    except RuntimeError:\n"
         "        structlog.get_logger('x').exception('unexpected error')\n"
         "handle(' '.join(['of', 'the', 'settings']))\n"
@@ -205,22 +205,22 @@ def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:
     db.upgrade(url)
     database = db.Database(url)
     with database.write() as connection:
-        secret = keys.create(connection, "one", "read")
+        secret = api_keys.create(connection, "one", "read")
     with sqlite3.connect(tmp_path / "keys.db") as raw:
         (stored,) = raw.execute("SELECT sha256 FROM keys").fetchone()
     raw.close()
     with database.write() as connection:
-        found = keys.look_up(connection, secret)
+        found = api_keys.look_up(connection, secret)
         assert found is not None
         assert (found.name, found.right) == ("one", "read")
         for other in (stored, secret[:-1], secret + "x", "", "ü"):
-            assert keys.look_up(connection, other) is None
+            assert api_keys.look_up(connection, other) is None
         with pytest.raises(InvalidInput, match="already"):
-            keys.create(connection, "one", "admin")
-        keys.revoke(connection, "one")
-        assert keys.look_up(connection, secret) is None
+            api_keys.create(connection, "one", "admin")
+        api_keys.revoke(connection, "one")
+        assert api_keys.look_up(connection, secret) is None
         with pytest.raises(NotFound):
-            keys.revoke(connection, "one")
+            api_keys.revoke(connection, "one")
     database.close()
 
 
@@ -229,12 +229,12 @@ def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_loopback(host: str) -> None:
-    assert only_here(host)
+    assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "10.0.0.1", "0", "no-such-name.invalid", "x" * 300])
 def test_not_loopback(host: str) -> None:
-    assert not only_here(host)
+    assert not is_loopback(host)
 
 
 def test_the_ways_out_of_a_refusal() -> None:
@@ -259,7 +259,7 @@ def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, 
     """Without a socket there: the settings say where it would listen."""
     from fastapi.testclient import TestClient
 
-    from service.api.app import create_app, start
+    from service.api.app import create_app, start_runtime
 
     for settings, status in (
         (Settings(data_dir=tmp_path / "a", model="tiny", host="0.0.0.0", allow_anyone=True), 200),
@@ -270,12 +270,12 @@ def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, 
         db.upgrade(settings.database)
         database = db.Database(settings.database)
         with database.write() as connection:
-            secret = keys.create(connection, "last", "read")
-        started = start(settings, model=tiny)
+            secret = api_keys.create(connection, "last", "read")
+        started = start_runtime(settings, model=tiny)
         with database.write() as connection:
-            keys.revoke(connection, "last")
+            api_keys.revoke(connection, "last")
         database.close()
-        with TestClient(create_app(settings, worker=None, started=started)) as client:
+        with TestClient(create_app(settings, worker=None, runtime=started)) as client:
             assert client.get("/v1/videos").status_code == status
             assert client.get("/v1/videos", headers={"X-API-Key": secret}).status_code == (
                 403 if status == 401 else 200

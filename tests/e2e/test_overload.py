@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api.app import create_app, start
-from service.api.guard import MAX_BODY_BYTES, Gate, Patience, allow_many_connections
+from service.api.app import create_app, start_runtime
+from service.api.protocol import allow_many_connections
+from service.api.request_limits import MAX_BODY_BYTES, ConcurrencyLimit
+from service.api.timeouts import ClientTimeouts
 from service.config import Settings
 from service.embedding.encoder import Encoder
 from service.errors import Overloaded
@@ -24,7 +26,7 @@ from tests.support.clips import ClipMaker, numbered
 from tests.support.library import settings_for
 from tests.support.server import Service, serving_here
 
-SHORT = Patience(headers_seconds=1, silence_seconds=1, start_seconds=1.5, bytes_per_second=1024, taking_seconds=1)
+SHORT = ClientTimeouts(headers_seconds=1, silence_seconds=1, start_seconds=1.5, bytes_per_second=1024, stall_seconds=1)
 UPLOAD = (
     "POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {}\r\n\r\n"
 )
@@ -34,7 +36,7 @@ PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\
 
 def impatient(settings: Settings, model: Encoder, decoder: Decoder) -> AbstractContextManager[Service]:
     """A service with little patience and no worker."""
-    return serving_here(settings, model, decoder, worker=False, patience=SHORT)
+    return serving_here(settings, model, decoder, worker=False, timeouts=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +238,12 @@ def test_a_client_that_hangs_up_in_an_upload(port: int, caplog: pytest.LogCaptur
 # --- too much
 
 
-def test_a_gate() -> None:
-    gate = Gate(2, "tests", 7)
-    with gate.passing(), gate.passing(), pytest.raises(Overloaded) as full, gate.passing():
+def test_a_concurrency_limit() -> None:
+    limit = ConcurrencyLimit(2, "tests", 7)
+    with limit.acquire(), limit.acquire(), pytest.raises(Overloaded) as full, limit.acquire():
         pass
     assert full.value.retry_after_seconds == 7
-    assert gate.inside == 0
+    assert limit.in_use == 0
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +251,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Deco
     """A service with room for four requests, whose patience with silent connections ends soon."""
     settings = settings_for(tmp_path_factory.mktemp("small") / "data", max_requests=4)
     allow_many_connections()
-    with serving_here(settings, tiny, decoder, patience=Patience(headers_seconds=4)) as running:
+    with serving_here(settings, tiny, decoder, timeouts=ClientTimeouts(headers_seconds=4)) as running:
         yield running
 
 
@@ -305,10 +307,10 @@ def test_more_requests_than_there_is_room_for(small: Service) -> None:
 
 
 def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Encoder) -> None:
-    """Three of four places taken, by requests that are being answered: the gate itself is asked, for how long a
+    """Three of four places taken, by requests that are being answered: the limit itself is asked, for how long a
     request takes is nobody's to choose."""
     settings = settings_for(tmp_path / "data", max_requests=4)
-    app = create_app(settings, worker=None, started=start(settings, model=tiny))
+    app = create_app(settings, worker=None, runtime=start_runtime(settings, model=tiny))
     from fastapi.testclient import TestClient
 
     with TestClient(app) as client, ExitStack() as stack:
@@ -321,7 +323,7 @@ def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Encoder) -> None:
             assert found.status_code == (200 if taken < 4 else 429)
             assert client.get("/livez").status_code == client.get("/metrics").status_code == 200
             if taken < 4:
-                stack.enter_context(app.state.gates.requests.passing())
+                stack.enter_context(app.state.request_limits.requests.acquire())
 
 
 def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder) -> None:

@@ -70,7 +70,7 @@ def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
     assert not loaded(telling) & heavy
     serving = (
         "from service import config; from service.api import app; settings = config.load(model='tiny');"
-        "runtime = app.start(settings);"
+        "runtime = app.start_runtime(settings);"
         "app.create_app(settings); runtime.close()"
     )
     found = loaded(serving)

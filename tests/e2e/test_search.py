@@ -20,25 +20,28 @@ def test_the_same_example_is_embedded_once(runtime: Runtime, drawn: Path, monkey
     clips = sorted(drawn.rglob("*.mp4"))[:2]
     Image.new("RGB", (64, 64), "red").save(drawn.parent / "red.png")
     sampling = Sampling(3)
-    first = runtime.serving.examples.clip(clips[0], "a caption", sampling, 2.0)
-    words, picture = runtime.serving.examples.text("red"), runtime.serving.examples.picture(drawn.parent / "red.png")
-    embedder = runtime.serving.embedder()
+    first = runtime.serving.query_encoder.clip(clips[0], "a caption", sampling, 2.0)
+    words, picture = (
+        runtime.serving.query_encoder.text("red"),
+        runtime.serving.query_encoder.image(drawn.parent / "red.png"),
+    )
+    embedder = runtime.serving.encoder()
 
     def never(*_: object) -> None:
         raise AssertionError("embedded again")
 
     with monkeypatch.context() as patch:
-        for name in ("embed_pictures", "embed_texts"):
+        for name in ("embed_images", "embed_texts"):
             patch.setattr(embedder, name, never)
-        again = runtime.serving.examples.clip(clips[0], "a caption", sampling, -1.0)
-        assert (again.weight, again.picture is first.picture, again.caption is first.caption) == (-1.0, True, True)
-        assert runtime.serving.examples.text("red").picture is words.picture
-        assert runtime.serving.examples.picture(drawn.parent / "red.png").picture is picture.picture
+        again = runtime.serving.query_encoder.clip(clips[0], "a caption", sampling, -1.0)
+        assert (again.weight, again.visual is first.visual, again.text is first.text) == (-1.0, True, True)
+        assert runtime.serving.query_encoder.text("red").visual is words.visual
+        assert runtime.serving.query_encoder.image(drawn.parent / "red.png").visual is picture.visual
         for other in (
-            lambda: runtime.serving.examples.clip(clips[1], "a caption", sampling),
-            lambda: runtime.serving.examples.clip(clips[0], "another", sampling),
-            lambda: runtime.serving.examples.clip(clips[0], "a caption", Sampling(4)),
-            lambda: runtime.serving.examples.text("blue"),
+            lambda: runtime.serving.query_encoder.clip(clips[1], "a caption", sampling),
+            lambda: runtime.serving.query_encoder.clip(clips[0], "another", sampling),
+            lambda: runtime.serving.query_encoder.clip(clips[0], "a caption", Sampling(4)),
+            lambda: runtime.serving.query_encoder.text("blue"),
         ):
             with pytest.raises(AssertionError, match="embedded again"):
                 other()

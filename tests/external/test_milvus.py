@@ -253,7 +253,7 @@ def test_the_alias_follows_the_generation_that_answers(library: VectorLibrary, u
     with library.db.write() as connection:
         generation_rows.add_generation(connection, another)
         for key in library.keys.values():
-            vectors = vector_rows.kinds(connection, key, GENERATION, "frame", "text")
+            vectors = vector_rows.vectors_by_kind(connection, key, GENERATION, "frame", "text")
             text = vectors["text"][0] if "text" in vectors else None
             vector_rows.put_embeddings(connection, key, another, aggregate(vectors["frame"], text))
     beside = MilvusIndex(library.db, uri, another, "mean", client=client)  # a file of Lite has one client
@@ -287,7 +287,7 @@ def test_a_server_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -> 
             assert time.monotonic() - began < 15
         library.add(unit(np.random.default_rng(8)), None)
         settings = config.Settings(data_dir=tmp_path, vector_store=f"milvus+{server.uri}")
-        said = [(one.state, one.said) for one in doctor.verify(settings) if one.check == "index"]
+        said = [(one.state, one.message) for one in doctor.verify(settings) if one.check == "index"]
         assert [state for state, _ in said] == ["problem"]
         assert "the vectors cannot be reached" in said[0][1]
         server.start()
@@ -314,7 +314,7 @@ def test_doctor_and_index_commands_know_the_engine(tmp_path: Path, uri: str) -> 
     )
     found = [one for one in doctor.verify(settings) if one.check == "index"]
     assert [one.state for one in found] == ["ok"], found
-    assert "12 rows, milvus flat" in found[0].said
+    assert "12 rows, milvus flat" in found[0].message
     assert doctor.rebuild(settings) == 12
     library.db.close()
 

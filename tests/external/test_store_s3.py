@@ -43,7 +43,7 @@ def test_a_bucket_that_cannot_be_had_is_named(
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL: must start with"):
         open_store("s3://bucket", tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
-    assert "amazonaws.com/" in (open_store("s3://bucket", tmp_path, link_seconds=9).link("0" * 64) or "")
+    assert "amazonaws.com/" in (open_store("s3://bucket", tmp_path, link_seconds=9).signed_url("0" * 64) or "")
 
 
 def test_two_prefixes_are_two_stores(
@@ -57,5 +57,5 @@ def test_two_prefixes_are_two_stores(
         other.video(sha256)
     other.delete(sha256)
     assert read_all(one.video(sha256)) == b"clip"
-    with other.unsettled(sha256):
-        assert one.doubtful() == []
+    with other.mark(sha256):
+        assert one.marked() == []

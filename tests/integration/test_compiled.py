@@ -40,7 +40,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantised(checkpoint: str, kept: Path) -> Encoder:
     """The same in 8 bits."""
-    return load(checkpoint, precision="int8", keep=kept)
+    return load(checkpoint, precision="int8", cache_dir=kept)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def cosines(torchs: Encoder) -> Callable[[Encoder], np.ndarray]:
     captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
 
     def compare(other: Encoder) -> np.ndarray:
-        pictures = torchs.examples()[0][-openvino_towers.HELD :, ::-1, ::-1]
-        seen = torchs.embed_pictures(pictures) * other.embed_pictures(pictures)
+        images = torchs.examples()[0][-openvino_towers.HELD_OUT_COUNT :, ::-1, ::-1]
+        seen = torchs.embed_images(images) * other.embed_images(images)
         read = torchs.embed_texts(captions) * other.embed_texts(captions)
         return np.concatenate([seen, read]).sum(axis=1)
 
@@ -75,24 +75,24 @@ def test_single_precision_is_the_same_generation(
 
 
 def test_any_number_at_a_time(quantised: Encoder) -> None:
-    pictures = np.concatenate([quantised.examples()[0]] * 2)
-    together = quantised.embed_pictures(pictures)
-    alone = np.concatenate([quantised.embed_pictures(pictures[n : n + 1]) for n in range(3)])
+    images = np.concatenate([quantised.examples()[0]] * 2)
+    together = quantised.embed_images(images)
+    alone = np.concatenate([quantised.embed_images(images[n : n + 1]) for n in range(3)])
     np.testing.assert_allclose(together[:3], alone, atol=1e-3)
-    assert len(together) == len(pictures)
+    assert len(together) == len(images)
 
 
 def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept: Path, quantised: Encoder) -> None:
     folder = kept / quantised.generation.id
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
     assert set(before) == {f"{name}.{end}" for name in ("picture", "text") for end in ("xml", "bin", "json")}
-    again = load(checkpoint, precision="int8", keep=kept, pictures=False)
-    assert not again.sees
+    again = load(checkpoint, precision="int8", cache_dir=kept, image_tower=False)
+    assert not again.has_image_tower
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"} == before
     data = bytearray((folder / "text.bin").read_bytes())
     data[len(data) // 2] ^= 0xFF
     (folder / "text.bin").write_bytes(data)
-    mended = load(checkpoint, precision="int8", keep=kept, pictures=False)
+    mended = load(checkpoint, precision="int8", cache_dir=kept, image_tower=False)
     np.testing.assert_allclose(mended.embed_texts(["a cat"]), quantised.embed_texts(["a cat"]), atol=1e-3)
     assert (folder / "text.bin").stat().st_mtime_ns != before["text.bin"]
     assert (folder / "picture.bin").stat().st_mtime_ns == before["picture.bin"]
@@ -101,13 +101,15 @@ def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept
 def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Encoder, tmp_path: Path) -> None:
     """Whole by their checksums, and wrong: as after a folder was restored to the wrong place."""
     (tmp_path / "other").mkdir()
-    other = load(small_vit(tmp_path / "other", seed=1), precision="int8", keep=tmp_path / "models", pictures=False)
+    other = load(
+        small_vit(tmp_path / "other", seed=1), precision="int8", cache_dir=tmp_path / "models", image_tower=False
+    )
     mixed = tmp_path / "mixed" / quantised.generation.id
     shutil.copytree(tmp_path / "models" / other.generation.id, mixed)
     with pytest.raises(
         ConfigurationError, match=r"REELSRS_PRECISION=int8 embeds wrongly here.*REELSRS_PRECISION=float32"
     ):
-        load(checkpoint, precision="int8", keep=tmp_path / "mixed", pictures=False)
+        load(checkpoint, precision="int8", cache_dir=tmp_path / "mixed", image_tower=False)
 
 
 def test_a_model_that_eight_bits_are_too_few_for_is_refused() -> None:
@@ -136,10 +138,11 @@ def test_without_openvino_the_error_says_how_to_get_it(monkeypatch: pytest.Monke
 
 def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
     program = (
-        "import sys, numpy as np, torch; from service.embedding import openvino_towers; openvino_towers.require(); "
+        "import sys, numpy as np, torch; from service.embedding import openvino_towers; "
+        "openvino_towers.require_without_telemetry(); "
         "inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32); "
         "traced = lambda: torch.jit.trace(torch.nn.Linear(4, 2).eval(), torch.from_numpy(inputs)); "
-        "run = openvino_towers.tower(traced, inputs, int8=True, keep=None, name='x'); "
+        "run = openvino_towers.tower(traced, inputs, int8=True, cache_dir=None, name='x'); "
         "assert run(inputs).shape == (12, 2); print(sys.modules['openvino_telemetry'])"
     )
     environment = {**CHILD_ENVIRONMENT, "HOME": str(tmp_path)}
@@ -152,9 +155,9 @@ def test_nothing_is_reported_to_the_maker_of_openvino(tmp_path: Path) -> None:
 
 
 def test_the_pictures_it_is_fitted_to_name_their_source_and_licence() -> None:
-    pictures, captions, _ = openvino_towers.calibration()
+    images, captions, _ = openvino_towers.calibration()
     table = (Path(openvino_towers.__file__).parent / "calibration" / "pictures.tsv").read_text().splitlines()[1:]
-    assert len(pictures) == len(captions) == len(table) == 40
+    assert len(images) == len(captions) == len(table) == 40
     for line in table:
         _, caption, source, licence = line.split("\t")
         assert caption

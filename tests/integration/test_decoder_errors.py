@@ -14,18 +14,18 @@ from structlog.testing import capture_logs
 from service.bootstrap import Runtime
 from service.errors import InternalError, Unavailable, Undecodable
 from service.media import Decoder, Limits
-from service.models import Blob, Picture, Sampling
+from service.models import Blob, ImageSpec, Sampling
 from service.worker.worker import Worker
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended
 from tests.support.uploads import accept, status_of
 from tests.support.wait import until
 
-SMALL = Picture(32, 32)
+SMALL = ImageSpec(32, 32)
 
 
 @dataclass(frozen=True, slots=True)
-class PictureOfANewerVersion(Picture):
+class ImageSpecOfANewerVersion(ImageSpec):
     """Has a field that the decoder's process does not know: what a mistake in the service's code looks like there."""
 
     colours: int = 3
@@ -44,7 +44,7 @@ def test_a_mistake_in_the_code_is_named_and_is_not_the_clips(single: Decoder, ma
     single.probe(clip)
     (pid,) = single.child_pids
     with capture_logs() as logs, pytest.raises(InternalError, match=r"TypeError: .*colours"):
-        single.sample(clip, Sampling(1), PictureOfANewerVersion(32, 32))
+        single.sample(clip, Sampling(1), ImageSpecOfANewerVersion(32, 32))
     (entry,) = logs
     assert "in _answer" in entry["traceback"]
     assert single.sample(clip, Sampling(1), SMALL).pixels.shape == (1, 32, 32, 3)
@@ -56,8 +56,8 @@ def test_a_mistake_costs_a_job_its_attempts_and_says_why(
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(3)))
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.serving.embedder(), "picture", PictureOfANewerVersion(64, 64))
-        Worker(runtime).work_off()
+        patch.setattr(runtime.serving.encoder(), "image_spec", ImageSpecOfANewerVersion(64, 64))
+        Worker(runtime).run_until_idle()
     now = status_of(runtime, video)
     assert (now.status, "TypeError" in (now.error or "")) == ("queued", True), now.error
     assert "attempt 1 failed: the decoder failed" in (now.error or "")
@@ -113,7 +113,7 @@ def test_odd_errors_of_libraries_are_the_files(single: Decoder, tmp_path: Path) 
         "c.mp4": b"\0\0\0\x18ftypisom\0\0\0\0isommp42\xff\xff\xff\xffmoov" + b"\xff" * 64,
     }.items():
         (tmp_path / name).write_bytes(data)
-        for ask in (single.probe, lambda path: single.picture(path, SMALL)):
+        for ask in (single.probe, lambda path: single.image(path, SMALL)):
             with pytest.raises(Undecodable):
                 ask(tmp_path / name)
     assert len(single.child_pids) == 1

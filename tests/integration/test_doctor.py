@@ -95,8 +95,8 @@ def test_what_is_wrong_is_named(sound: Path, tmp_path: Path, damage: str) -> Non
     harm(data)
     problems = [one for one in doctor.verify(settings_for(data), deep=True) if one.state == "problem"]
     assert problems
-    assert any(words in one.said for one in problems), problems
-    assert all(one.do for one in problems)
+    assert any(words in one.message for one in problems), problems
+    assert all(one.fix for one in problems)
 
 
 def test_the_index_is_built_anew(sound: Path, tmp_path: Path) -> None:

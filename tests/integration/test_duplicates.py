@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from service.database import catalog
+from service.database import video_rows
 from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, NotReady
 from service.ingestion.ingest import Ingest
@@ -45,17 +45,17 @@ FINGERPRINT_HEADER = b"reelsrs fingerprint 1\n"
 def test_every_frame_small_and_grey(make_clip: ClipMaker, decoder: Decoder) -> None:
     clip = make_clip("a.mp4", scene(1, 20))
     found = fingerprint(clip, LIMITS)
-    assert found.pictures.shape == (1, 20, 16, 16)
+    assert found.images.shape == (1, 20, 16, 16)
     expected = Image.fromarray(scene(1, 20)[7]).convert("L").resize((16, 16), Image.Resampling.BOX)
-    np.testing.assert_allclose(found.pictures[0, 7].astype(int), np.asarray(expected).astype(int), atol=4)
-    assert np.array_equal(decoder.fingerprint(clip).pictures, found.pictures)
+    np.testing.assert_allclose(found.images[0, 7].astype(int), np.asarray(expected).astype(int), atol=4)
+    assert np.array_equal(decoder.fingerprint(clip).images, found.images)
 
 
 def test_borders_go_to_a_fraction_of_a_pixel(make_clip: ClipMaker) -> None:
-    whole = fingerprint(make_clip("a.mp4", scene(1, 6, width=320, height=192)), LIMITS).pictures[0]
+    whole = fingerprint(make_clip("a.mp4", scene(1, 6, width=320, height=192)), LIMITS).images[0]
     for rows, columns in ((22, 0), (0, 34), (22, 34)):
         frames = barred(scene(1, 6, width=320, height=192), rows, columns)
-        boxed = fingerprint(make_clip("b.mp4", frames), LIMITS).pictures
+        boxed = fingerprint(make_clip("b.mp4", frames), LIMITS).images
         assert boxed.shape == (2, 6, 16, 16)
         assert np.abs(boxed[0].astype(int) - whole.astype(int)).max() <= 5
         assert boxed[1, :, 0, 0].max() <= 2
@@ -65,29 +65,29 @@ def test_a_dark_corner_is_no_border(make_clip: ClipMaker) -> None:
     frames = scene(1, 6)
     for frame in frames:
         frame[:30] = 0  # above, and nothing below
-    assert len(fingerprint(make_clip("a.mp4", frames), LIMITS).pictures) == 1
+    assert len(fingerprint(make_clip("a.mp4", frames), LIMITS).images) == 1
 
 
 def test_blank_frames_are_left_out(make_clip: ClipMaker) -> None:
     frames = scene(1, 10)
     fade = [(frames[0] * share).astype(np.uint8) for share in (0.05, 0.02)]
     white = [np.full_like(frames[0], 255)] * 3
-    assert fingerprint(make_clip("a.mp4", black(frames, 8) + fade + frames + white), LIMITS).pictures.shape[1] == 10
+    assert fingerprint(make_clip("a.mp4", black(frames, 8) + fade + frames + white), LIMITS).images.shape[1] == 10
     nothing = fingerprint(make_clip("b.mp4", black(frames, 8)), LIMITS)
-    assert nothing.pictures.shape == (1, 0, 16, 16)
+    assert nothing.images.shape == (1, 0, 16, 16)
 
 
 def test_a_turned_clip_is_turned(make_clip: ClipMaker) -> None:
     frames = scene(1, 4)
     clip = make_clip("a.mp4", frames, rotation=90)
     upright = make_clip("b.mp4", [np.rot90(frame) for frame in frames])
-    one, other = fingerprint(clip, LIMITS).pictures, fingerprint(upright, LIMITS).pictures
+    one, other = fingerprint(clip, LIMITS).images, fingerprint(upright, LIMITS).images
     assert np.abs(one.astype(int) - other.astype(int)).max() <= 5
 
 
 def test_a_long_clip_is_thinned_out(make_clip: ClipMaker) -> None:
     clip = make_clip("a.mp4", scene(1, 1300, width=32, height=32), options={"preset": "ultrafast"})
-    assert fingerprint(clip, LIMITS).pictures.shape == (1, 1024, 16, 16)
+    assert fingerprint(clip, LIMITS).images.shape == (1, 1024, 16, 16)
 
 
 def test_limits_hold(make_clip: ClipMaker) -> None:
@@ -139,7 +139,7 @@ def test_the_cut_of_a_dark_scene_is_found(make_clip: ClipMaker) -> None:
         frame[:20] = frame[-20:] = 4
     whole = fingerprint(make_clip("a.mp4", frames), LIMITS)
     cut = fingerprint(make_clip("b.mp4", frames[:20], options=GOOD), LIMITS)
-    assert (len(whole.pictures), len(cut.pictures)) == (1, 2)
+    assert (len(whole.images), len(cut.images)) == (1, 2)
     assert similarity(whole, cut) > 0.95
 
 
@@ -156,7 +156,7 @@ def test_the_copies_of_a_video_best_first(library: Library, make_clip: ClipMaker
     library.add(make_clip("bad.mp4", resized(scene(1), 0.5), options=FAIR))
     library.add(make_clip("stranger.mp4", scene(2)))
     library.add(make_clip("good.mp4", scene(1), options=GOOD))
-    found = library.duplicates.of(original)
+    found = library.duplicates.find(original)
     assert [copy.video.title for copy in found] == ["good", "bad"]
     assert 1 >= found[0].similarity > found[1].similarity >= THRESHOLD
     assert sorted(library.copies(found[1].video.id)) == ["good", "original"]
@@ -165,17 +165,17 @@ def test_the_copies_of_a_video_best_first(library: Library, make_clip: ClipMaker
 def test_equal_copies_are_in_the_order_of_their_ids(library: Library, make_clip: ClipMaker) -> None:
     original = library.add(make_clip("a.mp4", scene(1)))
     ids = [library.add(make_clip(f"{n}.mkv", scene(1), metadata={"title": str(n)})) for n in range(4)]
-    assert [copy.video.id for copy in library.duplicates.of(original)] == sorted(ids)
+    assert [copy.video.id for copy in library.duplicates.find(original)] == sorted(ids)
 
 
 def test_who_cannot_be_asked_about(library: Library, make_clip: ClipMaker) -> None:
     with pytest.raises(NotFound):
-        library.duplicates.of("nobody")
+        library.duplicates.find("nobody")
     video = library.add(make_clip("a.mp4", scene(1, 4)))
     with library.db.write() as connection:
-        catalog.set_status(connection, library.videos[video].key, "failed", 0.0, "reason")
+        video_rows.set_status(connection, library.videos[video].pk, "failed", 0.0, "reason")
     with pytest.raises(NotReady, match="failed"):
-        library.duplicates.of(video)
+        library.duplicates.find(video)
 
 
 def test_black_clips_are_copies_of_nothing(library: Library, make_clip: ClipMaker) -> None:
@@ -213,9 +213,9 @@ def test_groups_keep_the_best_of_each(library: Library, make_clip: ClipMaker) ->
     called: list[None] = []
     groups = library.duplicates.groups(lambda: called.append(None))
     assert [group.best.title for group in groups] == ["other", "whole"]
-    assert [copy.video.title for copy in groups[0].copies] == ["other small"]
-    assert {copy.video.title for copy in groups[1].copies} == {"whole again", "cut", "small"}
-    similarities = [copy.similarity for copy in groups[1].copies]
+    assert [copy.video.title for copy in groups[0].near_duplicates] == ["other small"]
+    assert {copy.video.title for copy in groups[1].near_duplicates} == {"whole again", "cut", "small"}
+    similarities = [copy.similarity for copy in groups[1].near_duplicates]
     assert similarities == sorted(similarities, reverse=True)
     assert len(called) == 7
 
@@ -227,7 +227,7 @@ def test_a_compilation_makes_no_copies_of_its_parts(library: Library, make_clip:
     library.add(make_clip("other.mp4", other))
     (group,) = library.duplicates.groups()
     # Each part is in the compilation, and whoever keeps "one" and "other" has everything, once.
-    assert (group.best.title, [copy.video.title for copy in group.copies]) == ("one", ["compilation"])
+    assert (group.best.title, [copy.video.title for copy in group.near_duplicates]) == ("one", ["compilation"])
 
 
 def test_one_of_two_that_proposes_the_other_is_enough(library: Library, make_clip: ClipMaker) -> None:
@@ -239,7 +239,7 @@ def test_one_of_two_that_proposes_the_other_is_enough(library: Library, make_cli
             return [] if video.id == blind else [library.videos[blind]]
 
         finder = Duplicates(library.db, library.files, library.decoder, proposed)
-        assert [len(group.copies) for group in finder.groups()] == [1]
+        assert [len(group.near_duplicates) for group in finder.groups()] == [1]
 
 
 # --- what is kept

@@ -18,7 +18,7 @@ from service.embedding.encoder import BATCH, Encoder
 from service.embedding.loading import TINY, load
 from service.errors import ConfigurationError, ModelUnavailable, Undecodable
 from service.media import Limits, sample
-from service.models import Picture, Sampling
+from service.models import ImageSpec, Sampling
 from tests.support.clips import ClipMaker
 
 
@@ -32,9 +32,9 @@ def reference() -> tuple[torch.nn.Module, object, object]:
 def test_pictures_equal_open_clips_own(tiny: Encoder, reference: tuple, drawn: Path) -> None:
     model, transform, _ = reference
     clip = sorted(drawn.rglob("*.mp4"))[0]
-    large = Picture(128, 128)
+    large = ImageSpec(128, 128)
     frames = sample(clip, Sampling(5), large, Limits(60, 10**6)).pixels
-    mine = tiny.embed_pictures(sample(clip, Sampling(5), tiny.picture, Limits(60, 10**6)).pixels)
+    mine = tiny.embed_images(sample(clip, Sampling(5), tiny.image_spec, Limits(60, 10**6)).pixels)
     with torch.no_grad():
         theirs = model.encode_image(
             torch.stack([transform(Image.fromarray(frame)) for frame in frames]), normalize=True
@@ -54,7 +54,7 @@ def test_real_frames_equal_open_clips_own(tiny: Encoder, reference: tuple, share
     with av.open(str(shared_clips / name)) as container:
         frame = next(container.decode(video=0))
         picture = frame.to_image().rotate(frame.rotation, expand=True)
-    mine = tiny.embed_pictures(sample(shared_clips / name, Sampling(1, 1), tiny.picture, Limits(60, 10**7)).pixels)
+    mine = tiny.embed_images(sample(shared_clips / name, Sampling(1, 1), tiny.image_spec, Limits(60, 10**7)).pixels)
     with torch.no_grad():
         theirs = model.encode_image(transform(picture)[None], normalize=True).numpy()
     assert float(mine[0] @ theirs[0]) >= 0.999
@@ -62,24 +62,24 @@ def test_real_frames_equal_open_clips_own(tiny: Encoder, reference: tuple, share
 
 def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Encoder, shared_clips: Path) -> None:
     """A frame of each clip, against open_clip's filters on the whole frame in the same colours."""
-    from service.media import fit
+    from service.media import resize_and_crop
     from service.media.container import Clip
     from service.media.pixels import Scaler, upright
 
-    scaler, mine, theirs, names = Scaler(tiny.picture), [], [], []
+    scaler, mine, theirs, names = Scaler(tiny.image_spec), [], [], []
     for clip in sorted(shared_clips.rglob("*.mp4")) + sorted(shared_clips.rglob("*.mov")):
         try:
             with Clip(clip, Limits(3600, 10**8)) as opened:
                 frame = next(opened.read())
-                display = opened.header.describe(frame)
+                display = opened.header.probe(frame)
         except Undecodable:
             continue
         if frame.color_trc in (16, 18):
             continue  # HDR: open_clip has no opinion of it
-        mine.append(scaler.model(frame, (display.width, display.height)))
-        theirs.append(fit(upright(frame), tiny.picture, (display.width, display.height)))
+        mine.append(scaler.model_input(frame, (display.width, display.height)))
+        theirs.append(resize_and_crop(upright(frame), tiny.image_spec, (display.width, display.height)))
         names.append(clip.name)
-    cosines = (tiny.embed_pictures(np.stack(mine)) * tiny.embed_pictures(np.stack(theirs))).sum(axis=1)
+    cosines = (tiny.embed_images(np.stack(mine)) * tiny.embed_images(np.stack(theirs))).sum(axis=1)
     assert len(names) > 70
     assert cosines.min() >= 0.999, names[int(cosines.argmin())]
 
@@ -138,14 +138,14 @@ def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch
 def test_the_best_batch_fits_and_is_not_the_largest_for_its_own_sake(monkeypatch: pytest.MonkeyPatch) -> None:
     one = load("tiny", device="cpu")
     assert BATCH <= one.best_batch() <= 1024
-    see = one.picture_tower
+    real = one.image_tower
 
-    def small(pictures: np.ndarray) -> torch.Tensor:
-        if len(pictures) > 70:
+    def small(images: np.ndarray) -> torch.Tensor:
+        if len(images) > 70:
             raise torch.OutOfMemoryError
-        return see(pictures[:1].repeat(len(pictures), axis=0) if len(pictures) < 3 else pictures)
+        return real(images[:1].repeat(len(images), axis=0) if len(images) < 3 else images)
 
-    monkeypatch.setattr(one, "picture_tower", small)
+    monkeypatch.setattr(one, "image_tower", small)
     assert one.best_batch() <= 64
 
 
@@ -190,7 +190,7 @@ def test_weights_in_half_precision_are_the_same_model(tiny: Encoder, tmp_path: P
 
 
 def test_the_text_tower_alone_is_the_same_generation(tiny: Encoder) -> None:
-    text_only = load("tiny", device="cpu", pictures=False)
+    text_only = load("tiny", device="cpu", image_tower=False)
     assert text_only.generation == tiny.generation
     np.testing.assert_allclose(text_only.embed_texts(["a cat"]), tiny.embed_texts(["a cat"]), atol=1e-6)
 
@@ -269,6 +269,6 @@ def test_random_weights_by_architecture_name(tmp_path: Path, make_clip: ClipMake
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     loaded = load(f"local-dir:{tmp_path}", device="cpu")
     assert loaded.generation.dimension == 512
-    assert (loaded.picture.height, loaded.picture.width) == (224, 224)
+    assert (loaded.image_spec.height, loaded.image_spec.width) == (224, 224)
     pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), np.uint8)
-    assert loaded.embed_pictures(pixels).shape == (2, 512)
+    assert loaded.embed_images(pixels).shape == (2, 512)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from service.bootstrap import Runtime
-from service.database import catalog
+from service.database import video_rows
 from service.errors import InvalidInput
 from service.models import Sampling, Video
-from service.operations.folder import FolderImport, ImportReport, scan, sidecar
+from service.operations.folder_import import FolderImport, ImportReport, scan, sidecar
 from tests.support.clips import ClipMaker, numbered
 
 SAMPLING = Sampling(3)
@@ -39,7 +39,7 @@ def _import(runtime: Runtime, folder: Path, sampling: Sampling = SAMPLING) -> Im
 
 def _videos(runtime: Runtime) -> dict[str, Video]:
     with runtime.db.read() as connection:
-        return {video.title: video for video in catalog.list_videos(connection, limit=100)}
+        return {video.title: video for video in video_rows.list_videos(connection, limit=100)}
 
 
 def test_a_folder_is_read_as_category_and_clip(data: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_caption_that_is_too_long_fails_its_clip_only(runtime: Runtime, data: 
 
 def test_an_import_that_was_cut_off_is_taken_up_again(runtime: Runtime, data: Path) -> None:
     half = FolderImport(runtime, SAMPLING)
-    runtime.adopt()
+    runtime.initialise()
     for entry in scan(data)[:2]:
-        half.offer(entry)  # accepted, and then the machine stopped
+        half.import_clip(entry)  # accepted, and then the machine stopped
     done = _import(runtime, data)
     assert (done.embedded, len(done.failures)) == (3, 1)

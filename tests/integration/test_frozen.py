@@ -19,10 +19,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from service.bootstrap import Runtime
-from service.database import catalog, change_log, db, vector_rows
+from service.database import change_log, db, vector_rows, video_rows
 from service.embedding.encoder import Encoder
 from service.generations import generations
-from service.ingestion.ingest import describe
+from service.ingestion.ingest import check_metadata
 from service.media import Decoder
 from service.models import Sampling, Weights
 from service.worker.worker import Worker
@@ -50,7 +50,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, tiny: Encoder, decode
     target.parent.mkdir(parents=True)
     shutil.copy(FROZEN / "queued.mp4", target)
     runtime = Runtime(settings_for(data), model=tiny, decoder=decoder)
-    assert runtime.adopt() == tiny.generation, "the model is the same, and nothing is embedded again"
+    assert runtime.initialise() == tiny.generation, "the model is the same, and nothing is embedded again"
     yield runtime
     runtime.close()
 
@@ -65,8 +65,8 @@ def _config(runtime: Runtime) -> Config:
 def _items(runtime: Runtime) -> list[Item]:
     items = []
     with runtime.db.read() as connection:
-        for video in catalog.list_videos(connection, status="ready", limit=100):
-            vectors = vector_rows.kinds(connection, video.key, runtime.serving.generation, "mean", "text")
+        for video in video_rows.list_videos(connection, status="ready", limit=100):
+            vectors = vector_rows.vectors_by_kind(connection, video.pk, runtime.serving.generation, "mean", "text")
             text = vectors["text"][0] if "text" in vectors else None
             assert (text is None) == (video.caption is None)
             items.append(Item(video.id, vectors["mean"][0], text, video.category))
@@ -95,11 +95,11 @@ def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: Cl
     with opened.db.read() as connection:
         assert connection.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
-        frozen = catalog.list_videos(connection, limit=100)
+        frozen = video_rows.list_videos(connection, limit=100)
         last = change_log.last_change(connection, opened.serving.generation.id)
     assert len(frozen) == 7
     _check(opened, 6)
-    Worker(opened).work_off()  # what was queued then is embedded now
+    Worker(opened).run_until_idle()  # what was queued then is embedded now
     _check(opened, 7)
     late = next(video for video in frozen if video.category == "late")
     opened.ingest.edit(late.id, {"caption": "an edit", "category": None})
@@ -110,12 +110,12 @@ def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: Cl
     with opened.ingest.receive() as incoming:
         incoming.write(clip.read_bytes())
         incoming.finish()
-        opened.ingest.accept(incoming, describe("new.mp4", sampling=Sampling(3), caption="new"))
-    Worker(opened).work_off()
+        opened.ingest.accept(incoming, check_metadata("new.mp4", sampling=Sampling(3), caption="new"))
+    Worker(opened).run_until_idle()
     _check(opened, 7)
     with opened.db.read() as connection:
         assert change_log.last_change(connection, opened.serving.generation.id) > last
         (state,) = generations.states(connection)
     assert (state.status, state.embedded, state.total) == ("active", 7, 7)
-    state_of_map = opened.atlas.ready(opened.atlas.spec("aggregated", "pca", 2))
+    state_of_map = opened.projections.fit_and_wait(opened.projections.spec("aggregated", "pca", 2))
     assert (state_of_map.status, state_of_map.points, state_of_map.missing) == ("ready", 7, 0)

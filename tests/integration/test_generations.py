@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from service.bootstrap import Runtime
-from service.database import catalog, vector_rows
+from service.database import vector_rows, video_rows
 from service.embedding.encoder import Encoder
 from service.embedding.loading import TINY
 from service.errors import NotReady, Unavailable, Undecodable
 from service.generations import generations
-from service.models import Picture, Sampling, Video, Weights
+from service.models import ImageSpec, Sampling, Video, Weights
 from service.worker.worker import Worker
 from tests.support import services
 from tests.support.clips import ClipMaker, numbered
@@ -34,7 +34,7 @@ def filled(runtime: Runtime, make_clip: ClipMaker) -> tuple[Runtime, list[Video]
     """Six videos, five with captions, ready."""
     videos = [accept(runtime, make_clip(f"{n}.mp4", numbered(n)), caption=f"clip {n}") for n in range(8, 13)]
     videos.append(accept(runtime, make_clip("13.mp4", numbered(13))))
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     return runtime, videos
 
 
@@ -54,7 +54,7 @@ def other(filled: tuple[Runtime, list[Video]]) -> Any:
 
 def _status(runtime: Runtime, video: Video) -> str:
     with runtime.db.read() as connection:
-        return catalog.video(connection, video.id).status
+        return video_rows.video(connection, video.id).status
 
 
 def _states(runtime: Runtime) -> dict[str, generations.State]:
@@ -65,7 +65,7 @@ def _states(runtime: Runtime) -> dict[str, generations.State]:
 def _kinds(runtime: Runtime, video: Video, precision: str) -> set[str]:
     with runtime.db.read() as connection:
         generation = _states(runtime)[precision].generation
-        return set(vector_rows.kinds(connection, video.key, generation, "frame", "mean", "max", "text"))
+        return set(vector_rows.vectors_by_kind(connection, video.pk, generation, "frame", "mean", "max", "text"))
 
 
 def _like(runtime: Runtime, video: Video) -> list[tuple[str, float]]:
@@ -79,12 +79,12 @@ def test_what_was_there_answers_until_everything_is_embedded_and_going_back_is_f
     runtime, videos = filled
     before = _like(runtime, videos[0])
     moved = other()
-    assert moved.adopt() == tiny.generation, "the old one answers on"
+    assert moved.initialise() == tiny.generation, "the old one answers on"
     assert _states(moved)["bfloat16"].status == "embedding"
     assert [_status(moved, video) for video in videos] == ["ready"] * 6
     assert _like(moved, videos[0]) == before
     heard: list[float] = []
-    moved.move_over(heard.append)
+    moved.reembed(heard.append)
     assert heard == sorted(heard)
     assert heard[-1] == 1.0
     states = _states(moved)
@@ -97,7 +97,7 @@ def test_what_was_there_answers_until_everything_is_embedded_and_going_back_is_f
     runtime.follow()  # another process
     assert _like(runtime, videos[0]) == after
     back = other(precision="float32")
-    assert back.adopt() == tiny.generation
+    assert back.initialise() == tiny.generation
     assert _like(back, videos[0]) == before
 
 
@@ -106,20 +106,20 @@ def test_only_a_change_of_the_settings_is_a_wish(
 ) -> None:
     runtime, _ = filled
     moved = other()
-    moved.adopt()
-    moved.move_over(lambda _: None)
+    moved.initialise()
+    moved.reembed(lambda _: None)
     first = _states(moved)["float32"].generation.id
     moved.switch(first)
     again = other()
-    assert again.adopt().id == first, "the settings are as they were heard; the switch came later"
+    assert again.initialise().id == first, "the settings are as they were heard; the switch came later"
     assert _states(again)["bfloat16"].status == "ready"
     unset = Runtime(settings_for(runtime.settings.data_dir).model_copy())
-    assert unset.settings.wish == ("tiny", None)
+    assert unset.settings.requested_model == ("tiny", None)
     unset.close()
 
 
 def test_a_worker_has_no_wishes(filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime]) -> None:
-    assert other().adopt(wishes=False).precision == "float32"
+    assert other().initialise(request_changes=False).precision == "float32"
     assert set(_states(filled[0])) == {"float32"}
 
 
@@ -128,9 +128,9 @@ def test_what_changes_meanwhile_is_as_it_is_now(
 ) -> None:
     runtime, videos = filled
     moved = other()
-    moved.adopt()
+    moved.initialise()
     generation = _states(moved)["bfloat16"].generation
-    moved.propose("tiny", "bfloat16", activate=False)  # and not switched to by itself
+    moved.request_model("tiny", "bfloat16", activate=False)  # and not switched to by itself
     stop = threading.Event()
     moved.reembedding(generation).run(stop, keep_up=False)
     assert _states(moved)["bfloat16"].status == "ready"
@@ -142,7 +142,7 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     runtime.ingest.resample(videos[2].id, Sampling(2))
     runtime.ingest.delete(videos[3].id)
     late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert _kinds(runtime, videos[2], "bfloat16") == set(), "the old frames' vectors stayed"
     moved.reembedding(generation).run(stop, keep_up=False)
     everything = {"frame", "mean", "max", "text"}
@@ -150,13 +150,13 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     assert _kinds(runtime, videos[1], "bfloat16") == everything - {"text"}
     for precision in ("bfloat16", "float32"):
         with runtime.db.read() as connection:
-            frames = vector_rows.vectors(connection, videos[2].key, _states(runtime)[precision].generation, "frame")
+            frames = vector_rows.vectors(connection, videos[2].pk, _states(runtime)[precision].generation, "frame")
         assert frames is not None
         assert len(frames) == 2
     moved.switch(generation.id)
-    texts = moved.serving.embedder().embed_texts(["other words", "late"])
+    texts = moved.serving.encoder().embed_texts(["other words", "late"])
     with moved.db.read() as connection:
-        kept = [vector_rows.vectors(connection, video.key, generation, "text") for video in (videos[0], late)]
+        kept = [vector_rows.vectors(connection, video.pk, generation, "text") for video in (videos[0], late)]
     np.testing.assert_allclose(np.concatenate([one for one in kept if one is not None]), texts, atol=1e-2)
     assert {name for name, _ in _like(moved, videos[0])} == {videos[n].id for n in (1, 2, 4, 5)} | {late.id}
 
@@ -166,20 +166,20 @@ def test_what_comes_after_it_was_complete_is_queued_when_it_is_switched_to(
 ) -> None:
     runtime, videos = filled
     moved = other()
-    moved.adopt()
+    moved.initialise()
     generation = _states(moved)["bfloat16"].generation
     with pytest.raises(NotReady, match="embedding"):
         moved.switch(generation.id)
-    moved.move_over(lambda _: None)
+    moved.reembed(lambda _: None)
     runtime.follow()
     late = accept(moved, make_clip("late.mp4", numbered(20)))
-    Worker(moved).work_off()
+    Worker(moved).run_until_idle()
     first = _states(moved)["float32"].generation.id
     moved.switch(first)
     assert _status(moved, late) == "queued"
     assert [_status(moved, video) for video in videos] == ["ready"] * 6
     runtime.follow()
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert _status(runtime, late) == "ready"
     assert late.id in {name for name, _ in _like(runtime, videos[0])}
 
@@ -189,8 +189,8 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
 ) -> None:
     runtime, videos = filled
     moved = other()
-    moved.adopt()
-    moved.move_over(lambda _: None)
+    moved.initialise()
+    moved.reembed(lambda _: None)
     # `runtime` is a process that has not noticed yet.
     late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
     with pytest.raises(Unavailable, match="took over"):
@@ -203,7 +203,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     runtime.pipeline.run(lambda: next(given, []), runtime.uploads(worker.owner))
     assert _kinds(runtime, late, "float32") == set()
     with runtime.db.read() as connection:
-        assert catalog.video(connection, videos[0].id).caption == "clip 8"
+        assert video_rows.video(connection, videos[0].id).caption == "clip 8"
 
 
 def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
@@ -212,14 +212,14 @@ def test_a_clip_that_cannot_be_embedded_beside_is_named_and_the_rest_goes_on(
     runtime, videos = filled
     services.overwrite(runtime.settings.data_dir, videos[2].sha256, b"the disk has a bad block")
     with pytest.raises(Undecodable):
-        runtime.decoder.sample(runtime.files.video(videos[2].sha256), Sampling(1), Picture(32, 32))
+        runtime.decoder.sample(runtime.files.video(videos[2].sha256), Sampling(1), ImageSpec(32, 32))
     moved = other()
-    moved.adopt()
-    moved.move_over(lambda _: None)
+    moved.initialise()
+    moved.reembed(lambda _: None)
     state = _states(moved)["bfloat16"]
     assert (state.status, state.embedded, state.total) == ("active", 5, 5)
     assert _status(moved, videos[2]) == "queued", "it is tried as an upload is, and its failure seen"
-    Worker(moved).work_off()
+    Worker(moved).run_until_idle()
     assert _status(moved, videos[2]) == "failed"
     assert len(_like(moved, videos[0])) == 4
 
@@ -229,11 +229,11 @@ def test_a_clip_that_the_other_model_fails_at_is_given_up_and_a_model_that_fails
 ) -> None:
     runtime, videos = filled
     moved = other()
-    moved.adopt()
+    moved.initialise()
     generation = _states(moved)["bfloat16"].generation
-    model = moved.load(generation, pictures=True)
-    poison = moved.decoder.sample(runtime.files.video(videos[2].sha256), SAMPLING, model.picture).pixels
-    real = model.embed_pictures
+    model = moved.load(generation, image_tower=True)
+    poison = moved.decoder.sample(runtime.files.video(videos[2].sha256), SAMPLING, model.image_spec).pixels
+    real = model.embed_images
 
     def never(_: np.ndarray) -> np.ndarray:
         raise Unavailable("the model failed: no memory")
@@ -243,11 +243,11 @@ def test_a_clip_that_the_other_model_fails_at_is_given_up_and_a_model_that_fails
         return never(pixels) if inside else real(pixels)
 
     with monkeypatch.context() as broken:
-        broken.setattr(model, "embed_pictures", never)
+        broken.setattr(model, "embed_images", never)
         with pytest.raises(Unavailable, match="no memory"):
             moved.reembedding(generation).run(threading.Event(), keep_up=False)
     assert _states(moved)["bfloat16"].embedded == 0
-    monkeypatch.setattr(model, "embed_pictures", picky)
+    monkeypatch.setattr(model, "embed_images", picky)
     moved.reembedding(generation).run(threading.Event(), keep_up=False)
     states = _states(moved)
     assert (states["bfloat16"].embedded, states["float32"].status) == (5, "ready")
@@ -262,20 +262,20 @@ def test_other_weights_under_the_same_name_are_another_generation(
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     settings = settings_for(tmp_path / "data").model_copy(update={"model": f"local-dir:{folder}"})
     first = Runtime(settings)
-    assert first.adopt().id == tiny.generation.id
+    assert first.initialise().id == tiny.generation.id
     videos = [accept(first, make_clip(f"{n}.mp4", numbered(n)), caption="words") for n in (8, 9)]
-    Worker(first).work_off()
+    Worker(first).run_until_idle()
     first.close()
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["preprocess_cfg"]["mean"] = [0.4, 0.4, 0.4]
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     second = Runtime(settings)
-    assert second.adopt().id == tiny.generation.id
+    assert second.initialise().id == tiny.generation.id
     assert len(_like(second, videos[0])) == 1, "videos are compared by what is stored"
     with pytest.raises(Unavailable, match="another model"):
-        second.serving.examples.text("words")
-    second.move_over(lambda _: None)
+        second.serving.query_encoder.text("words")
+    second.reembed(lambda _: None)
     assert second.serving.generation.id != tiny.generation.id
-    assert second.serving.examples.text("words").caption is not None
+    assert second.serving.query_encoder.text("words").text is not None
     assert len(_like(second, videos[0])) == 1
     second.close()

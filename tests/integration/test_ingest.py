@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.bootstrap import Runtime
-from service.database import catalog, db, jobs, vector_rows
+from service.database import db, jobs, vector_rows, video_rows
 from service.embedding.encoder import Encoder
 from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Undecodable
 from service.models import MAX_CAPTION_CHARACTERS, Sampling, Video, Weights
@@ -32,14 +32,14 @@ SAMPLING = Sampling(4)
 
 def _vectors(runtime: Runtime, video: Video, kind: str) -> np.ndarray | None:
     with runtime.db.read() as connection:
-        return vector_rows.vectors(connection, video.key, runtime.serving.embedder().generation, kind)  # type: ignore[arg-type]
+        return vector_rows.vectors(connection, video.pk, runtime.serving.encoder().generation, kind)  # type: ignore[arg-type]
 
 
 def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
     clips = sorted(drawn.rglob("*.mp4"))[:3]
     videos = [accept(runtime, clip, caption=f"clip {n}") for n, clip in enumerate(clips)]
     assert [video.status for video in videos] == ["queued"] * 3
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     first = status_of(runtime, videos[0])
     assert (first.status, first.progress, first.error) == ("ready", 1.0, None)
     assert len(first.frame_times) == 4
@@ -49,7 +49,7 @@ def test_a_clip_becomes_vectors_pictures_and_a_hit(runtime: Runtime, drawn: Path
     np.testing.assert_allclose(_vectors(runtime, first, "mean"), made.mean[None], atol=1e-6)
     np.testing.assert_allclose(_vectors(runtime, first, "max"), made.max[None], atol=1e-6)
     np.testing.assert_allclose(_vectors(runtime, first, "text"), tiny.embed_texts(["clip 0"]), atol=1e-5)
-    assert runtime.files.picture(first.sha256, 3, first.frame_times[3]).read(0, 2) == b"\xff\xd8"
+    assert runtime.files.thumbnail(first.sha256, 3, first.frame_times[3]).read(0, 2) == b"\xff\xd8"
     answer = like_video(runtime.serving.recommender, first.id, weights=Weights(1, 1))
     assert {hit.video.id for hit in answer.hits} == {videos[1].id, videos[2].id}
 
@@ -67,9 +67,9 @@ def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Pa
     """Each video's vectors are those it has when it is embedded alone."""
     clips = sorted(drawn.rglob("*.mp4"))[:5]
     videos = [accept(runtime, clip) for clip in clips]
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     for video, clip in zip(videos, clips, strict=True):
-        alone = tiny.embed_pictures(runtime.decoder.sample(clip, SAMPLING, tiny.picture).pixels)
+        alone = tiny.embed_images(runtime.decoder.sample(clip, SAMPLING, tiny.image_spec).pixels)
         together = _vectors(runtime, video, "frame")
         assert together is not None
         np.testing.assert_allclose((together * alone).sum(axis=1), 1, atol=1e-4)
@@ -102,7 +102,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
     runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.ingestion.pipeline.AHEAD_FRAMES", 1)
-    monkeypatch.setattr(runtime.serving.embedder(), "batch", 1)
+    monkeypatch.setattr(runtime.serving.encoder(), "batch", 1)
     clips = sorted(drawn.rglob("*.mp4"))
     videos = [accept(runtime, clip) for clip in clips]
     most = 0
@@ -111,7 +111,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
         nonlocal most
         with runtime.db.write() as connection:
             claimed = jobs.claim(connection, "me", 1)
-            most = max(most, catalog.status_counts(connection).get("processing", 0))
+            most = max(most, video_rows.status_counts(connection).get("processing", 0))
         return claimed
 
     runtime.pipeline.run(claim, runtime.uploads("me"))
@@ -135,7 +135,7 @@ def test_what_is_no_video_is_refused_before_anything_is_kept(runtime: Runtime, t
         with pytest.raises(Undecodable):
             offer(runtime, bad)
     with runtime.db.read() as connection:
-        assert catalog.status_counts(connection) == {}
+        assert video_rows.status_counts(connection) == {}
     assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
 
 
@@ -148,7 +148,7 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     assert stored is not None
     whole = stored.read_bytes()
     stored.write_bytes(b"the disk forgot")
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert status_of(runtime, good).status == "ready"
     failed = status_of(runtime, bad)
     assert failed.status == "failed"
@@ -158,11 +158,11 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     again, outcome = offer(runtime, make_clip("c.mp4", numbered(12)))
     assert (again.id, outcome, again.status) == (bad.id, "requeued", "queued")
     stored.write_bytes(b"the disk forgot again")
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert status_of(runtime, bad).status == "failed"
     stored.write_bytes(whole)
     assert runtime.ingest.retry(bad.id).status == "queued"  # nothing need be sent for that
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert status_of(runtime, bad).status == "ready"
     assert runtime.ingest.retry(bad.id).status == "ready"
 
@@ -179,16 +179,16 @@ def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
 
     worker = Worker(runtime)
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.files, "put_pictures", full)
+        broken.setattr(runtime.files, "commit_thumbnails", full)
         for pause in (2, 4, 8, 16, 30, 30):
-            worker.work_off()
+            worker.run_until_idle()
             waiting = status_of(runtime, video)
             assert (waiting.status, waiting.error) == ("queued", "no room left")
             now[0] += pause - 0.1
             with runtime.db.read() as connection:
                 assert not jobs.waiting(connection)
             now[0] += 0.2
-    worker.work_off()
+    worker.run_until_idle()
     assert status_of(runtime, video).status == "ready"
 
 
@@ -206,15 +206,15 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
             return claimed
 
     worker = Locked(runtime)
-    runtime.db.patience_seconds = 0.1
+    runtime.db.lock_seconds = 0.1
     with pytest.raises(Unavailable, match="busy"):
-        worker.work_off()
+        worker.run_until_idle()
     other.execute("ROLLBACK")
     assert status_of(runtime, video).status == "processing"
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     assert status_of(runtime, video).status == "processing", "it is another's while its lease lasts"
     with pytest.raises(Unavailable, match="busy"):
-        worker.work_off()  # who gives it back before anything else, and claims it again
+        worker.run_until_idle()  # who gives it back before anything else, and claims it again
     other.execute("ROLLBACK")
     other.close()
     with runtime.db.read() as connection:
@@ -223,7 +223,7 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
 
 def test_a_new_caption_embeds_text_only(runtime: Runtime, make_clip: ClipMaker, tiny: Encoder) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="old words")
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     before = _vectors(runtime, video, "frame")
     edited = runtime.ingest.edit(video.id, {"caption": "new words", "category": "films"})
     assert (edited.caption, edited.category, edited.status) == ("new words", "films", "ready")
@@ -244,15 +244,15 @@ def test_a_caption_edited_while_its_video_is_embedded_is_the_one_that_counts(
     runtime: Runtime, make_clip: ClipMaker, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)), caption="first")
-    real = tiny.embed_pictures
+    real = tiny.embed_images
 
     def meanwhile(pixels: np.ndarray) -> np.ndarray:
         runtime.ingest.edit(video.id, {"caption": "second"})
         return real(pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "embed_pictures", meanwhile)
-        Worker(runtime).work_off()
+        patch.setattr(tiny, "embed_images", meanwhile)
+        Worker(runtime).run_until_idle()
     np.testing.assert_allclose(_vectors(runtime, video, "text"), tiny.embed_texts(["second"]), atol=1e-5)
 
 
@@ -260,15 +260,15 @@ def test_a_video_deleted_while_it_is_embedded_stays_gone(
     runtime: Runtime, make_clip: ClipMaker, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = accept(runtime, make_clip("a.mp4", numbered(10)))
-    real = tiny.embed_pictures
+    real = tiny.embed_images
 
     def meanwhile(pixels: np.ndarray) -> np.ndarray:
         runtime.ingest.delete(video.id)
         return real(pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "embed_pictures", meanwhile)
-        Worker(runtime).work_off()
+        patch.setattr(tiny, "embed_images", meanwhile)
+        Worker(runtime).run_until_idle()
     with pytest.raises(NotFound):
         status_of(runtime, video)
     assert [path.name for path in Path(runtime.settings.storage).rglob("*")] == ["incoming"]
@@ -282,7 +282,7 @@ def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runt
     def delete() -> None:
         while not stop.is_set():
             with runtime.db.read() as connection:
-                found = catalog.list_videos(connection, limit=1)
+                found = video_rows.list_videos(connection, limit=1)
             for video in found:
                 try:
                     runtime.ingest.delete(video.id)
@@ -306,7 +306,7 @@ def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runt
 
 def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
     videos = [accept(runtime, clip) for clip in sorted(drawn.rglob("*.mp4"))[:4]]
-    Worker(runtime).work_off()
+    Worker(runtime).run_until_idle()
     by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"), model=tiny)
     for folder in Path(runtime.settings.storage).glob("??"):  # nothing is read from the clips any more
         folder.rename(folder.with_name("gone" + folder.name))
@@ -336,7 +336,7 @@ def test_a_start_removes_what_a_crash_left_and_nothing_else(
         raise RuntimeError("the plug is pulled")
 
     with monkeypatch.context() as broken:
-        broken.setattr(catalog, "add_video", die)
+        broken.setattr(video_rows, "add_video", die)
         with pytest.raises(RuntimeError):
             offer(runtime, make_clip("never.mp4", numbered(7)))
     with monkeypatch.context() as broken:

@@ -15,7 +15,15 @@ from service.errors import InvalidInput
 from service.index import graph
 from service.models import Neighbours
 from service.projections.fits import Fit
-from service.projections.reduction import Method, effective, fit, neighbours_needed, place, placeable, quality
+from service.projections.reduction import (
+    Method,
+    can_transform,
+    complete_parameters,
+    fit,
+    neighbours_needed,
+    quality,
+    transform,
+)
 from service.vectors import normalise
 from tests.support.paths import ROOT
 from tests.support.points import clusters
@@ -34,7 +42,7 @@ def _map(vectors: np.ndarray, method: Method, dimensions: int, **more: Any) -> F
 def _placed(new: np.ndarray, vectors: np.ndarray, made: Fit, method: Method, **more: Any) -> np.ndarray:
     given = {"seed": 0, "parameters": {}, **more}
     wanted = neighbours_needed(method, len(vectors), given["parameters"])
-    return place(new, made, method, neighbours=graph.nearest(vectors, new, wanted), **given)
+    return transform(new, made, method, neighbours=graph.nearest(vectors, new, wanted), **given)
 
 
 # --- maps
@@ -55,14 +63,14 @@ import hashlib, json, sys
 import numpy as np
 from service.index import graph
 from tests.integration.test_projection import KINDS, clusters, _map, _placed
-from service.projections.reduction import placeable
+from service.projections.reduction import can_transform
 graph.EXACT_UP_TO = 200
 vectors, new = clusters(400)[0], clusters(4, seed=9)[0]
 made = {}
 for method, dimensions in KINDS:
     one = _map(vectors, method, dimensions, seed=3)
     parts = [one.coordinates, *one.model.values()]
-    if placeable(method, dimensions):
+    if can_transform(method, dimensions):
         parts.append(_placed(new, vectors, one, method, seed=3))
     made[f"{method} {dimensions}"] = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 assert "umap" in sys.modules
@@ -104,7 +112,7 @@ def test_few_points_and_equal_points(method: Method, count: int) -> None:
             made = _map(vectors, method, dimensions)
             assert made.coordinates.shape == (count, dimensions)
             assert np.isfinite(made.coordinates).all()
-            if placeable(method, dimensions) or "components" in made.model:
+            if can_transform(method, dimensions) or "components" in made.model:
                 assert np.isfinite(_placed(new, vectors, made, method)).all()
     if count == 1:
         assert not made.coordinates.any()
@@ -158,10 +166,10 @@ def test_progress_rises_to_one_and_an_exception_in_it_cancels(method: Method, di
 
 
 def test_parameters_have_defaults() -> None:
-    assert effective("umap", {}) == {"n_neighbors": 15, "min_dist": 0.1}
-    assert effective("umap", {"min_dist": 0}) == {"n_neighbors": 15, "min_dist": 0.0}
-    assert effective("tsne", {"perplexity": 5}) == {"perplexity": 5.0}
-    assert effective("pca", {}) == {}
+    assert complete_parameters("umap", {}) == {"n_neighbors": 15, "min_dist": 0.1}
+    assert complete_parameters("umap", {"min_dist": 0}) == {"n_neighbors": 15, "min_dist": 0.0}
+    assert complete_parameters("tsne", {"perplexity": 5}) == {"perplexity": 5.0}
+    assert complete_parameters("pca", {}) == {}
     assert neighbours_needed("pca", 100, {}) == 0
     assert neighbours_needed("umap", 100, {"n_neighbors": 40}) == 40
     assert neighbours_needed("umap", 10, {"n_neighbors": 40}) == 9
@@ -181,7 +189,7 @@ def test_parameters_have_defaults() -> None:
 )
 def test_parameters_are_refused_by_name(method: Method, name: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refused:
-        effective(method, {name: value})
+        complete_parameters(method, {name: value})
     assert refused.value.field == f"parameters.{name}"
 
 
@@ -197,7 +205,7 @@ def test_parameters_change_the_map() -> None:
 # --- new points
 
 
-PLACEABLE = [kind for kind in KINDS if placeable(*kind)]
+PLACEABLE = [kind for kind in KINDS if can_transform(*kind)]
 
 
 def test_t_sne_in_three_dimensions_takes_no_new_points() -> None:
@@ -261,7 +269,7 @@ def test_few_points_are_placed_by_pca_whatever_the_method() -> None:
     for method in METHODS:
         made = _map(vectors, method, 2)
         none = Neighbours(np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
-        placed = place(new, made, method, parameters={}, neighbours=none)
+        placed = transform(new, made, method, parameters={}, neighbours=none)
         np.testing.assert_allclose(placed, (new - vectors.mean(axis=0)) @ made.model["components"].T, atol=1e-5)
         np.testing.assert_allclose(_placed(vectors, vectors, made, method), made.coordinates, atol=1e-5)
 
@@ -270,7 +278,7 @@ def test_neighbours_that_do_not_belong_to_the_points_are_refused() -> None:
     vectors, _ = clusters(30)
     made = _map(vectors, "umap", 2)
     with pytest.raises(ValueError, match="do not fit"):
-        place(vectors[:2], made, "umap", parameters={}, neighbours=graph.nearest(vectors, vectors[:3], 15))
+        transform(vectors[:2], made, "umap", parameters={}, neighbours=graph.nearest(vectors, vectors[:3], 15))
 
 
 # --- quality

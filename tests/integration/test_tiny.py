@@ -67,10 +67,10 @@ def test_the_model_is_whole_and_finite(tiny: tuple[torch.nn.Module, object]) -> 
     with torch.inference_mode():
         texts = model.encode_text(tokens, normalize=True)  # type: ignore[operator]
         extremes = torch.stack([torch.full((3, 64, 64), value) for value in (-2.0, 0.0, 2.5)])
-        pictures = model.encode_image(extremes, normalize=True)  # type: ignore[operator]
+        images = model.encode_image(extremes, normalize=True)  # type: ignore[operator]
     assert torch.isfinite(texts).all()
-    assert torch.isfinite(pictures).all()
-    assert texts.shape[1] == pictures.shape[1] == 192
+    assert torch.isfinite(images).all()
+    assert texts.shape[1] == images.shape[1] == 192
 
 
 def test_captions_never_seen_find_their_encoded_clip(tiny: tuple[torch.nn.Module, object], tmp_path: Path) -> None:

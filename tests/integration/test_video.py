@@ -15,16 +15,16 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from service.errors import InvalidInput, Overloaded, Unavailable, Undecodable
-from service.media import SUFFIXES, Decoder, Limits, fit, sample
+from service.media import SUFFIXES, Decoder, Limits, resize_and_crop, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
-from service.models import Blob, Picture, Sampling
+from service.models import Blob, ImageSpec, Sampling
 from tests.support.clips import ClipMaker, numbered
 from tests.support.processes import ended
 from tests.support.wait import until
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)
-SMALL = Picture(32, 32)
+SMALL = ImageSpec(32, 32)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -36,7 +36,7 @@ def test_pictures_are_fitted_as_open_clip_fits_them(mode: str, size: tuple[int, 
     image = Image.fromarray(np.random.default_rng(3).integers(0, 255, (*shape, 3), np.uint8))
     config = PreprocessCfg(size=size, resize_mode=mode, mean=(0, 0, 0), std=(1, 1, 1), fill_color=0)
     expected = (image_transform_v2(config, is_train=False)(image) * 255).round().byte().permute(1, 2, 0).numpy()
-    mine = fit(image, Picture(*size, resize_mode=mode), image.size)  # type: ignore[arg-type]
+    mine = resize_and_crop(image, ImageSpec(*size, resize_mode=mode), image.size)  # type: ignore[arg-type]
     assert np.array_equal(mine, expected)
 
 
@@ -48,7 +48,7 @@ def test_the_process_answers_as_the_function_does(decoder: Decoder, make_clip: C
     there, here = decoder.sample(clip, Sampling(3), SMALL), sample(clip, Sampling(3), SMALL, LIMITS)
     assert np.array_equal(there.pixels, here.pixels)
     assert np.array_equal(there.times, here.times)
-    assert there.jpegs == here.jpegs
+    assert there.thumbnails == here.thumbnails
     assert there.probe == here.probe == decoder.probe(clip)
 
 
@@ -100,7 +100,7 @@ def test_a_clip_that_takes_too_long_is_at_fault(make_clip: ClipMaker) -> None:
     decoder = Decoder(Limits(600, 2_000_000, timeout_seconds=0.5), processes=1)
     decoder.probe(make_clip("b.mp4", numbered(2)))  # started by now
     with pytest.raises(Undecodable, match="longer than"):
-        decoder.sample(clip, Sampling(256), Picture(640, 640))
+        decoder.sample(clip, Sampling(256), ImageSpec(640, 640))
     decoder.close()
 
 
@@ -117,7 +117,7 @@ def test_bytes_that_lie_elsewhere_are_decoded_as_those_that_are_here(make_clip: 
         here = decoder.sample(clip, sampling, SMALL)
         assert np.array_equal(there.pixels, here.pixels)
         assert there.times.tolist() == here.times.tolist()
-        assert there.jpegs == here.jpegs
+        assert there.thumbnails == here.thumbnails
     assert asked
 
     def gone(*_: int) -> bytes:

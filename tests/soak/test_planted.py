@@ -13,7 +13,7 @@ from service.bootstrap import Runtime
 from service.media.synthetic.drawing import draw_frame
 from service.media.synthetic.scenes import Scene, distinct_scenes
 from service.models import Sampling, Weights
-from service.operations.folder import FolderImport, scan
+from service.operations.folder_import import FolderImport, scan
 from tests.support.queries import like
 
 RATE = 8
@@ -60,7 +60,7 @@ def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(
             # Another size, another moment of the motion, another encoding than what was sampled.
             query = tmp_path / "query.jpg"
             Image.fromarray(np.asarray(draw_frame(odd[number // 2], moment, 320, 240))).save(query, quality=85)
-            example = runtime.serving.examples.picture(query)
+            example = runtime.serving.query_encoder.image(query)
             answer = like(runtime.serving.recommender, example, weights=Weights(1, 0), k=1, group_by="moment")
             hit = answer.hits[0]
             start, end = places[number], places[number] + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.database import catalog, change_log, vector_rows
+from service.database import change_log, vector_rows, video_rows
 from service.database.db import Database
 from service.index.sync import SyncedIndex
 from service.models import Weights
@@ -38,7 +38,7 @@ def _turn(database: Database, keys: list[int], number: int) -> None:
         for place, key in enumerate(keys):
             axis = AXES[(place + number) % MARKED]
             vector_rows.put_embeddings(connection, key, GENERATION, aggregate(axis[None], axis))
-            catalog.update_video(connection, key, title=str(number), category=f"marked {number % 2}")
+            video_rows.update_video(connection, key, title=str(number), category=f"marked {number % 2}")
             change_log.record_change(connection, key)
 
 
@@ -47,7 +47,7 @@ def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
     answer = like(
         recommender, QueryVector(AXES[0], AXES[0]), weights=Weights(0.5, 0.5), fusion="cosine", k=40, min_score=-1.0
     )
-    marked = {keys.index(hit.video.key): hit for hit in answer.hits if hit.video.key in keys}
+    marked = {keys.index(hit.video.pk): hit for hit in answer.hits if hit.video.pk in keys}
     states = {int(hit.video.title) for hit in marked.values()}
     assert len(states) == 1, f"two states in one answer: {states}"
     state = states.pop()
@@ -56,7 +56,7 @@ def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
         assert hit.video.category == f"marked {state % 2}"
         expected = float((place + state) % MARKED == 0)
         assert abs(hit.score - expected) < 1e-5, (place, state, hit.score)
-    assert (answer.hits[0].video.key, round(answer.hits[0].score, 5)) == (keys[-state % MARKED], 1.0)
+    assert (answer.hits[0].video.pk, round(answer.hits[0].score, 5)) == (keys[-state % MARKED], 1.0)
     scores = [hit.score for hit in answer.hits]
     assert scores == sorted(scores, reverse=True)
     return state

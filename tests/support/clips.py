@@ -60,12 +60,12 @@ def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
 
 def quarters(width: int = 64, height: int = 48) -> np.ndarray:
     """A picture whose quarters are red, green, blue and white: upper left, upper right, lower left, lower right."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[: height // 2, : width // 2] = (220, 20, 20)
-    picture[: height // 2, width // 2 :] = (20, 200, 20)
-    picture[height // 2 :, : width // 2] = (20, 20, 220)
-    picture[height // 2 :, width // 2 :] = (240, 240, 240)
-    return picture
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = (220, 20, 20)
+    image[: height // 2, width // 2 :] = (20, 200, 20)
+    image[height // 2 :, : width // 2] = (20, 20, 220)
+    image[height // 2 :, width // 2 :] = (240, 240, 240)
+    return image
 
 
 def draw_captioned(folder: Path, count: int, *, seed: int, seconds: float) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from service.database import catalog, db
+from service.database import db, video_rows
 from service.database.db import Database
 from service.media import Decoder, Limits
 from service.models import Sampling, Video
@@ -95,7 +95,7 @@ class Library:
 
     def _others(self, _: Video) -> list[Video]:
         with self.db.read() as connection:
-            return catalog.list_videos(connection, status="ready", limit=1000)
+            return video_rows.list_videos(connection, status="ready", limit=1000)
 
     def add(self, clip: Path) -> str:
         """Its id."""
@@ -103,8 +103,8 @@ class Library:
         with self.files.receive(1 << 30) as incoming, self.db.write() as connection:
             incoming.write(clip.read_bytes())
             incoming.finish()
-            self.files.place(incoming, "video/mp4")
-            video = catalog.add_video(
+            self.files.commit(incoming, "video/mp4")
+            video = video_rows.add_video(
                 connection,
                 sha256=incoming.sha256,
                 size_bytes=incoming.size_bytes,
@@ -115,7 +115,7 @@ class Library:
                 sampling=Sampling(1),
                 probe=probe,
             )
-            catalog.update_video(connection, video.key, status="ready", frame_times=[0.0])
+            video_rows.update_video(connection, video.pk, status="ready", frame_times=[0.0])
         self.videos[video.id] = video
         return video.id
 
@@ -125,4 +125,4 @@ class Library:
 
     def copies(self, video_id: str) -> list[str]:
         """The titles of its copies."""
-        return [copy.video.title for copy in self.duplicates.of(video_id)]
+        return [copy.video.title for copy in self.duplicates.find(video_id)]

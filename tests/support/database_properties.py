@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service.database import change_log, db, dialects, generation_rows, map_jobs, maps
+from service.database import change_log, db, dialects, generation_rows, projection_jobs, projection_rows
 from service.errors import ConfigurationError, Unavailable
 from service.models import Generation
 
@@ -57,9 +57,9 @@ class DatabaseProperties:
             change_log.record_change(connection, 9, "another")
             assert change_log.changed_since(connection, 0, "g") == [7, 9]
             assert change_log.changed_since(connection, 3, "another") == [9]
-            spec = maps.Spec("g", "aggregated", "mean", "pca", 2, 0, {}, None)
-            state, queued = map_jobs.ask(connection, spec)
-            assert (queued, state.points, maps.by_id(connection, state.id)) == (True, 0, state)
+            spec = projection_rows.ProjectionSpec("g", "aggregated", "mean", "pca", 2, 0, {}, None)
+            state, queued = projection_jobs.request(connection, spec)
+            assert (queued, state.points, projection_rows.by_id(connection, state.id)) == (True, 0, state)
         now.close()
 
     def test_a_database_of_a_newer_version_is_refused(self, url: str) -> None:
@@ -161,24 +161,28 @@ class DatabaseAcrossProcesses:
     def test_one_at_a_time_is_alone_in_whatever_process(self, url: str) -> None:
         db.upgrade(url)
         one, other = db.Database(url), db.Database(url)
-        with one.alone("work") as mine, other.alone("work") as theirs, other.alone("something else") as another:
+        with (
+            one.try_lock("work") as mine,
+            other.try_lock("work") as theirs,
+            other.try_lock("something else") as another,
+        ):
             assert (mine, theirs, another) == (True, False, True)
             with one.write() as connection:  # nobody waits for it
                 change_log.record_change(connection, 1)
-        with other.alone("work") as theirs, one.alone("work") as mine:
+        with other.try_lock("work") as theirs, one.try_lock("work") as mine:
             assert (mine, theirs) == (False, True)
         hold = (
             "import sys, time\nfrom service.database import db\n"
-            "with db.Database(sys.argv[1]).alone('work') as mine:\n    print(mine, flush=True); time.sleep(60)"
+            "with db.Database(sys.argv[1]).try_lock('work') as mine:\n    print(mine, flush=True); time.sleep(60)"
         )
         with subprocess.Popen([sys.executable, "-c", hold, url], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "True\n"
-            with one.alone("work") as mine:
+            with one.try_lock("work") as mine:
                 assert not mine
             process.kill()
         for _ in range(100):
-            with one.alone("work") as mine:
+            with one.try_lock("work") as mine:
                 if mine:
                     break
             time.sleep(0.1)

@@ -22,7 +22,7 @@ from tests.support.server import Service
 from tests.support.wait import until
 
 RECOVERY_SECONDS = 60
-QUICK = Timing(0.02, pause_seconds=0.05, longest_pause_seconds=0.2, backoff_seconds=0.05)
+QUICK = Timing(0.02, fault_pause_seconds=0.05, max_fault_pause_seconds=0.2, backoff_seconds=0.05)
 
 
 class Library:
@@ -135,7 +135,7 @@ class FailingModel:
         self.failures = 0
         self._calls = 0
         self.model = load("tiny", device="cpu")
-        self.model.picture_tower = self._failing(self.model.picture_tower)
+        self.model.image_tower = self._failing(self.model.image_tower)
         self.model.text_tower = self._failing(self.model.text_tower)
 
     def _failing(self, honest: Tower) -> Tower:

@@ -15,7 +15,7 @@ def follow(library: VectorLibrary, folder: Path, **options: Any) -> SyncedIndex:
 
 def keys_of(follower: SyncedIndex) -> list[int]:
     with follower.current() as (index, _):
-        return index.keys(index.alive()).tolist()  # type: ignore[attr-defined, no-any-return]
+        return index.video_pks(index.alive()).tolist()  # type: ignore[attr-defined, no-any-return]
 
 
 def kind_of(follower: SyncedIndex) -> str:

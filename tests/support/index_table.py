@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from service.index.rows import Index, Layout
-from service.models import EVERY_CATEGORY, Categories, Entries
+from service.index.base import Index
+from service.index.layout import Layout
+from service.models import EVERY_CATEGORY, CategoryFilter, Entries
 from service.vectors import normalise
 
 D = 16
@@ -21,22 +22,22 @@ def entries(count: int, seed: int = 0, captions: bool = True, dimension: int = D
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((40, dimension))
     near = centres[rng.integers(40, size=count)]
-    captioned = rng.random(count) > 0.2 if captions else np.zeros(count, dtype=np.bool_)
-    texts = normalise(near + rng.standard_normal((count, dimension))) * captioned[:, None]
+    has_text = rng.random(count) > 0.2 if captions else np.zeros(count, dtype=np.bool_)
+    text = normalise(near + rng.standard_normal((count, dimension))) * has_text[:, None]
     return Entries(
         np.arange(count),
         normalise(near + rng.standard_normal((count, dimension))),
-        texts.astype(np.float32) if captions else None,
-        captioned,
+        text.astype(np.float32) if captions else None,
+        has_text,
         tuple(np.array(["a", "b", "c", None], dtype=object)[rng.integers(4, size=count)]),
     )
 
 
 def some(all_of_them: Entries, rows: Any) -> Entries:
     """A part."""
-    captions = None if all_of_them.captions is None else all_of_them.captions[rows]
+    text = None if all_of_them.text is None else all_of_them.text[rows]
     names = tuple(np.array(all_of_them.categories, dtype=object)[rows])
-    return Entries(all_of_them.keys[rows], all_of_them.pictures[rows], captions, all_of_them.captioned[rows], names)
+    return Entries(all_of_them.video_pks[rows], all_of_them.visual[rows], text, all_of_them.has_text[rows], names)
 
 
 class Table:
@@ -44,12 +45,10 @@ class Table:
 
     def __init__(self, layout: Layout, rows: Entries) -> None:
         self.layout = layout
-        self.rows = dict(
-            zip(rows.keys.tolist(), layout.join(rows.pictures, rows.captions, rows.captioned), strict=True)
-        )
-        self.names = dict(zip(rows.keys.tolist(), rows.categories, strict=True))
+        self.rows = dict(zip(rows.video_pks.tolist(), layout.join(rows.visual, rows.text, rows.has_text), strict=True))
+        self.names = dict(zip(rows.video_pks.tolist(), rows.categories, strict=True))
 
-    def check(self, index: Index, where: Categories = EVERY_CATEGORY, count: int = 20, seed: int = 9) -> None:
+    def check(self, index: Index, where: CategoryFilter = EVERY_CATEGORY, count: int = 20, seed: int = 9) -> None:
         """The best keys and products are NumPy's, and are bit by bit those of the rows that were put in."""
         rng = np.random.default_rng(seed)
         kept = [key for key in self.rows if self.names[key] in where]
@@ -59,15 +58,15 @@ class Table:
             rows, products = index.search(query, count, where)
             expected = np.sort(-(matrix @ query))[:count]
             np.testing.assert_allclose(-products, expected, atol=1e-5)
-            for key, row in zip(index.keys(rows).tolist(), index.get(rows), strict=True):
+            for key, row in zip(index.video_pks(rows).tolist(), index.get(rows), strict=True):
                 np.testing.assert_array_equal(row, self.rows[key])
 
 
 FILTERS = [
     EVERY_CATEGORY,
-    Categories(include=frozenset({"a"})),
-    Categories(include=frozenset({"a", None}), exclude=frozenset({"a"})),
-    Categories(exclude=frozenset({None, "b"})),
-    Categories(include=frozenset({"nobody"})),
-    Categories(include=frozenset()),
+    CategoryFilter(include=frozenset({"a"})),
+    CategoryFilter(include=frozenset({"a", None}), exclude=frozenset({"a"})),
+    CategoryFilter(exclude=frozenset({None, "b"})),
+    CategoryFilter(include=frozenset({"nobody"})),
+    CategoryFilter(include=frozenset()),
 ]

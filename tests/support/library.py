@@ -12,7 +12,7 @@ from service.config import Settings
 from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.models import Sampling
-from service.operations.folder import FolderImport, scan
+from service.operations.folder_import import FolderImport, scan
 from tests.support import services
 
 
@@ -25,7 +25,7 @@ def settings_for(folder: Path, **changes: object) -> Settings:
 def embed_folder(clips: Path, data: Path, model: Encoder, decoder: Decoder) -> None:
     """Do what `reelsrs embed` does, over `<category>/<clip>` below `clips`, into an empty data folder."""
     runtime = Runtime(settings_for(data), model=model, decoder=decoder)
-    runtime.adopt()
+    runtime.initialise()
     summary = FolderImport(runtime, Sampling(10)).run(scan(clips))
     if summary.failures:
         raise RuntimeError(f"not embedded: {summary.failures}")

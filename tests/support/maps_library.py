@@ -9,11 +9,11 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database import change_log, db, generation_rows, vector_rows, video_rows
 from service.database.db import Database
-from service.database.maps import Embedding, Map
+from service.database.projection_rows import Embedding, Projection
 from service.models import Generation
-from service.projections.atlas import Atlas
+from service.projections.projections import Projections
 from service.projections.reduction import Method
 from service.vectors import aggregate, normalise
 from tests.support.rows import add_row
@@ -30,7 +30,7 @@ def empty() -> Path:
 
 
 class Library:
-    """Made-up vectors around a few centres, and their atlas."""
+    """Made-up vectors around a few centres, and their projections."""
 
     def __init__(self, folder: Path) -> None:
         shutil.copy(empty(), folder / "reelsrs.db")
@@ -38,10 +38,10 @@ class Library:
         with self.db.write() as connection:
             generation_rows.activate_generation(connection, GENERATION)
         self.folder = folder / "atlas"
-        self.atlas = Atlas(self.db, self.folder, lambda: GENERATION, "mean")
+        self.projections = Projections(self.db, self.folder, lambda: GENERATION, "mean")
         self.random = np.random.default_rng(5)
         self.centres = normalise(self.random.normal(size=(4, D)))
-        self.keys: dict[str, int] = {}
+        self.video_pks: dict[str, int] = {}
         self.count = 0
 
     def add(self, count: int = 1, *, near: np.ndarray | None = None, category: str | None = None) -> list[str]:
@@ -57,23 +57,23 @@ class Library:
                     frames[:] = near
                 video = add_row(connection, number, category=category, frames=3)
                 text = frames[0] if number % 2 else None
-                vector_rows.put_embeddings(connection, video.key, GENERATION, aggregate(frames, text))
-                catalog.update_video(connection, video.key, status="ready", frame_times=[0.5, 1.5, 2.5])
-                change_log.record_change(connection, video.key)
-                self.keys[video.id] = video.key
+                vector_rows.put_embeddings(connection, video.pk, GENERATION, aggregate(frames, text))
+                video_rows.update_video(connection, video.pk, status="ready", frame_times=[0.5, 1.5, 2.5])
+                change_log.record_change(connection, video.pk)
+                self.video_pks[video.id] = video.pk
                 made.append(video.id)
         return made
 
     def delete(self, video_id: str) -> None:
         with self.db.write() as connection:
-            catalog.delete_video(connection, self.keys.pop(video_id))
+            video_rows.delete_video(connection, self.video_pks.pop(video_id))
 
-    def ready(self, embedding: Embedding = "aggregated", method: Method = "pca", dimensions: int = 2) -> Map:
+    def fitted(self, embedding: Embedding = "aggregated", method: Method = "pca", dimensions: int = 2) -> Projection:
         """A map as `visualize` has it made."""
-        return self.atlas.ready(self.atlas.spec(embedding, method, dimensions))
+        return self.projections.fit_and_wait(self.projections.spec(embedding, method, dimensions))
 
-    def places(self, state: Map) -> dict[tuple[str, int], tuple[float, ...]]:
+    def coordinates(self, state: Projection) -> dict[tuple[str, int], tuple[float, ...]]:
         """Coordinates by video and frame."""
-        found = self.atlas.points(state)
+        found = self.projections.points(state)
         rows = zip(found.ids, found.frames.tolist(), found.coordinates.tolist(), strict=True)
         return {(video, frame): tuple(at) for video, frame, at in rows}

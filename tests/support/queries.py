@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from service.models import Weights
-from service.search.answers import SearchResults
 from service.search.query import QueryVector, Reference, SearchQuery
 from service.search.recommender import Recommender
+from service.search.results import SearchResults
 
 
 def like_video(
     recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any
 ) -> SearchResults:
     """The videos most like one."""
-    return recommender.answer(SearchQuery(likes=(Reference(name),), weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
+    return recommender.search(SearchQuery(references=(Reference(name),), weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
 
 
 def like(
     recommender: Recommender, *examples: QueryVector, weights: Weights, fusion: str = "zscore", **rest: Any
 ) -> SearchResults:
     """The videos most like something else."""
-    return recommender.answer(SearchQuery(examples=examples, weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
+    return recommender.search(SearchQuery(vectors=examples, weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from service.database import catalog, change_log, db, dialects, jobs
+from service.database import change_log, db, dialects, jobs, video_rows
 from service.database.db import Database
 from service.models import Video
 from tests.support.rows import add_row
@@ -16,13 +16,13 @@ from tests.support.rows import add_row
 def _queued(database: Database, name: str = "a") -> Video:
     with database.write() as connection:
         video = add_row(connection, ord(name))
-        jobs.enqueue(connection, video.key)
+        jobs.enqueue(connection, video.pk)
     return video
 
 
 def _status(database: Database, video: Video) -> tuple[str, str | None]:
     with database.read() as connection:
-        now = catalog.video_by_key(connection, video.key)
+        now = video_rows.video_by_pk(connection, video.pk)
     return now.status, now.error
 
 
@@ -33,7 +33,7 @@ def _claim(database: Database, owner: str, limit: int = 8) -> list[int]:
 
 def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Move the clock that the queue looks at."""
-    monkeypatch.setattr(db, "now", lambda connection: dialects.of(connection).now(connection) + seconds)
+    monkeypatch.setattr(db, "now", lambda connection: dialects.dialect_of(connection).now(connection) + seconds)
 
 
 class Clock:
@@ -52,13 +52,13 @@ def _claimable(database: Database) -> list[int]:
     """What a claim would give, in its order; nothing is claimed."""
     with database.write() as connection:
         found = jobs.claim(connection, "nobody", 8)
-        jobs.release(connection, "nobody", counts=False)
+        jobs.release(connection, "nobody", count_attempt=False)
     return found
 
 
 def _progress(database: Database, video: Video) -> float:
     with database.read() as connection:
-        return catalog.video_by_key(connection, video.key).progress
+        return video_rows.video_by_pk(connection, video.pk).progress
 
 
 def _attempts(connection: sa.Connection) -> list[int]:
@@ -85,8 +85,8 @@ class QueueProperties:
 
     def test_each_job_is_claimed_once_oldest_first(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
-        assert _claim(database, "one", 2) == [videos[0].key, videos[1].key]
-        assert _claim(database, "two") == [videos[2].key]
+        assert _claim(database, "one", 2) == [videos[0].pk, videos[1].pk]
+        assert _claim(database, "two") == [videos[2].pk]
         assert _claim(database, "three") == []
         assert _status(database, videos[0]) == ("processing", None)
 
@@ -98,7 +98,7 @@ class QueueProperties:
         assert not _waiting(database)
         clock.now += 0.001
         assert _waiting(database)
-        assert _claim(database, "two") == [video.key]
+        assert _claim(database, "two") == [video.pk]
         clock.now += 10
         with database.write() as connection:
             jobs.renew(connection, "one")
@@ -106,79 +106,79 @@ class QueueProperties:
         clock.now += jobs.LEASE_SECONDS
         assert _claim(database, "three") == []
         clock.now += 0.001
-        assert _claim(database, "three") == [video.key]
+        assert _claim(database, "three") == [video.pk]
 
     def test_renewing_holds_on_to_ones_own_jobs_only(self, database: Database, clock: Clock) -> None:
         first, second = _queued(database, "a"), _queued(database, "b")
-        assert _claim(database, "one", 1) == [first.key]
-        assert _claim(database, "two", 1) == [second.key]
+        assert _claim(database, "one", 1) == [first.pk]
+        assert _claim(database, "two", 1) == [second.pk]
         clock.now += 20
         with database.write() as connection:
             jobs.renew(connection, "one")
         clock.now += 20
-        assert _claim(database, "three") == [second.key]
+        assert _claim(database, "three") == [second.pk]
 
     def test_the_first_that_can_be_begun_is_the_first_begun(self, database: Database, clock: Clock) -> None:
         videos = [_queued(database, name) for name in "abc"]
         assert _waiting(database)
         _claim(database, "one", 1)
         with database.write() as connection:
-            jobs.retry(connection, videos[0].key, "it failed", 5.0)
-        assert _claim(database, "one", 3) == [videos[1].key, videos[2].key]
+            jobs.retry(connection, videos[0].pk, "it failed", 5.0)
+        assert _claim(database, "one", 3) == [videos[1].pk, videos[2].pk]
         assert not _waiting(database)
         clock.now += 5
         assert _waiting(database)
-        assert _claim(database, "one", 3) == [videos[0].key]
+        assert _claim(database, "one", 3) == [videos[0].pk]
 
     def test_a_failed_attempt_waits_twice_as_long_each_time(self, database: Database, clock: Clock) -> None:
         video = _queued(database)
         for attempt, wait in ((1, 3.0), (2, 6.0)):
-            assert _claim(database, "one") == [video.key]
+            assert _claim(database, "one") == [video.pk]
             with database.write() as connection:
-                jobs.retry(connection, video.key, "it failed", 3.0)
+                jobs.retry(connection, video.pk, "it failed", 3.0)
             assert _status(database, video) == ("queued", f"attempt {attempt} failed: it failed")
             with database.read() as connection:
-                assert not jobs.owns(connection, video.key, "one")
+                assert not jobs.owns(connection, video.pk, "one")
             clock.now += wait - 0.001
             assert _claim(database, "one") == []
             clock.now += 0.001
-        assert _claim(database, "one") == [video.key]
+        assert _claim(database, "one") == [video.pk]
         with database.write() as connection:
-            jobs.retry(connection, video.key, "it failed", 3.0)
+            jobs.retry(connection, video.pk, "it failed", 3.0)
             assert jobs.depth(connection) == 0
         assert _status(database, video) == ("failed", "gave up after 3 attempts: it failed")
 
     def test_one_that_cannot_be_worked_on_waits_and_does_not_count(self, database: Database, clock: Clock) -> None:
         video, other = _queued(database, "a"), _queued(database, "b")
         for _ in range(2 * jobs.MAX_ATTEMPTS):
-            assert _claim(database, "one", 1) == [video.key]
+            assert _claim(database, "one", 1) == [video.pk]
             with database.write() as connection:
-                jobs.postpone(connection, video.key, "the disk is full", 4.0)
+                jobs.postpone(connection, video.pk, "the disk is full", 4.0)
             assert _status(database, video) == ("queued", "the disk is full")
-            assert _claim(database, "one", 1) == [other.key]
+            assert _claim(database, "one", 1) == [other.pk]
             with database.write() as connection:
-                jobs.release(connection, "one", counts=False)
+                jobs.release(connection, "one", count_attempt=False)
             clock.now += 3.999
-            assert _claimable(database) == [other.key]
+            assert _claimable(database) == [other.pk]
             clock.now += 0.001
-            assert _claimable(database) == [other.key, video.key]
+            assert _claimable(database) == [other.pk, video.pk]
             with database.write() as connection:
-                jobs.postpone(connection, other.key, "", 0.0)
+                jobs.postpone(connection, other.pk, "", 0.0)
         with database.read() as connection:
             assert _attempts(connection) == [0, 0]
 
     def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
         with database.write() as connection:
-            jobs.postpone(connection, videos[2].key, "not yet", 0.0)  # which was never begun: no attempt is taken back
+            jobs.postpone(connection, videos[2].pk, "not yet", 0.0)  # which was never begun: no attempt is taken back
         for owner, count in (("one", 1), ("two", 2)):
             _claim(database, owner, count)
         for owner, counts, expected in (("one", True, [1, 1, 1]), ("two", False, [1, 0, 0])):
             with database.write() as connection:
-                jobs.release(connection, owner, counts=counts)
+                jobs.release(connection, owner, count_attempt=counts)
                 assert _attempts(connection) == expected
         assert {_status(database, video)[0] for video in videos} == {"queued"}
-        assert sorted(_claim(database, "three")) == [video.key for video in videos]
+        assert sorted(_claim(database, "three")) == [video.pk for video in videos]
 
     def test_one_that_is_queued_again_has_all_its_attempts(self, database: Database, clock: Clock) -> None:
         video, other = _queued(database, "a"), _queued(database, "b")
@@ -186,22 +186,22 @@ class QueueProperties:
         clock.now += 1
         with database.write() as connection:
             before = change_log.last_change(connection, "")
-            jobs.enqueue(connection, video.key)
+            jobs.enqueue(connection, video.pk)
             assert change_log.last_change(connection, "") > before, "no index is told"
             assert jobs.depth(connection) == 2
-            row = connection.execute(sa.select(db.jobs).where(db.jobs.c.video_key == video.key)).one()
+            row = connection.execute(sa.select(db.jobs).where(db.jobs.c.video_key == video.pk)).one()
         assert (row.attempts, row.owner, row.lease_expires_at) == (0, None, None)
         assert _status(database, video) == ("queued", None)
-        assert _claim(database, "two") == [other.key, video.key], "it is behind what waited before"
+        assert _claim(database, "two") == [other.pk, video.pk], "it is behind what waited before"
 
     def test_a_finished_job_is_gone_and_others_are_not(self, database: Database) -> None:
         video, other = _queued(database, "a"), _queued(database, "b")
-        assert _claim(database, "one") == [video.key, other.key]
+        assert _claim(database, "one") == [video.pk, other.pk]
         with database.write() as connection:
-            jobs.finish(connection, video.key)
+            jobs.finish(connection, video.pk)
             assert jobs.depth(connection) == 1
-            assert jobs.owns(connection, other.key, "one")
-            jobs.fail(connection, other.key, "it is no clip")
+            assert jobs.owns(connection, other.pk, "one")
+            jobs.fail(connection, other.pk, "it is no clip")
             assert jobs.depth(connection) == 0
         assert _status(database, video)[0] == "processing", "the caller records the result"
         assert _status(database, other) == ("failed", "it is no clip")
@@ -215,31 +215,31 @@ class QueueProperties:
         clock.now += 2
         with database.read() as connection:
             assert jobs.age(connection) == pytest.approx(9, abs=0.5)
-            assert jobs.age(connection, first.key) == pytest.approx(9, abs=0.5)
-            assert jobs.age(connection, second.key) == pytest.approx(2, abs=0.5)
+            assert jobs.age(connection, first.pk) == pytest.approx(9, abs=0.5)
+            assert jobs.age(connection, second.pk) == pytest.approx(2, abs=0.5)
             assert jobs.age(connection, 12345) == 0.0
         with database.write() as connection:
             for video in (first, second):
-                jobs.postpone(connection, video.key, "", 60.0)
+                jobs.postpone(connection, video.pk, "", 60.0)
             assert jobs.age(connection) == 0.0
 
     def test_how_far_a_job_is_is_said_at_every_step(self, database: Database, clock: Clock) -> None:
         video = _queued(database)
         assert _progress(database, video) == 0.0
         for give_up, progress in (
-            (lambda connection: jobs.postpone(connection, video.key, "", 0.0), 0.0),
-            (lambda connection: jobs.release(connection, "one", counts=False), 0.0),
-            (lambda connection: jobs.retry(connection, video.key, "", 0.0), 0.0),
-            (lambda connection: jobs.enqueue(connection, video.key), 0.0),
-            (lambda connection: jobs.fail(connection, video.key, ""), 1.0),
+            (lambda connection: jobs.postpone(connection, video.pk, "", 0.0), 0.0),
+            (lambda connection: jobs.release(connection, "one", count_attempt=False), 0.0),
+            (lambda connection: jobs.retry(connection, video.pk, "", 0.0), 0.0),
+            (lambda connection: jobs.enqueue(connection, video.pk), 0.0),
+            (lambda connection: jobs.fail(connection, video.pk, ""), 1.0),
         ):
-            assert _claim(database, "one") == [video.key]
+            assert _claim(database, "one") == [video.pk]
             assert _progress(database, video) == 0.05
             with database.write() as connection:
                 give_up(connection)
             assert _progress(database, video) == progress
             with database.read() as connection:
-                assert not jobs.owns(connection, video.key, "one"), "it is nobody's"
+                assert not jobs.owns(connection, video.pk, "one"), "it is nobody's"
             clock.now += 0.001
 
     def test_what_befalls_one_job_does_not_befall_the_others(self, database: Database) -> None:
@@ -247,20 +247,20 @@ class QueueProperties:
         for owner in ("one", "two", "three"):
             assert len(_claim(database, owner, 1)) == 1
         with database.write() as connection:
-            jobs.postpone(connection, videos[0].key, "", 0.0)
+            jobs.postpone(connection, videos[0].pk, "", 0.0)
             assert _attempts(connection) == [0, 1, 1]
             jobs.release(connection, "two")
             assert _attempts(connection) == [0, 1, 1], "it counts unless it is said not to"
-            assert jobs.owns(connection, videos[2].key, "three")
-            jobs.finish(connection, videos[1].key)
+            assert jobs.owns(connection, videos[2].pk, "three")
+            jobs.finish(connection, videos[1].pk)
             assert _attempts(connection) == [0, 1]
 
     def test_giving_one_up_does_not_keep_the_next_from_being_begun(self, database: Database, clock: Clock) -> None:
         hopeless, sound = _queued(database, "a"), _queued(database, "b")
         for _ in range(jobs.MAX_ATTEMPTS):
-            assert _claim(database, "dead", 1) == [hopeless.key]
+            assert _claim(database, "dead", 1) == [hopeless.pk]
             clock.now += jobs.LEASE_SECONDS + 1
-        assert _claim(database, "other", 2) == [sound.key]
+        assert _claim(database, "other", 2) == [sound.pk]
         assert _status(database, hopeless) == ("failed", "gave up after 3 attempts: the worker died each time")
 
     def test_a_lease_runs_out_unless_it_is_renewed(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,10 +272,10 @@ class QueueProperties:
         _at(monkeypatch, jobs.LEASE_SECONDS + 5)
         assert _claim(database, "other") == []
         _at(monkeypatch, 2 * jobs.LEASE_SECONDS + 5)
-        assert _claim(database, "other") == [video.key]
+        assert _claim(database, "other") == [video.pk]
         with database.read() as connection:
-            assert not jobs.owns(connection, video.key, "dead")
-            assert jobs.owns(connection, video.key, "other")
+            assert not jobs.owns(connection, video.pk, "dead")
+            assert jobs.owns(connection, video.pk, "other")
 
     def test_a_job_that_kills_every_worker_is_given_up(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
@@ -283,7 +283,7 @@ class QueueProperties:
         video = _queued(database)
         for attempt in range(jobs.MAX_ATTEMPTS):
             _at(monkeypatch, attempt * 100)
-            assert _claim(database, f"worker {attempt}") == [video.key]
+            assert _claim(database, f"worker {attempt}") == [video.pk]
         _at(monkeypatch, 1000)
         assert _claim(database, "last") == []
         status, error = _status(database, video)
@@ -298,9 +298,9 @@ class QueueProperties:
         later = 0.0
         for attempt in range(1, jobs.MAX_ATTEMPTS + 1):
             _at(monkeypatch, later)
-            assert _claim(database, "worker") == [video.key]
+            assert _claim(database, "worker") == [video.pk]
             with database.write() as connection:
-                jobs.retry(connection, video.key, "the disk is full")
+                jobs.retry(connection, video.pk, "the disk is full")
             assert _claim(database, "worker") == []
             later += 2.0 * 2 ** (attempt - 1) + 0.1
         status, error = _status(database, video)
@@ -312,12 +312,12 @@ class QueueProperties:
         with database.write() as connection:
             jobs.release(connection, "one")
         assert _status(database, video) == ("queued", None)
-        assert _claim(database, "two") == [video.key]
+        assert _claim(database, "two") == [video.pk]
 
     def test_deleting_a_video_takes_its_job_along(self, database: Database) -> None:
         video = _queued(database)
         _claim(database, "one")
         with database.write() as connection:
-            catalog.delete_video(connection, video.key)
+            video_rows.delete_video(connection, video.pk)
             assert jobs.depth(connection) == 0
-            assert not jobs.owns(connection, video.key, "one")
+            assert not jobs.owns(connection, video.pk, "one")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from service.database import catalog, jobs
+from service.database import jobs, video_rows
 from service.errors import Gone, InvalidInput, NotFound, NotReady
 from service.models import Weights
 from service.search.query import Cursor, QueryVector, Reference, Scope, SearchQuery
@@ -83,9 +83,9 @@ class RecommendProperties:
             excluded = tuple(names[len(liked) : len(liked) + 1]) if cut else ()
             items = list(library.items.values())
             examples = [*strangers, *((library.items[name].v, library.items[name].t, weight) for name, weight in liked)]
-            question: dict[str, Any] = {
-                "likes": tuple(Reference(name, weight) for name, weight in liked),
-                "examples": tuple(QueryVector(*one) for one in strangers),
+            query: dict[str, Any] = {
+                "references": tuple(Reference(name, weight) for name, weight in liked),
+                "vectors": tuple(QueryVector(*one) for one in strangers),
                 "exclude": (*excluded, "nobody"),
                 "weights": Weights(w_v, w_t),
                 "fusion": fusion,
@@ -96,7 +96,7 @@ class RecommendProperties:
             captioned = any(t is not None for _, t, _ in examples)
             if not captioned and w_v == 0:
                 with pytest.raises(InvalidInput, match="no caption"):
-                    library.recommender.answer(SearchQuery(**question))
+                    library.recommender.search(SearchQuery(**query))
             else:
                 without = {*excluded, *(name for name, _ in liked)}
                 scores = score(items, examples, w_v, w_t, fusion=fusion)
@@ -109,9 +109,9 @@ class RecommendProperties:
                 )
                 middle = len(ranked) // 2
                 if cut and middle and ranked[middle - 1][1] - ranked[middle][1] > 1e-4:  # else rounding would decide
-                    question["min_score"] = (ranked[middle - 1][1] + ranked[middle][1]) / 2
+                    query["min_score"] = (ranked[middle - 1][1] + ranked[middle][1]) / 2
                     ranked = ranked[:middle]
-                answer = library.recommender.answer(SearchQuery(**question))
+                answer = library.recommender.search(SearchQuery(**query))
                 found = [(hit.video.id, hit.score) for hit in answer.hits]
                 if diversity:
                     pool = ranked[: max(100, min(10 * k, k + 1000))]
@@ -123,10 +123,8 @@ class RecommendProperties:
                 assert answer.weights == Weights(w_v, w_t if captioned else 0.0)
                 for number, hit in enumerate(answer.hits, 1):
                     assert hit.rank == number
-                    assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(
-                        hit.score, abs=1e-5
-                    )
-                    assert hit.text_part.imputed == (library.items[hit.video.id].t is None)
+                    assert hit.visual.contribution + hit.text.contribution == pytest.approx(hit.score, abs=1e-5)
+                    assert hit.text.imputed == (library.items[hit.video.id].t is None)
             change(library, rng)
 
     @through_libraries(30, seed=st.integers(0, 2**32 - 1), fusion=FUSIONS, k=st.integers(1, 25))
@@ -173,17 +171,17 @@ class RecommendProperties:
             for scope in (Scope(), Scope(("a",)), Scope(exclude_category=("a",))):
                 kept = [one for one in expected if not scope.category or library.items[one[0]].category == "a"]
                 kept = [one for one in kept if library.items[one[0]].category not in scope.exclude_category]
-                question = {"weights": Weights(1, 0), "fusion": fusion, "group_by": "moment", "scope": scope}
+                parameters = {"weights": Weights(1, 0), "fusion": fusion, "group_by": "moment", "scope": scope}
                 cursor, found = None, []
                 for _ in range(4):
-                    answer = like(library.recommender, QueryVector(query, None), **question, k=k, cursor=cursor)
+                    answer = like(library.recommender, QueryVector(query, None), **parameters, k=k, cursor=cursor)
                     assert [hit.rank for hit in answer.hits] == list(range(len(found) + 1, len(found) + k + 1))
                     assert answer.fusion == fusion
                     for hit in answer.hits:
                         similarity = float(query @ library.items[hit.video.id].frames[hit.moment.frame][1])
-                        assert hit.moment.similarity == hit.video_part.similarity == pytest.approx(similarity, abs=1e-6)
-                        assert (hit.video_part.weight, hit.video_part.contribution) == (1, hit.score)
-                        assert (hit.text_part.similarity, hit.text_part.weight) == (None, 0)
+                        assert hit.moment.similarity == hit.visual.similarity == pytest.approx(similarity, abs=1e-6)
+                        assert (hit.visual.weight, hit.visual.contribution) == (1, hit.score)
+                        assert (hit.text.similarity, hit.text.weight) == (None, 0)
                     found += [(hit.video.id, hit.score, hit.moment.time) for hit in answer.hits]
                     cursor = answer.next_cursor
                     assert cursor
@@ -191,7 +189,7 @@ class RecommendProperties:
                 assert [one[::2] for one in found] == [one[::2] for one in wanted]
                 assert [one[1] for one in found] == pytest.approx([one[1] for one in wanted], abs=1e-5)
                 least = (kept[k][1] + kept[k + 1][1]) / 2
-                good = like(library.recommender, QueryVector(query, None), **question, k=200, min_score=least)
+                good = like(library.recommender, QueryVector(query, None), **parameters, k=200, min_score=least)
                 assert [(hit.video.id, hit.moment.time) for hit in good.hits] == [one[:3:2] for one in kept[: k + 1]]
                 assert good.next_cursor is None
                 if query is peak and "a" not in scope.exclude_category:
@@ -258,14 +256,14 @@ class RecommendProperties:
         rng = np.random.default_rng(11)
         names = fill(library, rng, 12)
         name = next(one for one in names if library.items[one].t is not None)
-        question: dict[str, Any] = {"weights": Weights(0.7, 0.3), "k": 3}
-        cursor = like_video(library.recommender, name, **question).next_cursor
+        query: dict[str, Any] = {"weights": Weights(0.7, 0.3), "k": 3}
+        cursor = like_video(library.recommender, name, **query).next_cursor
         assert cursor
-        assert like_video(library.recommender, name, cursor=cursor, **question).hits[0].rank == 4
+        assert like_video(library.recommender, name, cursor=cursor, **query).hits[0].rank == 4
         assert like_video(library.recommender, name, cursor=cursor, weights=Weights(0.7, 0.3), k=5).hits[0].rank == 4
         for other in ({"weights": Weights(1, 0)}, {"min_score": 0.1}, {"diversity": 0.5}, {"scope": Scope(("a",))}):
             with pytest.raises(InvalidInput, match="cursor"):
-                like_video(library.recommender, name, cursor=cursor, **{**question, **other})
+                like_video(library.recommender, name, cursor=cursor, **{**query, **other})
         for broken in (
             "",
             "x",
@@ -273,25 +271,25 @@ class RecommendProperties:
             cursor[4:],
             "A" * 100_000,
             "e30",
-            Cursor("q", "s", ((0, 1), (0, 1)), 1).write(),
+            Cursor("q", "s", ((0, 1), (0, 1)), 1).encode(),
         ):
             with pytest.raises(InvalidInput, match="cursor"):
-                like_video(library.recommender, name, cursor=broken, **question)
+                like_video(library.recommender, name, cursor=broken, **query)
         library.caption(name, unit(rng))
         with pytest.raises(Gone, match="without a cursor"):
-            like_video(library.recommender, name, cursor=cursor, **question)
+            like_video(library.recommender, name, cursor=cursor, **query)
 
     def test_questions_that_cannot_be_asked(self, library: VectorLibrary) -> None:
         rng = np.random.default_rng(12)
         names = fill(library, rng, 3)
-        ok: dict[str, Any] = {"likes": (Reference(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
+        ok: dict[str, Any] = {"references": (Reference(names[0]),), "weights": Weights(1, 1), "fusion": "cosine"}
         for field, wrong in {
             "k": {"k": 0},
             "diversity": {"diversity": 1.5},
             "min_score": {"min_score": float("nan")},
-            "positive": {"likes": ()},
+            "positive": {"references": ()},
             "video_weight": {"weights": Weights(0, 1), "group_by": "moment"},
-            "negative": {"likes": (Reference("x"), Reference("y", -1), Reference("x", -0.1))},
+            "negative": {"references": (Reference("x"), Reference("y", -1), Reference("x", -0.1))},
         }.items():
             with pytest.raises(InvalidInput) as caught:
                 SearchQuery(**{**ok, **wrong})
@@ -301,12 +299,12 @@ class RecommendProperties:
         for weight in (0.0, float("nan"), float("inf")):
             with pytest.raises(InvalidInput, match="weight"):
                 Reference("x", weight)
-        only_unlike = SearchQuery(likes=(Reference(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
-        assert {hit.video.id for hit in library.recommender.answer(only_unlike).hits} == set(names[1:])
+        only_unlike = SearchQuery(references=(Reference(names[0], -1),), weights=Weights(1, 0), fusion="cosine")
+        assert {hit.video.id for hit in library.recommender.search(only_unlike).hits} == set(names[1:])
         with pytest.raises(InvalidInput, match="category_mode"):
-            library.recommender.answer(
+            library.recommender.search(
                 SearchQuery(
-                    likes=(Reference(names[0], -1),),
+                    references=(Reference(names[0], -1),),
                     weights=Weights(1, 0),
                     fusion="cosine",
                     scope=Scope(category_mode="same"),
@@ -357,8 +355,8 @@ class RecommendProperties:
         library.add(unit(rng), unit(rng))
         answer = like_video(library.recommender, name, weights=Weights(0.7, 0.3))
         assert answer.weights == Weights(0.7, 0.0)
-        assert answer.hits[0].text_part.similarity is None
-        assert answer.hits[0].text_part.contribution == 0
+        assert answer.hits[0].text.similarity is None
+        assert answer.hits[0].text.contribution == 0
 
     def test_one_video_alone_has_no_neighbour(self, library: VectorLibrary) -> None:
         rng = np.random.default_rng(9)
@@ -390,10 +388,10 @@ class RecommendProperties:
         }
         order = sorted(nearest, key=lambda key: (-round(nearest[key], 6), key))
         with library.db.read() as connection:
-            video = catalog.video(connection, name)
-        found = library.recommender.lookalikes(video)
-        assert [one.key for one in found] == order[:100]
+            video = video_rows.video(connection, name)
+        found = library.recommender.near_duplicate_candidates(video)
+        assert [one.pk for one in found] == order[:100]
         assert found[0].id == copies[0]
         with library.db.write() as connection:
             queued = add_row(connection, 999)
-        assert library.recommender.lookalikes(queued) == []
+        assert library.recommender.near_duplicate_candidates(queued) == []

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from service.database import catalog, db, generation_rows, vector_rows
+from service.database import db, generation_rows, vector_rows, video_rows
 from service.database.db import Database
 from service.models import Probe, Sampling, Video
 from tests.support.oracle import Item, best, same, score
@@ -24,7 +24,7 @@ def add_row(
     seconds: float = 3.0,
 ) -> Video:
     """A video that is made up, in the rows only: no two numbers have the same bytes."""
-    return catalog.add_video(
+    return video_rows.add_video(
         connection,
         sha256=f"{number:064x}",
         size_bytes=1,

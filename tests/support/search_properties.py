@@ -20,14 +20,14 @@ from tests.support.oracle import best, same, score
 from tests.support.rest import items, upload
 
 
-def picture(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def image_file(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     """A picture file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
-def by_picture(client: httpx.Client, data: bytes, **form: Any) -> httpx.Response:
+def by_image(client: httpx.Client, data: bytes, **form: Any) -> httpx.Response:
     """Search with a picture."""
     return client.post("/v1/search/image", files={"file": ("query", data)}, data=form)
 
@@ -129,11 +129,11 @@ class SearchProperties:
         for video in ready[:6]:
             frame = client.get(f"/v1/videos/{video['id']}/frames/3").content
             for form in ({}, {"group_by": "moment"}, {"fusion": "cosine"}):
-                answer = by_picture(client, frame, video_weight="1", text_weight="0", k="3", **form)
+                answer = by_image(client, frame, video_weight="1", text_weight="0", k="3", **form)
                 assert names(answer)[0] == video["id"]
-            scoped = by_picture(client, frame, category=[video["category"], "nobody"], k="50")
+            scoped = by_image(client, frame, category=[video["category"], "nobody"], k="50")
             assert {hit["video"]["category"] for hit in scoped.json()["items"]} == {video["category"]}
-            hit = by_picture(client, frame, group_by="moment", k="1").json()["items"][0]
+            hit = by_image(client, frame, group_by="moment", k="1").json()["items"][0]
             assert hit["moment"]["start"] <= hit["moment"]["time"] <= hit["moment"]["end"] <= video["duration"] + 0.01
             assert hit["breakdown"]["text"] == {"similarity": None, "weight": 0, "contribution": 0, "imputed": False}
 
@@ -141,22 +141,24 @@ class SearchProperties:
         pixels = np.asarray(draw_frame(distinct_scenes(12, seed=11)[4], 0.5, 256, 192))
         answers = []
         for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF"):
-            answer = by_picture(client, picture(pixels, kind), k="1")
+            answer = by_image(client, image_file(pixels, kind), k="1")
             answers += names(answer)
         assert len(set(answers)) == 1
         turned = Image.Exif()
         turned[0x0112] = 6  # to be turned a quarter to the right
-        straight = by_picture(client, picture(pixels, "JPEG", quality=95), k="3").json()["items"]
-        sideways = by_picture(client, picture(np.rot90(pixels), "JPEG", quality=95, exif=turned), k="3").json()["items"]
+        straight = by_image(client, image_file(pixels, "JPEG", quality=95), k="3").json()["items"]
+        sideways = by_image(client, image_file(np.rot90(pixels), "JPEG", quality=95, exif=turned), k="3").json()[
+            "items"
+        ]
         assert [hit["video"]["id"] for hit in straight] == [hit["video"]["id"] for hit in sideways]
         for nonsense in (
             b"no picture",
             b"",
-            picture(pixels)[:200],
+            image_file(pixels)[:200],
             make_clip("a.mp4", numbered(3)).read_bytes(),
             b"%PDF-1.7",
         ):
-            answer = by_picture(client, nonsense)
+            answer = by_image(client, nonsense)
             assert answer.status_code == 415, answer.text
             assert answer.headers["content-type"] == "application/problem+json"
 
@@ -168,7 +170,7 @@ class SearchProperties:
             header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
             rows = zlib.compress(bytes(1 << 24), 9)  # small, and unpacks to as much as you like
             bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-            answer = by_picture(client, bomb)
+            answer = by_image(client, bomb)
             assert answer.status_code == 422, answer.text
             assert answer.json()["errors"][0]["field"] == "file"
             assert f"{width:,} x {height:,}" in answer.json()["detail"]

@@ -18,8 +18,9 @@ import structlog
 import uvicorn
 
 from service import telemetry
-from service.api.app import create_app, start
-from service.api.guard import Patience, Protocol
+from service.api.app import create_app, start_runtime
+from service.api.protocol import Protocol
+from service.api.timeouts import ClientTimeouts
 from service.bootstrap import Runtime
 from service.config import Settings
 from service.embedding.encoder import Encoder
@@ -67,7 +68,7 @@ class WorkerThread:
     def __init__(self, settings: Settings, model: Encoder, decoder: Decoder, timing: Timing) -> None:
         self._stop = threading.Event()
         self._runtime = Runtime(settings, model=model, decoder=decoder, timing=timing)
-        self._runtime.adopt(wishes=False)
+        self._runtime.initialise(request_changes=False)
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
 
@@ -95,7 +96,7 @@ def serving_here(
     decoder: Decoder,
     *,
     worker: bool = True,
-    patience: Patience | None = None,
+    timeouts: ClientTimeouts | None = None,
     timing: Timing | None = None,
     before: Callable[[Runtime], None] = lambda _: None,
     port: int = 0,
@@ -109,12 +110,12 @@ def serving_here(
     class Quick(Protocol):
         pass
 
-    if patience is not None:
-        Quick.patience = patience
-    runtime = start(settings, model=model, decoder=decoder, timing=timing)
+    if timeouts is not None:
+        Quick.timeouts = timeouts
+    runtime = start_runtime(settings, model=model, decoder=decoder, timing=timing)
     before(runtime)
     beside: StartWorker | None = start_worker if worker else None
-    app = create_app(settings, worker=beside, started=runtime, patience=patience)
+    app = create_app(settings, worker=beside, runtime=runtime, timeouts=timeouts)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections may still linger on it
         listening.bind(("127.0.0.1", port))

@@ -18,8 +18,8 @@ def store(files: Store, data: bytes) -> str:
     with files.receive(100 << 20) as incoming:
         incoming.write(data)
         incoming.finish()
-        files.send(incoming, "video/mp4")
-        files.place(incoming, "video/mp4")
+        files.upload(incoming, "video/mp4")
+        files.commit(incoming, "video/mp4")
         return incoming.sha256
 
 
@@ -59,16 +59,16 @@ class StoreProperties:
 
     def test_pictures_follow_their_clip(self, files: Store) -> None:
         sha256 = store(files, b"clip")
-        for times, jpegs in (([0.0, 0.1, 1.5], [b"a", b"b", b"c"]), ([0.0], [b"a"]), ([1.5, 2.0], [b"c", b"d"])):
-            files.send_pictures(sha256, times, jpegs)
-            files.put_pictures(sha256, jpegs)
-            assert [read_all(files.picture(sha256, n, seconds)) for n, seconds in enumerate(times)] == jpegs
+        for times, thumbnails in (([0.0, 0.1, 1.5], [b"a", b"b", b"c"]), ([0.0], [b"a"]), ([1.5, 2.0], [b"c", b"d"])):
+            files.upload_thumbnails(sha256, times, thumbnails)
+            files.commit_thumbnails(sha256, thumbnails)
+            assert [read_all(files.thumbnail(sha256, n, seconds)) for n, seconds in enumerate(times)] == thumbnails
         with pytest.raises(NotFound):
-            files.picture(sha256, 7, 7.0)
+            files.thumbnail(sha256, 7, 7.0)
         files.delete(sha256)
         files.delete(sha256)
         with pytest.raises(NotFound):
-            files.picture(sha256, 0, 1.5)
+            files.thumbnail(sha256, 0, 1.5)
         with pytest.raises(NotFound):
             files.video(sha256)
 
@@ -85,9 +85,9 @@ class StoreProperties:
         with files.receive(1000) as incoming:
             incoming.write(b"clip")
             incoming.finish()
-            files.send(incoming, "video/mp4")
+            files.upload(incoming, "video/mp4")
             files.delete(incoming.sha256)
-            files.place(incoming, "video/mp4")
+            files.commit(incoming, "video/mp4")
             assert read_all(files.video(incoming.sha256)) == b"clip"
 
     def test_only_strays_are_swept_that_nobody_writes_any_more(self, files: Store, tmp_path: Path) -> None:
@@ -97,17 +97,17 @@ class StoreProperties:
         os.utime(old, (time.time() - 90,) * 2)
         with files.receive(100) as slow:
             os.utime(slow.path, (time.time() - 90,) * 2)
-            files.sweep()
+            files.remove_stray_uploads()
             assert {path.name for path in (tmp_path / "incoming").iterdir()} == {"young", slow.path.name}
 
     def test_a_mark_stays_where_the_work_was_not_finished(self, files: Store) -> None:
-        with files.unsettled("ab12"):
-            assert files.doubtful() == ["ab12"]
-        assert files.doubtful() == []
-        with pytest.raises(RuntimeError), files.unsettled("ab12"):
+        with files.mark("ab12"):
+            assert files.marked() == ["ab12"]
+        assert files.marked() == []
+        with pytest.raises(RuntimeError), files.mark("ab12"):
             raise RuntimeError
-        files.sweep()
+        files.remove_stray_uploads()
         files.check_writable()
-        assert files.doubtful() == ["ab12"]
-        files.settle("ab12")
-        assert files.doubtful() == []
+        assert files.marked() == ["ab12"]
+        files.unmark("ab12")
+        assert files.marked() == []

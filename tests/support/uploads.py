@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.bootstrap import Runtime
-from service.database import catalog
-from service.ingestion.ingest import Outcome, describe
+from service.database import video_rows
+from service.ingestion.ingest import Outcome, check_metadata
 from service.models import Sampling, Video
 
 
@@ -17,7 +17,7 @@ def offer(
     with runtime.ingest.receive() as incoming:
         incoming.write(clip.read_bytes())
         incoming.finish()
-        return runtime.ingest.accept(incoming, describe(clip.name, sampling=sampling or Sampling(4), **words))
+        return runtime.ingest.accept(incoming, check_metadata(clip.name, sampling=sampling or Sampling(4), **words))
 
 
 def accept(runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None) -> Video:
@@ -28,4 +28,4 @@ def accept(runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **
 def status_of(runtime: Runtime, video: Video) -> Video:
     """The video as it is now."""
     with runtime.db.read() as connection:
-        return catalog.video(connection, video.id)
+        return video_rows.video(connection, video.id)

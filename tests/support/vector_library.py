@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database import change_log, db, generation_rows, vector_rows, video_rows
 from service.database.db import Database
 from service.index.factory import VectorIndex
 from service.index.milvus import MilvusIndex
 from service.index.sync import EXACT_UP_TO, SyncedIndex
 from service.models import Generation, Weights
-from service.search.answers import SearchResults
 from service.search.recommender import Recommender
+from service.search.results import SearchResults
 from service.vectors import aggregate, normalise
 from tests.support.oracle import Item, rank, same
 from tests.support.rows import add_row
@@ -75,13 +75,13 @@ class VectorLibrary:
                 frames=len(shown),
                 seconds=float(len(shown)),
             )
-            vector_rows.put_embeddings(connection, video.key, GENERATION, embeddings)
-            catalog.update_video(connection, video.key, status="ready", frame_times=times)
-            change_log.record_change(connection, video.key)
+            vector_rows.put_embeddings(connection, video.pk, GENERATION, embeddings)
+            video_rows.update_video(connection, video.pk, status="ready", frame_times=times)
+            change_log.record_change(connection, video.pk)
         whole = v if frames is None else embeddings.mean
         pairs = list(zip(times, shown, strict=True))
         self.items[video.id] = Item(video.id, whole, t, category, pairs, float(len(shown)))
-        self.keys[video.id] = video.key
+        self.keys[video.id] = video.pk
         return video.id
 
     def caption(self, name: str, t: np.ndarray | None) -> None:
@@ -94,14 +94,14 @@ class VectorLibrary:
     def categorise(self, name: str, category: str | None) -> None:
         """Change a category."""
         with self.db.write() as connection:
-            catalog.update_video(connection, self.keys[name], category=category)
+            video_rows.update_video(connection, self.keys[name], category=category)
             change_log.record_change(connection, self.keys[name])
         self.items[name] = replace(self.items[name], category=category)
 
     def delete(self, name: str) -> None:
         """Remove a video."""
         with self.db.write() as connection:
-            catalog.delete_video(connection, self.keys[name])
+            video_rows.delete_video(connection, self.keys[name])
         del self.items[name]
 
     def expect(
@@ -121,8 +121,8 @@ class VectorLibrary:
         ]
         same([(hit.video.id, hit.score) for hit in answer.hits], expected)
         for hit in answer.hits:
-            assert hit.video_part.contribution + hit.text_part.contribution == pytest.approx(hit.score, abs=1e-5)
-            assert hit.text_part.imputed == (self.items[hit.video.id].t is None)
+            assert hit.visual.contribution + hit.text.contribution == pytest.approx(hit.score, abs=1e-5)
+            assert hit.text.imputed == (self.items[hit.video.id].t is None)
         assert [hit.rank for hit in answer.hits] == list(range(1, len(answer.hits) + 1))
         assert answer.weights == Weights(w_v, 0.0 if query.t is None else w_t)
         assert answer.exact

@@ -9,7 +9,7 @@ import pytest
 from fastapi import Request
 from fastapi.responses import FileResponse
 
-from service.api.routes.blobs import accepts_gzip, compressed, served
+from service.api.routes.blobs import accepts_gzip, blob_response, gzip_response
 from service.models import Blob
 
 
@@ -34,7 +34,7 @@ from service.models import Blob
 )
 def test_who_takes_gzip(accept_encoding: str, takes: bool) -> None:
     assert accepts_gzip(accept_encoding) is takes
-    answer = compressed(
+    answer = gzip_response(
         "t", gzip.compress(b"body"), "text/plain", vary="", accept_encoding=accept_encoding, if_none_match=None
     )
     assert ("content-encoding" in answer.headers) is takes
@@ -64,13 +64,13 @@ def test_what_a_client_has_is_not_sent_again(
     blob = Blob(4, lambda start, length: b"body"[start : start + length], file if local else None)
     given = [] if if_none_match is None else [(b"if-none-match", if_none_match.encode())]
     request = Request({"type": "http", "method": "GET", "headers": given})
-    answer = served(request, blob, media_type="video/mp4", etag="t", headers={"X": "1"}, filename="a b.mp4")
+    answer = blob_response(request, blob, media_type="video/mp4", etag="t", headers={"X": "1"}, filename="a b.mp4")
     assert answer.status_code == (304 if known else 200)
     assert isinstance(answer, FileResponse) is (local and not known)
     assert answer.headers["etag"] == '"t"'
     assert answer.headers["x"] == "1"
     assert answer.headers["content-disposition"] == "inline; filename*=utf-8''a%20b.mp4"
-    stored = compressed(
+    stored = gzip_response(
         "t", gzip.compress(b""), "text/plain", vary="", accept_encoding="gzip", if_none_match=if_none_match
     )
     assert stored.status_code == (304 if known else 200)

@@ -13,8 +13,8 @@ import pytest
 from service.index import compressed
 from service.index.compressed import CompressedIndex
 from service.index.flat import FlatIndex
-from service.index.rows import Layout
-from service.models import EVERY_CATEGORY, Categories, Entries
+from service.index.layout import Layout
+from service.models import EVERY_CATEGORY, CategoryFilter, Entries
 from service.vectors import normalise
 from tests.support.index_table import NOBODY, D, Table, entries, some
 
@@ -22,16 +22,16 @@ from tests.support.index_table import NOBODY, D, Table, entries, some
 def test_recall_of_the_scan_at_every_weight_and_filter(tmp_path: Path) -> None:
     """Over two segments and far more rows than are looked at closely."""
     wide = 64
-    layout = Layout(wide, captions=True)
+    layout = Layout(wide, has_text=True)
     rows = entries(80_000, seed=4, dimension=wide)
     rows = Entries(
-        rows.keys,
-        rows.pictures,
-        rows.captions,
-        rows.captioned,
+        rows.video_pks,
+        rows.visual,
+        rows.text,
+        rows.has_text,
         tuple(np.where(np.arange(80_000) % 100 == 0, "percent", np.where(np.arange(80_000) % 2, "half", "rest"))),
     )
-    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    joined = layout.join(rows.visual, rows.text, rows.has_text)
     index = CompressedIndex.train(layout, tmp_path, joined[::4], len(joined))
     exact = FlatIndex(layout)
     for one in (index, exact):
@@ -39,7 +39,11 @@ def test_recall_of_the_scan_at_every_weight_and_filter(tmp_path: Path) -> None:
             one.replace(NOBODY, some(rows, slice(start, start + 8192)))
         one.replace(np.arange(0, 80_000, 50), some(rows, slice(0, 0)))
     rng = np.random.default_rng(3)
-    for where in (EVERY_CATEGORY, Categories(include=frozenset({"half"})), Categories(exclude=frozenset({"half"}))):
+    for where in (
+        EVERY_CATEGORY,
+        CategoryFilter(include=frozenset({"half"})),
+        CategoryFilter(exclude=frozenset({"half"})),
+    ):
         for a, b in ((1, 0), (0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0, 1)):
             found = 0
             for n in rng.integers(80_000, size=20):
@@ -47,7 +51,7 @@ def test_recall_of_the_scan_at_every_weight_and_filter(tmp_path: Path) -> None:
                 rows_found, products = index.search(query, 10, where)
                 _, best = exact.search(query, 10, where)
                 found += int(np.count_nonzero(products >= best[-1] - 1e-6))
-                assert all(index.keys(rows_found) % 50)
+                assert all(index.video_pks(rows_found) % 50)
             assert found >= 0.99 * 200, (where, a, b)
     assert index.stale is False
     index.close()
@@ -57,9 +61,9 @@ def test_recall_of_the_scan_at_every_weight_and_filter(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_on_the_way_leaves_the_index_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = Layout(D, captions=True)
+    layout = Layout(D, has_text=True)
     rows = entries(500)
-    index = CompressedIndex.train(layout, tmp_path, layout.join(rows.pictures, rows.captions, rows.captioned), 500)
+    index = CompressedIndex.train(layout, tmp_path, layout.join(rows.visual, rows.text, rows.has_text), 500)
     monkeypatch.setattr(compressed, "_SEGMENT_ROWS", 300)
     index.replace(NOBODY, some(rows, slice(0, 250)))
     real, left = os.pwrite, [3]
@@ -82,9 +86,9 @@ def test_a_disk_that_is_full_on_the_way_leaves_the_index_as_it_was(
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
-    layout = Layout(D, captions=True)
+    layout = Layout(D, has_text=True)
     rows = entries(100)
-    index = CompressedIndex.train(layout, tmp_path, layout.join(rows.pictures, rows.captions, rows.captioned), 100)
+    index = CompressedIndex.train(layout, tmp_path, layout.join(rows.visual, rows.text, rows.has_text), 100)
     index.replace(NOBODY, rows)
     state, _ = index.freeze()(tmp_path)
     index.close()
@@ -112,64 +116,64 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 200 rows, of which a scan takes 64, and at first 25 of each."""
     for name, value in {
         "_SEGMENT_ROWS": 200,
-        "_WORTH_KEEPING": 50,
-        "_SCAN": 64,
-        "_SCAN_PER_ANSWER": 1,
-        "_SHARE": 8,
+        "_COPY_BELOW_ROWS": 50,
+        "_MIN_SCAN_ROWS": 64,
+        "_SCAN_ROWS_PER_RESULT": 1,
+        "_MIN_SEGMENT_ROWS_SCANNED": 8,
     }.items():
         monkeypatch.setattr(compressed, name, value)
 
 
 @pytest.mark.usefixtures("small_segments")
 def test_the_scan_goes_on_in_a_segment_that_holds_all_of_the_best(tmp_path: Path) -> None:
-    layout = Layout(D, captions=True)
+    layout = Layout(D, has_text=True)
     rows = entries(1000)
     query = np.concatenate([normalise(np.random.default_rng(1).standard_normal(D)), np.zeros(D + 1)]).astype(np.float32)
-    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    joined = layout.join(rows.visual, rows.text, rows.has_text)
     order = np.argsort(-(joined @ query))
     places = np.concatenate([order[200:600], order[:200], order[600:]])  # the best are the third segment
     rows, joined = some(rows, places), joined[places]
     categories = np.where(np.arange(1000) < 200, "first", np.where(np.arange(1000) % 2, "odd", "even"))
-    rows = Entries(np.arange(1000), rows.pictures, rows.captions, rows.captioned, tuple(categories))
+    rows = Entries(np.arange(1000), rows.visual, rows.text, rows.has_text, tuple(categories))
     index = CompressedIndex.train(layout, tmp_path, joined, len(joined))
     index.replace(NOBODY, rows)
     for where, kept in (
         (EVERY_CATEGORY, np.ones(1000, dtype=np.bool_)),
-        (Categories(include=frozenset({"odd"})), categories == "odd"),  # nobody in the first segment
+        (CategoryFilter(include=frozenset({"odd"})), categories == "odd"),  # nobody in the first segment
     ):
         found, products = index.search(query, 40, where)
         best = np.flatnonzero(kept)[np.argsort(-(joined[kept] @ query))][:40]
-        assert kept[index.keys(found)].all()
-        for keys in (best, index.keys(found)):
+        assert kept[index.video_pks(found)].all()
+        for keys in (best, index.video_pks(found)):
             assert np.isin(keys, np.arange(400, 600)).all()
-        assert len(set(index.keys(found).tolist()) & set(best.tolist())) >= 25
-        np.testing.assert_allclose(products, joined[index.keys(found)] @ query, atol=1e-5)
+        assert len(set(index.video_pks(found).tolist()) & set(best.tolist())) >= 25
+        np.testing.assert_allclose(products, joined[index.video_pks(found)] @ query, atol=1e-5)
         assert (found.dtype, products.dtype) == (np.int64, np.float32)
     index.close()
 
 
 @pytest.mark.usefixtures("small_segments")
 def test_a_filter_may_leave_fewer_in_a_scan_than_are_looked_at(tmp_path: Path) -> None:
-    layout = Layout(D, captions=True)
+    layout = Layout(D, has_text=True)
     rows = entries(1000)
     categories = tuple(np.where(np.arange(1000) < 70, "few", "many"))  # all of them in one segment
-    rows = Entries(rows.keys, rows.pictures, rows.captions, rows.captioned, categories)
-    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    rows = Entries(rows.video_pks, rows.visual, rows.text, rows.has_text, categories)
+    joined = layout.join(rows.visual, rows.text, rows.has_text)
     index = CompressedIndex.train(layout, tmp_path, joined, len(joined))
     index.replace(NOBODY, rows)
     query = joined[3]
-    found, _ = index.search(query, 40, Categories(include=frozenset({"few"})))
-    assert index.keys(found)[0] == 3
+    found, _ = index.search(query, 40, CategoryFilter(include=frozenset({"few"})))
+    assert index.video_pks(found)[0] == 3
     best = np.argsort(-(joined[:70] @ query))[:40]
-    assert len(set(index.keys(found).tolist()) & set(best.tolist())) >= 30, "no more than 25 come of one look"
+    assert len(set(index.video_pks(found).tolist()) & set(best.tolist())) >= 30, "no more than 25 come of one look"
     index.close()
 
 
 def test_a_loaded_index_is_written_again_only_as_far_as_it_changed(tmp_path: Path) -> None:
     """Of more rows than are copied at once; when it is stale goes with it."""
-    layout = Layout(D, captions=True)
+    layout = Layout(D, has_text=True)
     rows = entries(5000)
-    joined = layout.join(rows.pictures, rows.captions, rows.captioned)
+    joined = layout.join(rows.visual, rows.text, rows.has_text)
     index = CompressedIndex.train(layout, tmp_path, joined[:1300], 1300)
     index.replace(NOBODY, rows)
     state, _ = index.freeze()(tmp_path)
@@ -178,7 +182,7 @@ def test_a_loaded_index_is_written_again_only_as_far_as_it_changed(tmp_path: Pat
     again, _ = loaded.freeze()(tmp_path)
     assert again["segments"] == state["segments"], "nothing of a segment has changed"
     more = entries(300, seed=8)
-    loaded.replace(NOBODY, replace(more, keys=more.keys + 10_000))
+    loaded.replace(NOBODY, replace(more, video_pks=more.video_pks + 10_000))
     np.testing.assert_array_equal(loaded.get(np.arange(5000)), joined)
     assert loaded.stale, "more than four times as many as it was fitted to"
     third, _ = loaded.freeze()(tmp_path)

@@ -27,8 +27,8 @@ def scene(**changes: object) -> Scene:
     return Scene(**(facts | changes))  # type: ignore[arg-type]
 
 
-def pixels(of: Scene, moment: float, width: int = 96, height: int = 96) -> np.ndarray:
-    return np.asarray(draw_frame(of, moment, width, height)).astype(float)
+def pixels(of: Scene, time_share: float, width: int = 96, height: int = 96) -> np.ndarray:
+    return np.asarray(draw_frame(of, time_share, width, height)).astype(float)
 
 
 def test_captions_are_natural_words() -> None:
@@ -75,9 +75,9 @@ def test_a_frame_depends_on_its_scene_and_moment_alone() -> None:
 def test_what_stands_still_stands_still_and_what_moves_left_moves_left() -> None:
     assert np.array_equal(pixels(scene(motion="still"), 0), pixels(scene(motion="still"), 1))
 
-    def middle_of_red(moment: float) -> float:
-        picture = pixels(scene(setting="plain", count=1), moment)
-        red = (picture[..., 0] > 180) & (picture[..., 2] < 110)
+    def middle_of_red(time_share: float) -> float:
+        image = pixels(scene(setting="plain", count=1), time_share)
+        red = (image[..., 0] > 180) & (image[..., 2] < 110)
         return float(np.nonzero(red)[1].mean())
 
     assert middle_of_red(0) > middle_of_red(0.5) > middle_of_red(1)
@@ -87,8 +87,8 @@ def test_the_count_can_be_seen() -> None:
     for count in (1, 2, 3, 4):
         for seed in range(5):
             drawn = scene(motion="still", setting="plain", count=count, seed=seed, shape="circle")
-            picture = pixels(drawn, 0, 128, 128)
-            red = (picture[..., 0] > 180) & (picture[..., 2] < 110)
+            image = pixels(drawn, 0, 128, 128)
+            red = (image[..., 0] > 180) & (image[..., 2] < 110)
             assert label(red)[1] == count
 
 
@@ -99,9 +99,9 @@ def test_every_setting_is_drawn_at_any_proportions() -> None:
             drawn = scene(setting=setting, tint=tint)
             assert drawn.category == category
             for width, height in ((64, 36), (36, 64), (16, 16)):
-                picture = pixels(drawn, 0.5, width, height)
-                assert picture.shape == (height, width, 3)
-                assert picture.std() > 8
+                image = pixels(drawn, 0.5, width, height)
+                assert image.shape == (height, width, 3)
+                assert image.std() > 8
 
 
 def test_a_clip_is_an_mp4_of_the_asked_size_and_length(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.models import Weights
-from service.search.ranking import Line, Span, diverse, interval, lines, order, rounded, spans
+from service.search.ranking import FrameSpan, Line, interval, lines, rounded, select_diverse, sort_key, spans
 
 PLAIN = (Line(1.0, 0.0, 0.0), Line(0.0, 0.0, 0.0))
 NOTHING = (np.zeros((0, 2)), np.zeros((0, 2)))
@@ -18,16 +18,16 @@ def _at(*degrees: float) -> np.ndarray:
 
 
 def test_cosine_fusion_is_the_weighted_mean_of_both_similarities() -> None:
-    seen, read = lines(((0.2, 0.1), (0.4, 0.3)), Weights(3, 1), "cosine")
-    assert (seen, read) == (Line(0.75, 0.0, 0.2), Line(0.25, 0.0, 0.4))
-    assert seen(np.array([0.5])) + read(np.array([0.1])) == pytest.approx([0.75 * 0.5 + 0.25 * 0.1])
+    visual, text = lines(((0.2, 0.1), (0.4, 0.3)), Weights(3, 1), "cosine")
+    assert (visual, text) == (Line(0.75, 0.0, 0.2), Line(0.25, 0.0, 0.4))
+    assert visual(np.array([0.5])) + text(np.array([0.1])) == pytest.approx([0.75 * 0.5 + 0.25 * 0.1])
 
 
 def test_zscore_fusion_counts_standard_deviations_from_the_mean() -> None:
-    seen, read = lines(((0.2, 0.1), (0.4, 0.5)), Weights(1, 3), "zscore")
-    assert (seen.a, seen.b, seen.mean) == (pytest.approx(2.5), 0.2, 0.2)
-    assert (read.a, read.b, read.mean) == (pytest.approx(1.5), 0.4, 0.4)
-    assert seen(np.array([0.3])) == pytest.approx([0.25])
+    visual, text = lines(((0.2, 0.1), (0.4, 0.5)), Weights(1, 3), "zscore")
+    assert (visual.a, visual.b, visual.mean) == (pytest.approx(2.5), 0.2, 0.2)
+    assert (text.a, text.b, text.mean) == (pytest.approx(1.5), 0.4, 0.4)
+    assert visual(np.array([0.3])) == pytest.approx([0.25])
 
 
 def test_a_modality_in_which_all_are_alike_does_not_count() -> None:
@@ -38,23 +38,23 @@ def test_a_modality_in_which_all_are_alike_does_not_count() -> None:
 
 def test_hits_are_ordered_by_score_then_name_then_frame() -> None:
     hits = [(0.5, "b", 1), (0.7, "c", 0), (0.5, "b", 0), (0.5 + 4e-10, "a", 9), (0.5 + 6e-10, "z", 0)]
-    assert sorted(hits, key=lambda hit: order(*hit)) == [
+    assert sorted(hits, key=lambda hit: sort_key(*hit)) == [
         (0.7, "c", 0),
         (0.5 + 6e-10, "z", 0),
         (0.5 + 4e-10, "a", 9),
         (0.5, "b", 0),
         (0.5, "b", 1),
     ]
-    assert order(0.25, "a") == (-0.25, "a", 0)
+    assert sort_key(0.25, "a") == (-0.25, "a", 0)
     assert rounded(np.array([0.5, 0.5 + 4e-10, 0.5 + 6e-10])).tolist() == [0.5, 0.5, 0.500000001]
 
 
 def test_diverse_selections_trade_relevance_against_what_was_taken() -> None:
     relevance = np.array([1.0, 0.95, 0.5, 0.4])
-    pictures, captions = _at(0, 10, 90, 180), np.zeros((4, 2))
+    visual, text = _at(0, 10, 90, 180), np.zeros((4, 2))
 
     def take(diversity: float, count: int = 4) -> list[int]:
-        return diverse(relevance, pictures, captions, PLAIN, diversity, count, NOTHING)
+        return select_diverse(relevance, visual, text, PLAIN, diversity, count, NOTHING)
 
     assert take(0.0) == [0, 1, 2, 3]
     # After 0: 1 has 0.5 x 0.95 - 0.5 x cos 10°, nearly nothing; 2 has 0.25; 3 has 0.2 + 0.5.
@@ -67,40 +67,40 @@ def test_diverse_selections_trade_relevance_against_what_was_taken() -> None:
 
 def test_diverse_selections_measure_on_both_lines() -> None:
     relevance = np.array([1.0, 0.9, 0.9])
-    pictures, captions = _at(0, 0, 60), _at(0, 120, 0)
+    visual, text = _at(0, 0, 60), _at(0, 120, 0)
     # Of what they say the second differs most (cos 120°), of what they show the third (cos 60°).
-    for read, expected in ((0.1, [0, 2, 1]), (2.0, [0, 1, 2])):
-        both = (Line(1.0, 0.0, 0.0), Line(read, 0.0, 0.0))
-        assert diverse(relevance, pictures, captions, both, 0.5, 3, NOTHING) == expected
+    for slope, expected in ((0.1, [0, 2, 1]), (2.0, [0, 1, 2])):
+        both_lines = (Line(1.0, 0.0, 0.0), Line(slope, 0.0, 0.0))
+        assert select_diverse(relevance, visual, text, both_lines, 0.5, 3, NOTHING) == expected
 
 
 def test_a_page_of_a_diverse_selection_goes_on_from_what_was_shown() -> None:
     relevance = np.array([0.9, 0.8])
-    pictures, captions = _at(0, 90), np.zeros((2, 2))
-    assert diverse(relevance, pictures, captions, PLAIN, 0.5, 2, NOTHING) == [0, 1]
+    visual, text = _at(0, 90), np.zeros((2, 2))
+    assert select_diverse(relevance, visual, text, PLAIN, 0.5, 2, NOTHING) == [0, 1]
     shown = (_at(90, 0), np.zeros((2, 2)))
-    assert diverse(relevance, pictures, captions, PLAIN, 0.5, 2, (_at(0), np.zeros((1, 2)))) == [1, 0]
-    assert diverse(relevance, pictures, captions, PLAIN, 0.5, 2, shown) == [0, 1]
+    assert select_diverse(relevance, visual, text, PLAIN, 0.5, 2, (_at(0), np.zeros((1, 2)))) == [1, 0]
+    assert select_diverse(relevance, visual, text, PLAIN, 0.5, 2, shown) == [0, 1]
 
 
 def test_a_tie_within_rounding_goes_to_the_more_relevant() -> None:
     relevance = np.array([0.5, 0.5 + 4e-10])
-    assert diverse(relevance, _at(0, 0), np.zeros((2, 2)), PLAIN, 0.0, 2, NOTHING) == [0, 1]
+    assert select_diverse(relevance, _at(0, 0), np.zeros((2, 2)), PLAIN, 0.0, 2, NOTHING) == [0, 1]
 
 
 def test_moments_reach_over_neighbours_that_answer_nearly_as_well() -> None:
     similarities = np.array([0.1, 0.9, 1.0, 0.8, 0.4, 0.75, 0.7])
     # Half of 0.4 below the peak reaches 0.8, and no further; then 0.75 is the best that is left.
-    assert spans(similarities, 0.4) == [Span(1, 3, 2), Span(5, 6, 5), Span(4, 4, 4), Span(0, 0, 0)]
-    assert spans(similarities, 0.0)[0] == Span(2, 2, 2)
-    assert spans(similarities, 2.0) == [Span(0, 6, 2)]
+    assert spans(similarities, 0.4) == [FrameSpan(1, 3, 2), FrameSpan(5, 6, 5), FrameSpan(4, 4, 4), FrameSpan(0, 0, 0)]
+    assert spans(similarities, 0.0)[0] == FrameSpan(2, 2, 2)
+    assert spans(similarities, 2.0) == [FrameSpan(0, 6, 2)]
 
 
 def test_a_moment_reaches_as_far_as_frames_answer_nearly_as_well() -> None:
     similarities = np.full(12, 0.1)
     similarities[2:10] = 0.9
     similarities[6] = 1.0
-    assert spans(similarities, 0.4)[0] == Span(2, 9, 6)
+    assert spans(similarities, 0.4)[0] == FrameSpan(2, 9, 6)
 
 
 def test_frames_that_answer_alike_are_moments_in_their_order() -> None:
@@ -110,21 +110,21 @@ def test_frames_that_answer_alike_are_moments_in_their_order() -> None:
 
 def test_a_moment_does_not_reach_into_another() -> None:
     # The second peak would reach 0.8 again; that frame belongs to the first.
-    assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2) == [Span(0, 0, 0), Span(1, 2, 2), Span(3, 3, 3)]
-    assert spans(np.array([1.0, 0.9, 0.7, 0.85]), 0.4) == [Span(0, 1, 0), Span(2, 3, 3)]
+    assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2) == [FrameSpan(0, 0, 0), FrameSpan(1, 2, 2), FrameSpan(3, 3, 3)]
+    assert spans(np.array([1.0, 0.9, 0.7, 0.85]), 0.4) == [FrameSpan(0, 1, 0), FrameSpan(2, 3, 3)]
 
 
 def test_the_first_of_equal_frames_is_the_best_of_its_moment() -> None:
-    assert spans(np.array([0.5, 0.5 + 4e-10]), 1.0) == [Span(0, 1, 0)]
+    assert spans(np.array([0.5, 0.5 + 4e-10]), 1.0) == [FrameSpan(0, 1, 0)]
     assert spans(np.array([]), 1.0) == []
 
 
 def test_a_moment_lasts_half_way_to_its_neighbours() -> None:
     times = [0.5, 1.5, 3.5, 4.0]
-    assert interval(times, Span(0, 0, 0), 5.0) == (0.0, 1.0)
-    assert interval(times, Span(1, 2, 1), 5.0) == (1.0, 3.75)
-    assert interval(times, Span(2, 3, 2), 5.0) == (2.5, 5.0)
-    assert interval(times, Span(2, 3, 2), None) == (2.5, 4.0)
-    assert interval(times, Span(3, 3, 3), 3.0) == (3.75, 4.0), "it does not end before its last frame"
-    assert interval([0.5], Span(0, 0, 0), 2.0) == (0.0, 2.0)
-    assert interval([0.5], Span(0, 0, 0), None) == (0.0, 0.5)
+    assert interval(times, FrameSpan(0, 0, 0), 5.0) == (0.0, 1.0)
+    assert interval(times, FrameSpan(1, 2, 1), 5.0) == (1.0, 3.75)
+    assert interval(times, FrameSpan(2, 3, 2), 5.0) == (2.5, 5.0)
+    assert interval(times, FrameSpan(2, 3, 2), None) == (2.5, 4.0)
+    assert interval(times, FrameSpan(3, 3, 3), 3.0) == (3.75, 4.0), "it does not end before its last frame"
+    assert interval([0.5], FrameSpan(0, 0, 0), 2.0) == (0.0, 2.0)
+    assert interval([0.5], FrameSpan(0, 0, 0), None) == (0.0, 0.5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.index import rows
+from service.index import base
 from service.index import sync as module
 from service.index.compressed import CompressedIndex
 from service.timing import Timing
@@ -34,26 +34,26 @@ def test_changes_beyond_a_number_are_saved_beside(
     library, _ = filled
     library.follower.check()
     library.follower.save()
-    first = library.follower.saved
+    first = library.follower.saved_change
     assert first is not None
-    monkeypatch.setattr(module, "_SAVE_EVERY", 3)
+    monkeypatch.setattr(module, "_SAVE_EVERY_CHANGES", 3)
     rng = np.random.default_rng(1)
     for _ in range(3):
         library.add(unit(rng), None)
     library.follower.check()
     library.follower.settle()  # type: ignore[attr-defined]
-    assert library.follower.saved == first
+    assert library.follower.saved_change == first
     library.add(unit(rng), None)
     library.follower.check()
     library.follower.settle()  # type: ignore[attr-defined]
-    assert library.follower.saved == first + 4
+    assert library.follower.saved_change == first + 4
 
 
 def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
     filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library, folder = filled
-    monkeypatch.setattr(module, "_BATCH", 16)
+    monkeypatch.setattr(module, "_BATCH_SIZE", 16)
     follower = follow(library, folder, exact_up_to=40)
     assert kind_of(follower) == "flat"
     rng = np.random.default_rng(1)
@@ -62,7 +62,7 @@ def test_an_index_that_outgrows_a_scan_is_compressed_and_back_well_below(
     follower.settle()
     assert kind_of(follower) == "compressed"
     assert follower.differences() == []
-    assert follower.saved is not None, "it is saved when it is there"
+    assert follower.saved_change is not None, "it is saved when it is there"
     assert kind_of(follow(library, folder, exact_up_to=40)) == "compressed"
     names = list(library.items)
     for name in names[:20]:
@@ -86,7 +86,7 @@ def test_an_index_that_is_mostly_dead_is_rebuilt(
     follower = follow(library, folder)
     rng = np.random.default_rng(1)
     name = next(iter(library.items))
-    monkeypatch.setattr(rows, "_DEAD_ANYWAY", 20)
+    monkeypatch.setattr(base, "_ALLOWED_DEAD_ROWS", 20)
     for number in range(21):
         library.caption(name, unit(rng))
         follower.check()
@@ -101,7 +101,7 @@ def test_what_changes_while_another_index_is_built_is_in_it(
     filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library, folder = filled
-    monkeypatch.setattr(module, "_BATCH", 8)
+    monkeypatch.setattr(module, "_BATCH_SIZE", 8)
     follower = follow(library, folder, exact_up_to=40)
     train = CompressedIndex.train
     rng = np.random.default_rng(1)
@@ -164,9 +164,9 @@ def test_nothing_is_begun_once_it_is_closed(filled: tuple[VectorLibrary, Path]) 
     library, folder = filled
     follower = follow(library, folder, exact_up_to=40)
     follower.close()
-    saved = follower.saved
+    saved = follower.saved_change
     assert saved is not None
-    assert follow(library, folder).saved == saved
+    assert follow(library, folder).saved_change == saved
     library.follower.check()
     library.follower.save()  # the lock was let go of
-    assert library.follower.saved == saved
+    assert library.follower.saved_change == saved

@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidInput, Undecodable
-from service.media import Limits, choose, fit, probe, sample
+from service.media import Limits, probe, resize_and_crop, sample, select_frames
 from service.media.container import Clip
-from service.media.sampling import Sample, still
+from service.media.sampling import Sample, read_image
 from service.media.timeline import Timeline
-from service.models import Picture, Probe, Sampling
+from service.models import ImageSpec, Probe, Sampling
 from tests.support.clips import ClipMaker, numbered, quarters
 
 LIMITS = Limits(max_duration_seconds=600, max_pixels=2_000_000)
-SMALL = Picture(32, 32)
+SMALL = ImageSpec(32, 32)
 
 
 def _levels(pixels: np.ndarray, count: int) -> list[int]:
     """Which of `count` numbered frames each picture is."""
-    return [round((float(picture.mean()) - 20) / 200 * (count - 1)) for picture in pixels]
+    return [round((float(image.mean()) - 20) / 200 * (count - 1)) for image in pixels]
 
 
 # --- which frames
@@ -43,7 +43,7 @@ def test_the_choice_is_ascending_inside_and_as_long_as_can_be(
     gaps: list[int], wanted: int, interval: int | None
 ) -> None:
     times = np.cumsum([0, *gaps]).astype(float)[:-1]
-    chosen = choose(times, float(sum(gaps)), Sampling(wanted, interval))
+    chosen = select_frames(times, float(sum(gaps)), Sampling(wanted, interval))
     assert (np.diff(chosen) > 0).all()
     assert chosen[0] >= 0
     assert chosen[-1] < len(times)
@@ -54,9 +54,9 @@ def test_the_choice_is_ascending_inside_and_as_long_as_can_be(
 
 
 def test_even_frames_are_the_middles_of_equal_shares() -> None:
-    assert choose(np.arange(100.0), 100.0, Sampling(10)).tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]
+    assert select_frames(np.arange(100.0), 100.0, Sampling(10)).tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]
     # Nine frames in the first second, one that stands for the nine seconds after it.
-    assert choose(np.array([*np.arange(9) / 9, 1.0]), 10.0, Sampling(2)).tolist() == [8, 9]
+    assert select_frames(np.array([*np.arange(9) / 9, 1.0]), 10.0, Sampling(2)).tolist() == [8, 9]
 
 
 def test_frames_are_exact_and_know_their_time(make_clip: ClipMaker) -> None:
@@ -158,7 +158,7 @@ def test_odd_sizes_and_one_pixel(make_clip: ClipMaker) -> None:
         clip = make_clip(f"{width}.mp4", numbered(4, width, height), pixel_format="yuv444p")
         found = sample(clip, Sampling(2), SMALL, LIMITS)
         assert found.pixels.shape == (2, 32, 32, 3)
-        assert Image.open(io.BytesIO(found.jpegs[0])).size == (width, height)
+        assert Image.open(io.BytesIO(found.thumbnails[0])).size == (width, height)
 
 
 def test_metadata_in_another_encoding(make_clip: ClipMaker) -> None:
@@ -170,13 +170,13 @@ def test_metadata_in_another_encoding(make_clip: ClipMaker) -> None:
 # --- which way up, which shape, which colours
 
 
-def _corners(picture: np.ndarray) -> str:
+def _corners(image: np.ndarray) -> str:
     """The colours at upper left, upper right, lower left, lower right, as letters."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     letters = []
     for y in (height // 4, 3 * height // 4):
         for x in (width // 4, 3 * width // 4):
-            red, green, blue = (int(value) for value in picture[y, x])
+            red, green, blue = (int(value) for value in image[y, x])
             if min(red, green, blue) > 180:
                 letters.append("w")
             else:
@@ -189,16 +189,16 @@ def test_the_display_matrix_turns_the_picture(make_clip: ClipMaker, rotation: in
     """Rotations count counterclockwise, as FFmpeg's av_display_rotation_get does."""
     clip = make_clip("a.mp4", [quarters()] * 3, rotation=rotation, pixel_format="yuv444p")
     found = sample(clip, Sampling(1), SMALL, LIMITS)
-    picture = np.asarray(Image.open(io.BytesIO(found.jpegs[0])))
-    assert _corners(picture) == corners
+    image = np.asarray(Image.open(io.BytesIO(found.thumbnails[0])))
+    assert _corners(image) == corners
     expected = (64, 48) if rotation % 180 == 0 else (48, 64)
-    assert (found.probe.width, found.probe.height) == expected == picture.shape[1::-1]
+    assert (found.probe.width, found.probe.height) == expected == image.shape[1::-1]
 
 
 def test_rectangular_pixels_are_stretched(make_clip: ClipMaker) -> None:
     found = sample(make_clip("a.mp4", [quarters()] * 2, aspect=Fraction(3, 2)), Sampling(1), SMALL, LIMITS)
     assert (found.probe.width, found.probe.height) == (96, 48)
-    assert Image.open(io.BytesIO(found.jpegs[0])).size == (96, 48)
+    assert Image.open(io.BytesIO(found.thumbnails[0])).size == (96, 48)
 
 
 def test_hdr_is_brought_down_to_what_a_screen_shows(make_clip: ClipMaker) -> None:
@@ -282,14 +282,14 @@ def test_limits_are_named(make_clip: ClipMaker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "pixels", "jpegs"),
+    ("times", "pixels", "thumbnails"),
     [(0, (0, 8, 8, 3), 0), (2, (3, 8, 8, 3), 2), (2, (2, 8, 8, 3), 1), (2, (2, 8, 8, 4), 2), (0, (0, 8, 8, 4), 0)],
 )
-def test_a_sample_has_as_many_times_as_pictures(times: int, pixels: tuple[int, ...], jpegs: int) -> None:
+def test_a_sample_has_as_many_times_as_pictures(times: int, pixels: tuple[int, ...], thumbnails: int) -> None:
     described = Probe("video/mp4", "h264", 8, 8, 1.0, 10.0)
-    words = re.escape(f"{times} times, pixels {pixels}, {jpegs} pictures do not fit")
+    words = re.escape(f"{times} times, pixels {pixels}, {thumbnails} pictures do not fit")
     with pytest.raises(ValueError, match=f"^{words}$"):
-        Sample(described, np.zeros(times), np.zeros(pixels, np.uint8), (b"",) * jpegs)
+        Sample(described, np.zeros(times), np.zeros(pixels, np.uint8), (b"",) * thumbnails)
 
 
 def test_the_duration_is_what_the_frames_say(make_clip: ClipMaker) -> None:
@@ -300,7 +300,7 @@ def test_the_duration_is_what_the_frames_say(make_clip: ClipMaker) -> None:
         assert found.probe.duration_seconds == Timeline.read(opened).duration_seconds
     assert (found.probe.width, found.probe.height) == (64, 48)
     assert found.pixels.shape == (2, 32, 32, 3)
-    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in found.jpegs)
+    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in found.thumbnails)
 
 
 def test_a_clip_that_takes_too_much_decoding_is_refused_and_says_so(make_clip: ClipMaker) -> None:
@@ -336,10 +336,10 @@ def test_a_picture_is_fitted_whatever_its_format(kind: str, tmp_path: Path) -> N
     shown = Image.fromarray(quarters())
     shown.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
     with Image.open(path) as saved:
-        expected = fit(saved.convert("RGB"), SMALL, (64, 48))
-    assert np.array_equal(still(path, SMALL, LIMITS), expected)
+        expected = resize_and_crop(saved.convert("RGB"), SMALL, (64, 48))
+    assert np.array_equal(read_image(path, SMALL, LIMITS), expected)
     with path.open("rb") as file:
-        assert np.array_equal(still(file, SMALL, LIMITS), expected)
+        assert np.array_equal(read_image(file, SMALL, LIMITS), expected)
 
 
 def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
@@ -347,14 +347,14 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right
     Image.fromarray(quarters(48, 48)).save(path, exif=exif)
-    turned = fit(Image.fromarray(np.rot90(quarters(48, 48), -1)), SMALL, (48, 48))
-    assert np.array_equal(still(path, SMALL, LIMITS), turned)
+    turned = resize_and_crop(Image.fromarray(np.rot90(quarters(48, 48), -1)), SMALL, (48, 48))
+    assert np.array_equal(read_image(path, SMALL, LIMITS), turned)
 
 
 def test_a_picture_of_any_mode_is_taken(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1", "LA"):
         Image.fromarray(quarters()).convert(mode).save(tmp_path / "a.png")
-        assert still(tmp_path / "a.png", SMALL, LIMITS).shape == (32, 32, 3)
+        assert read_image(tmp_path / "a.png", SMALL, LIMITS).shape == (32, 32, 3)
 
 
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -362,14 +362,14 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: P
     Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow itself would take without a word
     words = "file: the picture has 20,000 x 10,000 pixels; at most 2,000,000 are taken"
     with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
-        still(path, SMALL, LIMITS)
+        read_image(path, SMALL, LIMITS)
     Image.new("L", (2_000, 1_000)).save(path)
-    assert still(path, SMALL, LIMITS).shape == (32, 32, 3)
+    assert read_image(path, SMALL, LIMITS).shape == (32, 32, 3)
     Image.new("L", (2_001, 1_000)).save(path)
     with pytest.raises(InvalidInput, match=r"the picture has 2,001 x 1,000 pixels"):
-        still(path, SMALL, LIMITS)
+        read_image(path, SMALL, LIMITS)
     Image.new("1", (14_000, 14_000)).save(path)
-    assert still(path, SMALL, replace(LIMITS, max_pixels=14_000 * 14_000)).shape == (32, 32, 3)
+    assert read_image(path, SMALL, replace(LIMITS, max_pixels=14_000 * 14_000)).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "TIFF", "cut"])
@@ -383,4 +383,4 @@ def test_what_is_not_a_picture_is_refused(kind: str, tmp_path: Path) -> None:
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(Undecodable, match=r"^the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read$"):
-        still(path, SMALL, LIMITS)
+        read_image(path, SMALL, LIMITS)

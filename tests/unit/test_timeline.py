@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.media import choose
+from service.media import select_frames
 from service.media.timeline import Timeline
 from service.models import Sampling
 
@@ -35,23 +35,23 @@ EVERY_TEN = _timeline(list(range(0, 100, 1)), list(range(0, 100, 10)))
 
 def test_each_share_shows_what_is_on_the_screen_in_its_middle() -> None:
     times = np.array([0.0, 1.0, 2.0, 3.0])
-    assert choose(times, 4.0, Sampling(1)).tolist() == [2]
-    assert choose(times, 4.0, Sampling(2)).tolist() == [1, 3]
-    assert choose(times, 5.9, Sampling(1)).tolist() == [2], "the last frame is shown longest"
-    assert choose(times, 9.0, Sampling(2)).tolist() == [2, 3]
-    assert choose(np.array([10.0, 11.0, 12.0, 13.0]), 14.0, Sampling(2)).tolist() == [1, 3]
+    assert select_frames(times, 4.0, Sampling(1)).tolist() == [2]
+    assert select_frames(times, 4.0, Sampling(2)).tolist() == [1, 3]
+    assert select_frames(times, 5.9, Sampling(1)).tolist() == [2], "the last frame is shown longest"
+    assert select_frames(times, 9.0, Sampling(2)).tolist() == [2, 3]
+    assert select_frames(np.array([10.0, 11.0, 12.0, 13.0]), 14.0, Sampling(2)).tolist() == [1, 3]
     # Where shares show the same frame, the later takes the next one, and there is room for all.
-    assert choose(np.array([0.0, 1.0, 1.1, 1.2, 1.3]), 10.0, Sampling(3)).tolist() == [2, 3, 4]
-    assert choose(np.array([0.0, 8.0, 9.0]), 10.0, Sampling(3)).tolist() == [0, 1, 2]
-    assert choose(np.array([0.0, 7.0, 8.0, 9.0]), 10.0, Sampling(2)).tolist() == [0, 1]
-    assert choose(times, 4.0, Sampling(9)).tolist() == [0, 1, 2, 3]
+    assert select_frames(np.array([0.0, 1.0, 1.1, 1.2, 1.3]), 10.0, Sampling(3)).tolist() == [2, 3, 4]
+    assert select_frames(np.array([0.0, 8.0, 9.0]), 10.0, Sampling(3)).tolist() == [0, 1, 2]
+    assert select_frames(np.array([0.0, 7.0, 8.0, 9.0]), 10.0, Sampling(2)).tolist() == [0, 1]
+    assert select_frames(times, 4.0, Sampling(9)).tolist() == [0, 1, 2, 3]
 
 
 def test_every_nth_frame() -> None:
     times = np.arange(10.0)
-    assert choose(times, 10.0, Sampling(3, 4)).tolist() == [0, 4, 8]
-    assert choose(times, 10.0, Sampling(2, 4)).tolist() == [0, 4]
-    assert choose(times, 10.0, Sampling(30, 5)).tolist() == [0, 5]
+    assert select_frames(times, 10.0, Sampling(3, 4)).tolist() == [0, 4, 8]
+    assert select_frames(times, 10.0, Sampling(2, 4)).tolist() == [0, 4]
+    assert select_frames(times, 10.0, Sampling(30, 5)).tolist() == [0, 5]
 
 
 def test_a_clip_lasts_to_the_end_of_its_last_frame() -> None:
@@ -99,21 +99,21 @@ def test_keyframes_are_the_nearest_and_each_once() -> None:
 
 
 def test_effort_counts_from_the_keyframe_that_is_worth_a_seek() -> None:
-    assert EVERY_TEN.effort([]) == 0
-    assert EVERY_TEN.effort([0]) == 1
-    assert EVERY_TEN.effort([15]) == 6
-    assert EVERY_TEN.effort([15, 18]) == 9
+    assert EVERY_TEN.frames_to_decode([]) == 0
+    assert EVERY_TEN.frames_to_decode([0]) == 1
+    assert EVERY_TEN.frames_to_decode([15]) == 6
+    assert EVERY_TEN.frames_to_decode([15, 18]) == 9
     # From 15 to the keyframe 20 five frames would be saved, from 16 only four.
-    assert EVERY_TEN.effort([15, 22]) == 6 + 3
-    assert EVERY_TEN.effort([16, 22]) == 13
-    assert EVERY_TEN.effort([15, 22, 95]) == 6 + 3 + 6
-    assert _timeline(list(range(100)), [0]).effort([15, 95]) == 96
-    assert _timeline(list(range(50)), [0, 30]).effort([12, 35]) == 13 + 6
+    assert EVERY_TEN.frames_to_decode([15, 22]) == 6 + 3
+    assert EVERY_TEN.frames_to_decode([16, 22]) == 13
+    assert EVERY_TEN.frames_to_decode([15, 22, 95]) == 6 + 3 + 6
+    assert _timeline(list(range(100)), [0]).frames_to_decode([15, 95]) == 96
+    assert _timeline(list(range(50)), [0, 30]).frames_to_decode([12, 35]) == 13 + 6
 
 
 def test_effort_is_all_up_to_the_last_where_packets_and_frames_cannot_be_told_apart() -> None:
-    assert _timeline(list(range(0, 100, 2)), list(range(0, 100, 10)), trusted=False).effort([30, 90]) == 46
-    assert _timeline(list(range(100)), []).effort([30, 90]) == 91
+    assert _timeline(list(range(0, 100, 2)), list(range(0, 100, 10)), trusted=False).frames_to_decode([30, 90]) == 46
+    assert _timeline(list(range(100)), []).frames_to_decode([30, 90]) == 91
 
 
 # --- packets
@@ -208,7 +208,7 @@ def test_packets_are_listed_to_the_end() -> None:
     timeline, _ = _read([MadeUpPacket(pts, key, duration=length) for pts, key, length in order])
     assert timeline.stamps.tolist() == [0, 1, 2, 3]
     assert timeline.duration_seconds == pytest.approx(1.0), "3 and its own length of 7"
-    assert timeline.effort([3]) == 4
+    assert timeline.frames_to_decode([3]) == 4
 
 
 @pytest.mark.parametrize("length", [None, 0])
@@ -227,10 +227,10 @@ def test_a_packet_without_a_time_stamp_of_its_own_is_known_by_its_order() -> Non
     packets = [MadeUpPacket(None, n % 10 == 0, dts=n) for n in range(40)]
     timeline, _ = _read(packets)
     assert timeline.stamps.tolist() == list(range(40))
-    assert timeline.effort([35]) == 36, "no packet is trusted to make a certain frame"
+    assert timeline.frames_to_decode([35]) == 36, "no packet is trusted to make a certain frame"
     timeline, _ = _read([MadeUpPacket(None), *_packets(40, 0, 30)])
     assert timeline.stamps.tolist() == list(range(40)), "one with neither is passed over"
-    assert timeline.effort([35]) == 36
+    assert timeline.frames_to_decode([35]) == 36
 
 
 def test_packets_before_an_edit_are_not_shown_and_can_be_begun_at() -> None:
@@ -246,9 +246,9 @@ def test_packets_before_an_edit_are_not_shown_and_can_be_begun_at() -> None:
 
 def test_stamps_of_an_avi_that_go_back_are_guesses() -> None:
     backward = [MadeUpPacket(pts, pts % 10 == 0) for pts in (0, 2, 1, *range(3, 40))]
-    assert _read(backward)[0].effort([35]) == 6
-    assert _read(backward, container_format="avi")[0].effort([35]) == 36
-    assert _read(_packets(40, 0, 10, 20, 30), container_format="avi")[0].effort([35]) == 6
+    assert _read(backward)[0].frames_to_decode([35]) == 6
+    assert _read(backward, container_format="avi")[0].frames_to_decode([35]) == 36
+    assert _read(_packets(40, 0, 10, 20, 30), container_format="avi")[0].frames_to_decode([35]) == 6
 
 
 # --- reading

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.models import Embeddings
-from service.vectors import Moments, aggregate, normalise, pack, unpack
+from service.vectors import VectorStats, aggregate, normalise, pack, unpack
 
 
 def _unit(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
@@ -44,21 +44,21 @@ def test_a_zero_vector_stays_zero() -> None:
 @given(seed=st.integers(0, 2**32 - 1), steps=st.lists(st.integers(1, 6), min_size=1, max_size=8))
 def test_moments_stay_exact_through_adding_and_removing(seed: int, steps: list[int]) -> None:
     rng = np.random.default_rng(seed)
-    moments, kept = Moments(8), np.zeros((0, 8), np.float32)
+    stats, kept = VectorStats(8), np.zeros((0, 8), np.float32)
     for step in steps:
         if len(kept) > step and rng.random() < 0.4:
-            moments.add(kept[:step], -1)
+            stats.add(kept[:step], -1)
             kept = kept[step:]
         else:
             new = _unit(rng, step, 8)
-            moments.add(new)
+            stats.add(new)
             kept = np.concatenate([kept, new])
         query = _unit(rng, 1, 8)[0]
         similarities = kept.astype(np.float64) @ query.astype(np.float64)
-        mean, std = moments.similarity(query)
+        mean, std = stats.similarity(query)
         assert mean == pytest.approx(similarities.mean(), abs=1e-9)
         assert std == pytest.approx(similarities.std(), abs=1e-6)
 
 
 def test_no_vectors_have_no_spread() -> None:
-    assert Moments(4).similarity(np.ones(4, np.float32)) == (0.0, 0.0)
+    assert VectorStats(4).similarity(np.ones(4, np.float32)) == (0.0, 0.0)

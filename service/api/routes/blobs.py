@@ -21,7 +21,7 @@ _GZIP = re.compile(r"(?:^|,)\s*(gzip|x-gzip|\*)\s*(?:;\s*q=([01](?:\.\d*)?)\s*)?
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def served(
+def blob_response(
     request: Request, blob: Blob, *, media_type: str, etag: str, headers: Mapping[str, str], filename: str | None = None
 ) -> Response:
     """Return a response with the bytes of the blob, or a range of them.
@@ -30,30 +30,30 @@ def served(
     several ranges, the response is the whole blob, as RFC 9110 (14.2) allows.
     """
     tag = f'"{etag}"'
-    given = {**headers, "Accept-Ranges": "bytes", "ETag": tag}
+    response_headers = {**headers, "Accept-Ranges": "bytes", "ETag": tag}
     if filename is not None:
-        given["Content-Disposition"] = FileResponse("", filename=filename, content_disposition_type="inline").headers[
-            "content-disposition"
-        ]
+        response_headers["Content-Disposition"] = FileResponse(
+            "", filename=filename, content_disposition_type="inline"
+        ).headers["content-disposition"]
     if _is_known(request.headers.get("if-none-match"), tag):
-        return Response(status_code=304, headers=given)
+        return Response(status_code=304, headers=response_headers)
     if blob.path is not None:
-        return FileResponse(blob.path, media_type=media_type, headers=given)
+        return FileResponse(blob.path, media_type=media_type, headers=response_headers)
     start, stop, size = 0, blob.size_bytes, blob.size_bytes
-    wanted = _RANGE.fullmatch(request.headers.get("range", "").strip())
-    if wanted and wanted.group(0) != "bytes=-" and request.headers.get("if-range", tag) == tag:
-        first, last = wanted.groups()
+    range_match = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if range_match and range_match.group(0) != "bytes=-" and request.headers.get("if-range", tag) == tag:
+        first, last = range_match.groups()
         start = int(first) if first else max(0, size - int(last))
         stop = min(size, int(last) + 1) if first and last else size
         if start >= size or start >= stop:
             return PlainTextResponse("the range lies outside the file", 416, {"Content-Range": f"bytes */{size}"})
-        given["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    given["Content-Length"] = str(stop - start)
-    status = 206 if "Content-Range" in given else 200
-    return StreamingResponse(blob.pieces(start, stop, piece_bytes=_CHUNK_BYTES), status, given, media_type)
+        response_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    response_headers["Content-Length"] = str(stop - start)
+    status = 206 if "Content-Range" in response_headers else 200
+    return StreamingResponse(blob.pieces(start, stop, piece_bytes=_CHUNK_BYTES), status, response_headers, media_type)
 
 
-def compressed(
+def gzip_response(
     tag: str, body: bytes, media_type: str, *, vary: str, accept_encoding: str, if_none_match: str | None
 ) -> Response:
     """Return a response from a `body` that is compressed with gzip already, or status 304 if the client has it.

@@ -9,11 +9,11 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, HTTPException, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api.guard import Gates
+from service.api.request_limits import RequestLimits
 from service.api.schemas import Problem
 from service.bootstrap import Runtime
-from service.database import catalog, keys
-from service.database.keys import Key, Right
+from service.database import api_keys, video_rows
+from service.database.api_keys import ApiKey, Right
 from service.models import Video
 
 
@@ -26,12 +26,12 @@ async def _runtime(request: Request) -> Runtime:
 Service = Annotated[Runtime, Depends(_runtime)]
 
 
-async def _answering(request: Request) -> CapacityLimiter:
-    limiter: CapacityLimiter = request.app.state.answering
+async def _search_limiter(request: Request) -> CapacityLimiter:
+    limiter: CapacityLimiter = request.app.state.search_limiter
     return limiter
 
 
-Answering = Annotated[CapacityLimiter, Depends(_answering)]
+SearchLimiter = Annotated[CapacityLimiter, Depends(_search_limiter)]
 """Limiter that allows as many searches at a time as there are cores.
 
 More would only compete for the interpreter's lock, which costs a third of the throughput.
@@ -52,64 +52,64 @@ async def _right(
     The API key is looked up in the database for each request, so that a new or revoked key takes effect at once. Raises
     HTTPException (401, 403), and Overloaded if the client exceeds the rate limit.
     """
-    given = bearer.credentials if bearer else header
-    gates: Gates = request.app.state.gates
-    stranger = request.client.host if request.client else "unknown"
-    if given is not None and _is_set(service, given):
-        gates.count("key of the settings")
+    secret = bearer.credentials if bearer else header
+    request_limits: RequestLimits = request.app.state.request_limits
+    client_address = request.client.host if request.client else "unknown"
+    if secret is not None and _is_configured_key(service, secret):
+        request_limits.count_request("key of the settings")
         return "admin"
     # A limiter of its own: checking an API key must not wait for handlers that take seconds.
-    found, needed = await to_thread.run_sync(_look_up, service, given, limiter=request.app.state.keys)
-    gates.count(stranger if found is None else f"key {found.name}")
+    found, needed = await to_thread.run_sync(_look_up, service, secret, limiter=request.app.state.key_limiter)
+    request_limits.count_request(client_address if found is None else f"key {found.name}")
     if found is not None:
         return found.right
-    if not needed and request.app.state.open:
+    if not needed and request.app.state.open_without_key:
         return "admin"
-    if given is None:
+    if secret is None:
         raise HTTPException(
             401, "this service needs an API key: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
         )
     raise HTTPException(403, "this API key is not known here")
 
 
-def _is_set(service: Runtime, given: str) -> bool:
+def _is_configured_key(service: Runtime, secret: str) -> bool:
     # Compare with every API key, in constant time, so that the response time reveals nothing about any of them.
     known = [key.get_secret_value().encode() for key in service.settings.api_keys]
-    matches = [hmac.compare_digest(given.encode(), key) for key in known]
+    matches = [hmac.compare_digest(secret.encode(), key) for key in known]
     return any(matches)
 
 
-def _look_up(service: Runtime, given: str | None) -> tuple[Key | None, bool]:
+def _look_up(service: Runtime, secret: str | None) -> tuple[ApiKey | None, bool]:
     """Return the API key with this secret, None if there is none, and whether an API key is needed at all."""
     with service.db.read() as connection:
-        found = None if given is None else keys.look_up(connection, given)
-        return found, found is not None or bool(service.settings.api_keys) or keys.exist(connection)
+        found = None if secret is None else api_keys.look_up(connection, secret)
+        return found, found is not None or bool(service.settings.api_keys) or api_keys.any_api_key(connection)
 
 
 _Right = Annotated[Right, Depends(_right)]
 
 
-def _need(held: Right, needed: Right) -> None:
-    if not keys.includes(held, needed):
-        raise HTTPException(403, f"this needs a key with the right `{needed}`; this one has `{held}`")
+def _require(right: Right, needed: Right) -> None:
+    if not api_keys.includes(right, needed):
+        raise HTTPException(403, f"this needs a key with the right `{needed}`; this one has `{right}`")
 
 
-async def require_key(request: Request, held: _Right) -> None:
+async def require_key(request: Request, right: _Right) -> None:
     """Require the right `read` for GET and HEAD, and `write` for every other method.
 
     So a new route that changes data is never open to readers by default.
     """
-    _need(held, "read" if request.method in ("GET", "HEAD") else "write")
+    _require(right, "read" if request.method in ("GET", "HEAD") else "write")
 
 
-async def require_read(held: _Right) -> None:
+async def require_read(right: _Right) -> None:
     """Require the right `read`, for searches that are sent by POST."""
-    _need(held, "read")
+    _require(right, "read")
 
 
-async def require_admin(held: _Right) -> None:
+async def require_admin(right: _Right) -> None:
     """Require the right `admin`, for operations that affect the whole library."""
-    _need(held, "admin")
+    _require(right, "admin")
 
 
 VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31ab047e68"])]
@@ -118,7 +118,7 @@ VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31a
 def existing_video(service: Service, video_id: VideoId) -> Video:
     """Return the video of the path. Raises NotFound before the response begins."""
     with service.db.read() as connection:
-        return catalog.video(connection, video_id)
+        return video_rows.video(connection, video_id)
 
 
 ExistingVideo = Annotated[Video, Depends(existing_video)]

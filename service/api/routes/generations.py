@@ -22,14 +22,14 @@ def every_generation(service: Service) -> GenerationList:
     """Return all generations of the library, newest first. One of them is `active`."""
     with service.db.read() as connection:
         found = generations.states(connection)
-    return GenerationList(items=[Generation.of(state) for state in found])
+    return GenerationList(items=[Generation.from_state(state) for state in found])
 
 
 @router.get("/{generation_id}", summary="One generation", responses=problems(404))
 def one_generation(service: Service, generation_id: GenerationId) -> Generation:
     """Return the status and the progress of a generation, and its error, if there is one."""
     with service.db.read() as connection:
-        return Generation.of(generations.state(connection, generation_id))
+        return Generation.from_state(generations.state(connection, generation_id))
 
 
 @router.post(
@@ -44,15 +44,15 @@ def one_generation(service: Service, generation_id: GenerationId) -> Generation:
         **problems(503),
     },
 )
-def ask(service: Service, wanted: GenerationRequest) -> JSONResponse:
+def ask(service: Service, body: GenerationRequest) -> JSONResponse:
     """Embed the library with another model.
 
     The model is loaded before the response is sent, which may include a download of its weights. Then every video is
     embedded with it at low priority, after new uploads, while the active generation keeps answering. Only one
     generation is embedded at a time: a previous one that is incomplete is stopped, and keeps its vectors.
     """
-    state, news = service.propose(wanted.model, wanted.precision, activate=wanted.activate)
-    return _told(state, 202 if news and not state.active else 200)
+    state, is_new = service.request_model(body.model, body.precision, activate=body.activate)
+    return _response(state, 202 if is_new and not state.active else 200)
 
 
 @router.put(
@@ -68,9 +68,9 @@ def activate(service: Service, generation_id: GenerationId) -> Generation:
     that was complete once (`ready`) can be activated. Videos that it lacks because they were uploaded later are queued
     like uploads. Other processes of the service follow within seconds.
     """
-    return Generation.of(service.switch(generation_id))
+    return Generation.from_state(service.switch(generation_id))
 
 
-def _told(state: State, status: int) -> JSONResponse:
-    body = Generation.of(state).model_dump(mode="json")
-    return JSONResponse(body, status, headers={"Location": f"/v1/generations/{state.generation.id}"})
+def _response(state: State, status: int) -> JSONResponse:
+    content = Generation.from_state(state).model_dump(mode="json")
+    return JSONResponse(content, status, headers={"Location": f"/v1/generations/{state.generation.id}"})

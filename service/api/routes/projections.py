@@ -9,17 +9,18 @@ import orjson
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 
-from service.api.routes.blobs import compressed
+from service.api.routes.blobs import gzip_response
 from service.api.routes.common import Service, problems
 from service.api.schemas import PointList, Projection, ProjectionList, ProjectionRequest
-from service.database.maps import Map, Points
+from service.database import projection_rows
+from service.database.projection_rows import Points
 from service.projections.arrow import points_stream
 
 router = APIRouter(prefix="/v1/projections", tags=["projections"])
 
 ARROW = "application/vnd.apache.arrow.stream"
 
-MapId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09c25d7be836"])]
+ProjectionId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09c25d7be836"])]
 
 
 @router.post(
@@ -32,41 +33,41 @@ MapId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09
         202: {"model": Projection, "description": "queued; `Location` is where to ask"},
     },
 )
-def ask(service: Service, wanted: ProjectionRequest) -> JSONResponse:
+def ask(service: Service, body: ProjectionRequest) -> JSONResponse:
     """Request a map of the embedding space.
 
     The map is fitted in a process of its own and then kept. Later videos are placed into it one by one, and no other
     point moves. Only a map of fewer than 100 points is fitted again, each time it has doubled. A map that failed is
     queued again.
     """
-    spec = service.atlas.spec(
-        wanted.embedding,
-        wanted.method,
-        wanted.dimensions,
-        seed=wanted.seed,
-        parameters=wanted.parameters,
-        category=wanted.category,
+    spec = service.projections.spec(
+        body.embedding,
+        body.method,
+        body.dimensions,
+        seed=body.seed,
+        parameters=body.parameters,
+        category=body.category,
     )
-    state, queued = service.atlas.ask(spec)
-    return _told(state, 202 if queued else 200)
+    state, queued = service.projections.request(spec)
+    return _response(state, 202 if queued else 200)
 
 
 @router.get("", summary="The maps")
 def every_map(service: Service) -> ProjectionList:
     """Return the maps of the active generation, newest first."""
-    return ProjectionList(items=[Projection.of(state) for state in service.atlas.all()])
+    return ProjectionList(items=[Projection.from_row(state) for state in service.projections.all()])
 
 
 @router.get("/{projection_id}", summary="One map", responses=problems(404))
-def one_map(service: Service, projection_id: MapId) -> Projection:
+def one_map(service: Service, projection_id: ProjectionId) -> Projection:
     """Return the status, progress and quality of a map, and how many points were placed since it was fitted."""
-    return Projection.of(service.atlas.find(projection_id))
+    return Projection.from_row(service.projections.find(projection_id))
 
 
 @router.delete("/{projection_id}", summary="Delete a map", status_code=204, responses=problems(404))
-def delete_map(service: Service, projection_id: MapId) -> Response:
+def delete_map(service: Service, projection_id: ProjectionId) -> Response:
     """Delete a map, even while it is being fitted. The videos stay."""
-    service.atlas.delete(projection_id)
+    service.projections.delete(projection_id)
     return Response(status_code=204)
 
 
@@ -77,21 +78,21 @@ def delete_map(service: Service, projection_id: MapId) -> Response:
     response_model=Projection,
     responses=problems(404),
 )
-def refit(service: Service, projection_id: MapId) -> JSONResponse:
+def refit(service: Service, projection_id: ProjectionId) -> JSONResponse:
     """Fit a map again, from all videos that are in the library now.
 
     The old points stay available until the new ones are ready.
     """
-    return _told(service.atlas.refit(projection_id), 202)
+    return _response(service.projections.refit(projection_id), 202)
 
 
 @router.delete("/{projection_id}/fit", summary="Cancel a layout", responses=problems(404))
-def cancel(service: Service, projection_id: MapId) -> Projection:
+def cancel(service: Service, projection_id: ProjectionId) -> Projection:
     """Cancel a fit that is queued or running.
 
     A map that was fitted before keeps its points. Any other map gets the status `failed`.
     """
-    return Projection.of(service.atlas.cancel(projection_id))
+    return Projection.from_row(service.projections.cancel(projection_id))
 
 
 @router.get(
@@ -106,7 +107,7 @@ def cancel(service: Service, projection_id: MapId) -> Projection:
 )
 def points(
     service: Service,
-    projection_id: MapId,
+    projection_id: ProjectionId,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
     if_none_match: Annotated[str | None, Header()] = None,
@@ -117,8 +118,8 @@ def points(
     columns video_id, frame, time, category, x, y and, in three dimensions, z.
     """
     arrow = ARROW in accept
-    tag, body = service.encoded_points.of(projection_id, points_stream if arrow else _json)
-    return compressed(
+    tag, body = service.encoded_points.get(projection_id, points_stream if arrow else _encode_json)
+    return gzip_response(
         tag,
         body,
         ARROW if arrow else "application/json",
@@ -128,12 +129,12 @@ def points(
     )
 
 
-def _told(state: Map, status: int) -> JSONResponse:
-    body = Projection.of(state).model_dump(mode="json")
-    return JSONResponse(body, status, headers={"Location": f"/v1/projections/{state.id}"})
+def _response(state: projection_rows.Projection, status: int) -> JSONResponse:
+    content = Projection.from_row(state).model_dump(mode="json")
+    return JSONResponse(content, status, headers={"Location": f"/v1/projections/{state.id}"})
 
 
-def _json(found: Points) -> bytes:
+def _encode_json(found: Points) -> bytes:
     # Write plain values: a model object for each of 100,000 points would take seconds. orjson writes a float32 with no
     # more digits than it needs.
     whole = len(found.ids) == 0 or found.frames[0] < 0

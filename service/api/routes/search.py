@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.routes.common import Answering, Service, VideoId, problems
-from service.api.routes.upload import Form, received
+from service.api.routes.common import SearchLimiter, Service, VideoId, problems
+from service.api.routes.upload import Form, receive_form
 from service.api.schemas import (
     Answer,
     ClipSearch,
@@ -25,8 +25,8 @@ from service.api.schemas import (
 )
 from service.bootstrap import Runtime
 from service.models import Sampling
-from service.search.answers import SearchResults
 from service.search.query import QueryVector, Reference
+from service.search.results import SearchResults
 from service.serving import Serving
 
 router = APIRouter(tags=["search"])
@@ -55,15 +55,18 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
     responses=problems(404, 409, 410, 503),
 )
 async def recommendations(
-    answering: Answering, service: Service, video_id: VideoId, parameters: Annotated[RecommendationParameters, Query()]
+    limiter: SearchLimiter,
+    service: Service,
+    video_id: VideoId,
+    parameters: Annotated[RecommendationParameters, Query()],
 ) -> Response:
     """Return the videos that are most similar to this video.
 
     Visual and text similarity are combined in the proportion of `video_weight` and `text_weight`. The video itself is
     never a hit. If it has no caption, `text_weight` counts as 0; `weights` gives the weights that were used.
     """
-    question = parameters.question(parameters.fusion, likes=(Reference(video_id),))
-    return await _answered(answering, lambda: service.serving.recommender.answer(question))
+    query = parameters.to_query(parameters.fusion, references=(Reference(video_id),))
+    return await _search_response(limiter, lambda: service.serving.recommender.search(query))
 
 
 @router.post(
@@ -72,14 +75,14 @@ async def recommendations(
     response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
-async def recommend(answering: Answering, service: Service, request: RecommendationRequest) -> Response:
+async def recommend(limiter: SearchLimiter, service: Service, request: RecommendationRequest) -> Response:
     """Return videos that are similar to several reference videos.
 
     The similarity of a hit is the weighted mean of its similarities to all reference videos. Similarities to `negative`
     videos count as negative. Neither the reference videos nor the videos in `exclude` are hits.
     """
-    question = request.question(request.fusion, likes=request.likes, exclude=tuple(request.exclude))
-    return await _answered(answering, lambda: service.serving.recommender.answer(question))
+    query = request.to_query(request.fusion, references=request.references, exclude=tuple(request.exclude))
+    return await _search_response(limiter, lambda: service.serving.recommender.search(query))
 
 
 @router.get(
@@ -94,24 +97,24 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
     trimmed, or played backwards. Pixels are compared, so two different clips of one scene are not near-duplicates. The
     first request for a clip decodes the clip and its candidates, which takes seconds. Later requests are fast.
     """
-    return DuplicateList.of(service.serving.duplicates.of(video_id))
+    return DuplicateList.from_duplicates(service.serving.duplicates.find(video_id))
 
 
 @router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
-async def search_text(answering: Answering, service: Service, search: TextSearch) -> Response:
+async def search_text(limiter: SearchLimiter, service: Service, search: TextSearch) -> Response:
     """Return videos that show what the text says, or whose captions say it.
 
     By default the two similarities are compared as z-scores. Captions resemble a text far more than frames do, so with
     plain cosines the captions would outweigh the frames.
     """
 
-    def answer() -> SearchResults:
+    def run() -> SearchResults:
         serving = service.serving
-        example = serving.examples.text(search.query)
-        question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-        return serving.recommender.answer(question)
+        vector = serving.query_encoder.text(search.query)
+        query = search.to_query(search.fusion, vectors=(vector,), group_by=search.group_by)
+        return serving.recommender.search(query)
 
-    return await _answered(answering, answer)
+    return await _search_response(limiter, run)
 
 
 @router.post(
@@ -121,16 +124,16 @@ async def search_text(answering: Answering, service: Service, search: TextSearch
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
 )
-async def search_image(request: Request, answering: Answering, service: Service) -> Response:
+async def search_image(request: Request, limiter: SearchLimiter, service: Service) -> Response:
     """Return videos that look like the image, or whose captions describe it.
 
     With `group_by=moment` the hits are moments within videos. The image is not stored.
     """
 
     def embed(serving: Serving, form: Form, _: PictureSearch) -> QueryVector:
-        return serving.examples.picture(form.incoming.path)
+        return serving.query_encoder.image(form.incoming.path)
 
-    return await _with_file(request, answering, service, PictureSearch, embed)
+    return await _with_file(request, limiter, service, PictureSearch, embed)
 
 
 @router.post(
@@ -140,7 +143,7 @@ async def search_image(request: Request, answering: Answering, service: Service)
     responses=problems(410, 413, 415, 503),
     openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
 )
-async def search_video(request: Request, answering: Answering, service: Service) -> Response:
+async def search_video(request: Request, limiter: SearchLimiter, service: Service) -> Response:
     """Return videos that are similar to a clip outside the library.
 
     The clip is sampled and embedded like an upload, and then discarded.
@@ -149,26 +152,26 @@ async def search_video(request: Request, answering: Answering, service: Service)
     def embed(serving: Serving, form: Form, search: ClipSearch) -> QueryVector:
         default = service.settings.sampling
         sampling = Sampling(search.num_frames or default.num_frames, search.frame_interval or default.frame_interval)
-        return serving.examples.clip(form.incoming.path, search.caption, sampling)
+        return serving.query_encoder.clip(form.incoming.path, search.caption, sampling)
 
-    return await _with_file(request, answering, service, ClipSearch, embed)
+    return await _with_file(request, limiter, service, ClipSearch, embed)
 
 
-async def _answered(answering: CapacityLimiter, answer: Callable[[], SearchResults]) -> Response:
+async def _search_response(limiter: CapacityLimiter, run: Callable[[], SearchResults]) -> Response:
     """Run the search and write its results in a thread, which leaves the event loop free to send bytes."""
-    body = await to_thread.run_sync(lambda: Answer.of(answer()).model_dump_json().encode(), limiter=answering)
+    body = await to_thread.run_sync(lambda: Answer.from_results(run()).model_dump_json().encode(), limiter=limiter)
     return Response(body, media_type="application/json")
 
 
 async def _with_file(
     request: Request,
-    answering: CapacityLimiter,
+    limiter: CapacityLimiter,
     service: Runtime,
     model: type[_Search],
     embed: Callable[[Serving, Form, _Search], QueryVector],
 ) -> Response:
     """Read the form, embed its file, and search with the vector."""
-    async with received(request, service.ingest, frozenset(model.model_fields)) as form:
+    async with receive_form(request, service.ingest, frozenset(model.model_fields)) as form:
         # An HTML form sends a field that was left empty as empty text.
         filled = {name: list(filter(None, values)) for name, values in form.values.items()}
         given = {name: kept if name in _LISTS else kept[-1] for name, kept in filled.items() if kept}
@@ -179,9 +182,9 @@ async def _with_file(
         # Both steps use the same `serving`, because the active model may change in between. The file is embedded
         # outside the limiter of searches: decoding a clip takes seconds, and no other search should wait for it.
         serving = service.serving
-        example = await run_in_threadpool(embed, serving, form, search)
-    question = search.question(search.fusion, examples=(example,), group_by=search.group_by)
-    return await _answered(answering, lambda: serving.recommender.answer(question))
+        vector = await run_in_threadpool(embed, serving, form, search)
+    query = search.to_query(search.fusion, vectors=(vector,), group_by=search.group_by)
+    return await _search_response(limiter, lambda: serving.recommender.search(query))
 
 
 def _wrong_fields(error: ValidationError) -> RequestValidationError:

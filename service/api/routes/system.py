@@ -10,17 +10,17 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service import __version__
-from service.api.guard import Gates
+from service.api.request_limits import RequestLimits
 from service.api.routes.common import Service, require_key
 from service.api.schemas import Category, CategoryList, Health, IndexInfo, Info, Limits, Welcome
 from service.bootstrap import Runtime
-from service.database import catalog, generation_rows
+from service.database import generation_rows, video_rows
 from service.errors import ReelsError
 from service.models import MAX_CAPTION_CHARACTERS, MAX_FRAMES, MAX_K
 
-_TRYING = threading.Lock()
-_TRIAL_SECONDS = 1.0
-_PATIENCE_SECONDS = 0.5  # for the write lock: a readiness probe does not wait long
+_TRIAL_LOCK = threading.Lock()
+_TRIAL_INTERVAL_SECONDS = 1.0
+_LOCK_TIMEOUT_SECONDS = 0.5  # for the write lock: a readiness probe does not wait long
 
 open_router = APIRouter(tags=["service"])
 router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
@@ -70,21 +70,23 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
         with service.db.read() as connection:
             generation_rows.active_generation(connection)
         checks[name], name = "ok", "index"
-        service.serving.follower.check()
+        service.serving.index.check()
         checks[name] = "ok"
     except ReelsError as error:
         checks[name] = str(error)
-    checks |= _tried(request, service)
-    if service.trouble is not None:
-        checks["model"] = service.trouble
+    checks |= _run_trials(request, service)
+    if service.switch_error is not None:
+        checks["model"] = service.switch_error
     worker = request.app.state.worker
     if worker is None:
         checks["worker"] = "not started here"
     elif not worker.alive:
         checks["worker"] = "died; it is being started again"
-    gates: Gates = request.app.state.gates
-    if gates.busy:
-        checks["load"] = f"{gates.requests.inside} of at most {gates.requests.limit} requests are being answered"
+    request_limits: RequestLimits = request.app.state.request_limits
+    if request_limits.is_busy:
+        checks["load"] = (
+            f"{request_limits.requests.in_use} of at most {request_limits.requests.limit} requests are being answered"
+        )
     ready = all(checks.get(name) in ("ok", "not started here") for name in ("database", "index", "worker", "load"))
     if not ready:
         response.status_code = 503
@@ -93,28 +95,28 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     return Health(status="unavailable" if not ready else "degraded" if degraded else "ok", checks=checks)
 
 
-def _tried(request: Request, service: Runtime) -> dict[str, str]:
+def _run_trials(request: Request, service: Runtime) -> dict[str, str]:
     """Try to embed a text, to write to the store and to write to the database; return `ok` or the error of each.
 
     The trials run at most once a second, and in one thread at a time. Anyone may call `/readyz`, and each trial syncs a
     file and takes the database's write lock.
     """
     state = request.app.state
-    with _TRYING:
-        if time.monotonic() - getattr(state, "tried_at", -_TRIAL_SECONDS) >= _TRIAL_SECONDS:
-            state.tried = {}
+    with _TRIAL_LOCK:
+        if time.monotonic() - getattr(state, "trials_at", -_TRIAL_INTERVAL_SECONDS) >= _TRIAL_INTERVAL_SECONDS:
+            state.trials = {}
             for name, check in (
-                ("model", lambda: service.serving.embedder().embed_texts(["ready"])),
+                ("model", lambda: service.serving.encoder().embed_texts(["ready"])),
                 ("storage", service.files.check_writable),
-                ("writing", lambda: service.db.check_writable(_PATIENCE_SECONDS)),
+                ("writing", lambda: service.db.check_writable(_LOCK_TIMEOUT_SECONDS)),
             ):
                 try:
                     check()
-                    state.tried[name] = "ok"
+                    state.trials[name] = "ok"
                 except ReelsError as error:
-                    state.tried[name] = str(error)
-            state.tried_at = time.monotonic()
-        found: dict[str, str] = dict(state.tried)
+                    state.trials[name] = str(error)
+            state.trials_at = time.monotonic()
+        found: dict[str, str] = dict(state.trials)
     return found
 
 
@@ -140,9 +142,9 @@ SCORE = (
 def info(service: Service) -> Info:
     """Return version, model, device, index and limits of the service, and the meaning of a score."""
     settings, serving = service.settings, service.serving
-    with serving.follower.current() as (index, connection):
+    with serving.index.current() as (index, connection):
         size, kind, exact = len(index), index.kind, index.exact
-        videos = catalog.status_counts(connection)
+        videos = video_rows.status_counts(connection)
     return Info(
         version=__version__,
         model=serving.generation.model,
@@ -153,7 +155,7 @@ def info(service: Service) -> Info:
         aggregation=settings.aggregation,
         videos=videos,
         score=SCORE,
-        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=serving.follower.exact_up_to + 1),
+        index=IndexInfo(kind=kind, size=size, exact=exact, approximate_from=serving.index.exact_up_to + 1),
         limits=Limits(
             max_upload_bytes=settings.max_upload_bytes,
             max_duration_seconds=settings.max_duration_seconds,
@@ -169,5 +171,5 @@ def info(service: Service) -> Info:
 def categories(service: Service) -> CategoryList:
     """Return every category with its number of videos. The name null stands for videos without a category."""
     with service.db.read() as connection:
-        found = catalog.categories(connection)
+        found = video_rows.categories(connection)
     return CategoryList(items=[Category(name=name, count=count) for name, count in found])

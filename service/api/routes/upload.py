@@ -16,11 +16,12 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from service.api.guard import Gates, patiently
+from service.api.request_limits import RequestLimits
+from service.api.timeouts import read_with_timeouts
 from service.errors import InvalidInput, TooLarge
 from service.ingestion.ingest import Ingest
 from service.models import MAX_CAPTION_CHARACTERS
-from service.storage import Incoming
+from service.storage import IncomingUpload
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -37,7 +38,7 @@ class Form:
     `incoming` is finished: its hash is known and its bytes are synced to disk.
     """
 
-    incoming: Incoming
+    incoming: IncomingUpload
     filename: str | None = None
     values: dict[str, list[str]] = field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class Form:
 
 
 @asynccontextmanager
-async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
+async def receive_form(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
     """Yield the form of a request whose text fields are `names` and whose file is `file`.
 
     Raises:
@@ -66,19 +67,19 @@ async def received(request: Request, ingest: Ingest, names: frozenset[str]) -> A
         TooSlow: If the client sends too slowly.
         Overloaded: If too many uploads are in progress; raised before anything is read.
     """
-    gates: Gates = request.app.state.gates
+    request_limits: RequestLimits = request.app.state.request_limits
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidInput("file", "send a multipart/form-data form with the clip as its part `file`")
-    with gates.uploads.passing(), ingest.receive() as incoming:
-        stated = request.headers.get("content-length", "")
-        if stated.isdigit() and int(stated) > incoming.limit_bytes + _OVERHEAD_BYTES:
-            raise TooLarge(f"the upload has {int(stated):,} bytes; at most {incoming.limit_bytes:,} are taken")
+    with request_limits.uploads.acquire(), ingest.receive() as incoming:
+        content_length = request.headers.get("content-length", "")
+        if content_length.isdigit() and int(content_length) > incoming.limit_bytes + _OVERHEAD_BYTES:
+            raise TooLarge(f"the upload has {int(content_length):,} bytes; at most {incoming.limit_bytes:,} are taken")
         reader = _Reader(Form(incoming), names)
         parser = MultipartParser(boundary, reader.callbacks())
         try:
-            async for chunk in patiently(request.stream(), gates.patience):
+            async for chunk in read_with_timeouts(request.stream(), request_limits.timeouts):
                 parser.write(chunk)
                 if reader.file_data:
                     data = b"".join(reader.file_data)

@@ -16,15 +16,15 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from service.api.guard import Gates
-from service.api.routes.blobs import served
+from service.api.request_limits import RequestLimits
+from service.api.routes.blobs import blob_response
 from service.api.routes.common import ExistingVideo, Service, VideoId, existing_video, problems
-from service.api.routes.upload import received
+from service.api.routes.upload import receive_form
 from service.api.schemas import Embedding, Frame, FrameList, Video, VideoEdit, VideoPage
 from service.bootstrap import Runtime
-from service.database import catalog, jobs, vector_rows
+from service.database import jobs, vector_rows, video_rows
 from service.errors import InvalidInput, NotFound, NotReady, Overloaded
-from service.ingestion.ingest import describe
+from service.ingestion.ingest import check_metadata
 from service.models import Sampling, Status
 from service.models import Video as DomainVideo
 
@@ -95,9 +95,9 @@ async def upload(
     failed is queued again.
     """
     await run_in_threadpool(_check_queue, service)
-    async with received(request, service.ingest, _FIELDS) as form:
+    async with receive_form(request, service.ingest, _FIELDS) as form:
         default = service.settings.sampling
-        description = describe(
+        description = check_metadata(
             form.filename,
             sampling=Sampling(
                 form.integer("num_frames", default.num_frames),
@@ -109,11 +109,13 @@ async def upload(
         )
         video, outcome = await run_in_threadpool(service.ingest.accept, form.incoming, description)
     if wait:
-        gates: Gates = request.app.state.gates
-        with suppress(Overloaded), gates.watchers.passing():  # stored: if too many wait, answer 202
-            video = await _settled(service, video, wait)
+        request_limits: RequestLimits = request.app.state.request_limits
+        with suppress(Overloaded), request_limits.watchers.acquire():  # stored: if too many wait, answer 202
+            video = await _wait_until_settled(service, video, wait)
     status = 200 if outcome == "existing" else 201 if wait and video.status == "ready" else 202
-    return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
+    return JSONResponse(
+        Video.from_video(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"}
+    )
 
 
 @router.get("", summary="List videos", responses=problems())
@@ -128,20 +130,20 @@ def list_videos(
 
     A page begins where the previous page ended, even if videos were added or deleted in between.
     """
-    before = None if cursor is None else _read_cursor(cursor)
+    before = None if cursor is None else _decode_cursor(cursor)
     with service.db.read() as connection:
-        found = catalog.list_videos(connection, category=category, status=status, before=before, limit=limit + 1)
+        found = video_rows.list_videos(connection, category=category, status=status, before=before, limit=limit + 1)
     more = len(found) > limit
     return VideoPage(
-        items=[Video.of(video) for video in found[:limit]],
-        next_cursor=_cursor(found[limit - 1].key) if more else None,
+        items=[Video.from_video(video) for video in found[:limit]],
+        next_cursor=_encode_cursor(found[limit - 1].pk) if more else None,
     )
 
 
 @router.get("/{video_id}", summary="One video", responses=problems(404))
 def get_video(video: ExistingVideo) -> Video:
     """Return the metadata, the status and the progress of a video."""
-    return Video.of(video)
+    return Video.from_video(video)
 
 
 @router.patch("/{video_id}", summary="Change caption, category or title", responses=problems(404, 503))
@@ -151,7 +153,7 @@ def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
     Omitted fields keep their value; null removes the caption or the category. A new caption is embedded again, the
     frames are not. Searches use the new values as soon as the response is sent.
     """
-    return Video.of(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
+    return Video.from_video(service.ingest.edit(video_id, edit.model_dump(exclude_unset=True)))
 
 
 @router.post(
@@ -169,7 +171,9 @@ def retry_video(service: Service, video_id: VideoId) -> JSONResponse:
     """Queue a failed video again. Its stored clip is decoded and embedded from the start."""
     video = service.ingest.retry(video_id)
     status = 202 if video.status == "queued" else 200
-    return JSONResponse(Video.of(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"})
+    return JSONResponse(
+        Video.from_video(video).model_dump(mode="json"), status, headers={"Location": f"/v1/videos/{video.id}"}
+    )
 
 
 @router.delete("/{video_id}", summary="Delete a video", status_code=204, responses=problems(404))
@@ -200,10 +204,10 @@ def content(request: Request, service: Service, video: ExistingVideo) -> Respons
     `Range` requests are supported, so that players can seek. If the operator lets the object store serve clips, the
     response is a redirect (307) to a temporary address there.
     """
-    link = service.files.link(video.sha256)
+    link = service.files.signed_url(video.sha256)
     if link is not None:
         return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
-    return served(
+    return blob_response(
         request,
         service.files.video(video.sha256),
         media_type=video.media_type,
@@ -223,7 +227,7 @@ def thumbnail(request: Request, service: Service, video: ExistingVideo) -> Respo
     """Return the middle frame of the clip as a JPEG. First frames are often black."""
     if video.thumbnail_frame is None:
         raise NotReady(video.id, video.status)
-    return _picture(request, service, video, video.thumbnail_frame)
+    return _frame_response(request, service, video, video.thumbnail_frame)
 
 
 @router.get("/{video_id}/frames", summary="The sampled frames", responses=problems(404, 409))
@@ -250,7 +254,7 @@ def frame(request: Request, service: Service, video: ExistingVideo, n: int) -> R
         raise NotReady(video.id, video.status)
     if not 0 <= n < len(video.frame_times):
         raise NotFound(f"video {video.id} has frames 0 to {len(video.frame_times) - 1}, not {n}")
-    return _picture(request, service, video, n)
+    return _frame_response(request, service, video, n)
 
 
 @router.get(
@@ -271,9 +275,9 @@ def embeddings(
     frames and (D,) otherwise.
     """
     kind = service.settings.aggregation if type == "aggregated" else type
-    generation = service.serving.follower.generation
+    generation = service.serving.index.generation
     with service.db.read() as connection:
-        vectors = vector_rows.vectors(connection, video.key, generation, kind)
+        vectors = vector_rows.vectors(connection, video.pk, generation, kind)
     if video.status != "ready":
         raise NotReady(video.id, video.status)
     if vectors is None:
@@ -308,10 +312,10 @@ async def events(service: Service, video: ExistingVideo) -> AsyncIterator[Server
     while True:
         state = (video.status, video.progress, video.error)
         if video.status in ("ready", "failed"):
-            yield ServerSentEvent(event=video.status, data=Video.of(video).model_dump(mode="json"))
+            yield ServerSentEvent(event=video.status, data=Video.from_video(video).model_dump(mode="json"))
             return
         if state != last:
-            yield ServerSentEvent(event="progress", data=Video.of(video).model_dump(mode="json"))
+            yield ServerSentEvent(event="progress", data=Video.from_video(video).model_dump(mode="json"))
             last = state
         await asyncio.sleep(_POLL_SECONDS)
         try:
@@ -329,14 +333,16 @@ def _check_queue(service: Runtime) -> None:
         raise Overloaded(f"{waiting:,} videos wait to be embedded; try again in some minutes", _QUEUE_SECONDS)
 
 
-def _picture(request: Request, service: Runtime, video: DomainVideo, n: int) -> Response:
+def _frame_response(request: Request, service: Runtime, video: DomainVideo, n: int) -> Response:
     """Return the JPEG of the sampled frame number `n`."""
     seconds = video.frame_times[n]
-    blob = service.files.picture(video.sha256, n, seconds)
-    return served(request, blob, media_type="image/jpeg", etag=f"{video.sha256[:32]}-{seconds}", headers=_FRAMES_CACHE)
+    blob = service.files.thumbnail(video.sha256, n, seconds)
+    return blob_response(
+        request, blob, media_type="image/jpeg", etag=f"{video.sha256[:32]}-{seconds}", headers=_FRAMES_CACHE
+    )
 
 
-async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) -> DomainVideo:
+async def _wait_until_settled(service: Runtime, video: DomainVideo, wait_seconds: float) -> DomainVideo:
     """Wait at most `wait_seconds` until the video is ready or failed; return its latest state."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds
@@ -346,12 +352,12 @@ async def _settled(service: Runtime, video: DomainVideo, wait_seconds: float) ->
     return video
 
 
-def _cursor(key: int) -> str:
+def _encode_cursor(video_pk: int) -> str:
     """Return the cursor of the page after the video with this primary key."""
-    return base64.urlsafe_b64encode(f"v{key}".encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(f"v{video_pk}".encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str) -> int:
+def _decode_cursor(cursor: str) -> int:
     """Return the video primary key in a cursor. Raises InvalidInput."""
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()

@@ -1,6 +1,9 @@
 """Request and response bodies as pydantic models, with the examples that the docs page shows."""
 
-from service.api.schemas.answers import (
+from service.api.schemas.generations import Generation, GenerationList, GenerationRequest
+from service.api.schemas.info import FieldError, Health, IndexInfo, Info, Limits, Problem, Welcome
+from service.api.schemas.projections import Point, PointList, Projection, ProjectionList, ProjectionRequest, Quality
+from service.api.schemas.results import (
     Answer,
     Breakdown,
     Breakdowns,
@@ -11,9 +14,6 @@ from service.api.schemas.answers import (
     TextBreakdown,
     Weights,
 )
-from service.api.schemas.generations import Generation, GenerationList, GenerationRequest
-from service.api.schemas.info import FieldError, Health, IndexInfo, Info, Limits, Problem, Welcome
-from service.api.schemas.projections import Point, PointList, Projection, ProjectionList, ProjectionRequest, Quality
 from service.api.schemas.searches import (
     ClipSearch,
     Count,

@@ -64,7 +64,7 @@ class Generation(BaseModel):
     completed_at: datetime | None = Field(description="when it first had every video")
 
     @classmethod
-    def of(cls, state: State) -> Generation:
+    def from_state(cls, state: State) -> Generation:
         """Build the response from the state of a generation."""
         generation = state.generation
         return cls(

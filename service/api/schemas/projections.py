@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.examples import VIDEO_ID, examples
-from service.database.maps import Embedding as EmbeddingType
-from service.database.maps import Map, MapStatus
+from service.database import projection_rows
+from service.database.projection_rows import Embedding as EmbeddingType
+from service.database.projection_rows import ProjectionStatus
 from service.models import MAX_SEED, Method
 
 _PROJECTION = {
@@ -79,7 +80,7 @@ class Projection(BaseModel):
     parameters: dict[str, float]
     category: str | None
     generation: str
-    status: MapStatus
+    status: ProjectionStatus
     progress: float = Field(description="0 to 1, of the layout that is being made")
     error: str | None = Field(description="why the status is `failed`")
     points: int = Field(description="points that can be had now, also while the map is laid out anew")
@@ -92,7 +93,7 @@ class Projection(BaseModel):
     points_url: str
 
     @classmethod
-    def of(cls, state: Map) -> Projection:
+    def from_row(cls, state: projection_rows.Projection) -> Projection:
         """Build the response from a row of the projections table."""
         spec = state.spec
         return cls(
@@ -108,7 +109,7 @@ class Projection(BaseModel):
             progress=state.progress,
             error=state.error,
             points=state.points,
-            placed=state.placed,
+            placed=state.transformed,
             missing=state.missing,
             version=str(state.version),
             quality=None if state.quality is None else Quality.model_validate(state.quality),

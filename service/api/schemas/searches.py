@@ -42,12 +42,12 @@ class Parameters(BaseModel):
     )
     cursor: str | None = Field(None, max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before")
 
-    def question(
+    def to_query(
         self,
         fusion: Fusion,
         *,
-        likes: tuple[Reference, ...] = (),
-        examples: tuple[QueryVector, ...] = (),
+        references: tuple[Reference, ...] = (),
+        vectors: tuple[QueryVector, ...] = (),
         exclude: tuple[str, ...] = (),
         group_by: GroupBy = "video",
     ) -> SearchQuery:
@@ -55,8 +55,8 @@ class Parameters(BaseModel):
 
         Args:
             fusion: How visual and text similarity are combined.
-            likes: Reference videos; hits should differ from those with a negative weight.
-            examples: Query vectors of texts, images or clips outside the library.
+            references: Reference videos; hits should differ from those with a negative weight.
+            vectors: Query vectors of texts, images or clips outside the library.
             exclude: Ids of videos that must not be hits.
             group_by: Whether a hit is a video or a moment.
 
@@ -66,8 +66,8 @@ class Parameters(BaseModel):
         return SearchQuery(
             weights=DomainWeights(self.video_weight, self.text_weight),
             fusion=fusion,
-            likes=likes,
-            examples=examples,
+            references=references,
+            vectors=vectors,
             exclude=exclude,
             k=self.k,
             scope=Scope(tuple(self.category), tuple(self.exclude_category), self.category_mode),
@@ -113,7 +113,7 @@ class RecommendationRequest(Parameters):
     fusion: Fusion = Field("cosine", description=_FUSION)
 
     @property
-    def likes(self) -> tuple[Reference, ...]:
+    def references(self) -> tuple[Reference, ...]:
         """Reference videos of both lists; those from `negative` get a negative weight."""
         return (
             *(Reference(one.id, one.weight) for one in self.positive),

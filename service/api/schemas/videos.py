@@ -26,7 +26,7 @@ class VideoSummary(BaseModel):
     thumbnail_url: str | None = Field(description="null until the video is ready")
 
     @classmethod
-    def of(cls, video: DomainVideo) -> VideoSummary:
+    def from_video(cls, video: DomainVideo) -> VideoSummary:
         """Build the summary from a row of the videos table."""
         return cls(**_summary(video))
 
@@ -53,7 +53,7 @@ class Video(VideoSummary):
     updated_at: datetime
 
     @classmethod
-    def of(cls, video: DomainVideo) -> Video:
+    def from_video(cls, video: DomainVideo) -> Video:
         """Build the response from a row of the videos table."""
         return cls(
             **_summary(video),

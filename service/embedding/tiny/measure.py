@@ -31,7 +31,7 @@ SEED = 20_000
 
 
 @dataclass(frozen=True)
-class Figures:
+class Recall:
     """Share of captions whose nearest clip is their own, from 0 to 1."""
 
     recall_at_1_drawn: float
@@ -96,7 +96,7 @@ def recall_at_1(texts: NDArray[np.float32], clips: NDArray[np.float32]) -> float
     return float(np.mean(np.argmax(texts @ clips.T, axis=1) == np.arange(len(texts))))
 
 
-def measure(folder: Path = FOLDER, count: int = CLIP_COUNT, seed: int = SEED) -> Figures:
+def measure(folder: Path = FOLDER, count: int = CLIP_COUNT, seed: int = SEED) -> Recall:
     """Measure the model in `folder` on `count` unseen scenes, as drawn and as encoded clips."""
     model = TinyModel(folder)
     scenes = unseen_scenes(count, seed)
@@ -104,12 +104,12 @@ def measure(folder: Path = FOLDER, count: int = CLIP_COUNT, seed: int = SEED) ->
     drawn, encoded = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for number, scene in enumerate(scenes):
-            pictures = [draw_frame(scene, moment, 256, 256) for moment in middles(FRAMES_PER_CLIP)]
-            drawn.append(model.embed_clip(pictures))
+            images = [draw_frame(scene, position, 256, 256) for position in middles(FRAMES_PER_CLIP)]
+            drawn.append(model.embed_clip(images))
             path = Path(scratch) / f"{number}.mp4"
             write_clip(scene, path)
             encoded.append(model.embed_clip(decoded_frames(path)))
-    return Figures(recall_at_1(texts, np.stack(drawn)), recall_at_1(texts, np.stack(encoded)))
+    return Recall(recall_at_1(texts, np.stack(drawn)), recall_at_1(texts, np.stack(encoded)))
 
 
 def main() -> None:
@@ -119,13 +119,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=CLIP_COUNT)
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
-    figures = measure(arguments.folder, arguments.count, arguments.seed)
+    recall = measure(arguments.folder, arguments.count, arguments.seed)
     print(
         json.dumps(
             {
                 "unseen_clips": arguments.count,
-                "recall_at_1_drawn": round(figures.recall_at_1_drawn, 4),
-                "recall_at_1_encoded": round(figures.recall_at_1_encoded, 4),
+                "recall_at_1_drawn": round(recall.recall_at_1_drawn, 4),
+                "recall_at_1_encoded": round(recall.recall_at_1_encoded, 4),
             }
         )
     )

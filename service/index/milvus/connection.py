@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 PREFIX = "milvus+"
-SECONDS = 10.0  # time limit of a request to Milvus
+REQUEST_TIMEOUT_SECONDS = 10.0  # time limit of a request to Milvus
 
 
-def require() -> None:
+def require_pymilvus() -> None:
     """Check that pymilvus is installed, and silence its logs. Raises ConfigurationError if it is missing."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library prints when connections open and close
     try:
@@ -38,19 +38,19 @@ def connect(uri: str) -> MilvusClient:
     from pymilvus import MilvusClient
 
     if "://" not in uri:
-        return MilvusClient(uri, timeout=SECONDS)
+        return MilvusClient(uri, timeout=REQUEST_TIMEOUT_SECONDS)
     url = make_url(uri)
     return MilvusClient(
         f"{url.drivername}://{url.host}:{url.port or 19530}",
         user=url.username or "",
         password=url.password or "",
         db_name=url.database or "",
-        timeout=SECONDS,
+        timeout=REQUEST_TIMEOUT_SECONDS,
     )
 
 
 @contextmanager
-def reached() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Convert exceptions of pymilvus and gRPC to Unavailable."""
     import grpc
     from pymilvus import MilvusException
@@ -58,5 +58,5 @@ def reached() -> Iterator[None]:
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
-        said = " ".join(str(getattr(error, "message", "") or error).split())
-        raise Unavailable(f"the vectors cannot be reached: {said[:300]}") from error
+        message = " ".join(str(getattr(error, "message", "") or error).split())
+        raise Unavailable(f"the vectors cannot be reached: {message[:300]}") from error

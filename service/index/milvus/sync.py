@@ -27,20 +27,20 @@ import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from service.database import catalog, change_log, db, generation_rows, vector_rows
+from service.database import change_log, db, generation_rows, vector_rows, video_rows
 from service.database.common import chunks
 from service.database.db import Database
 from service.errors import ReelsError, Unavailable
 from service.index.differences import differences
-from service.index.milvus.batch import BATCH, Batch, video_of
+from service.index.layout import Layout, RowNumbers
+from service.index.milvus.batch import BATCH_SIZE, Batch, video_pk_of
+from service.index.milvus.collection_state import CollectionState
+from service.index.milvus.collection_stats import CollectionStats
 from service.index.milvus.collections import Collections
-from service.index.milvus.connection import SECONDS, reached, require
-from service.index.milvus.running_stats import RunningStats
-from service.index.milvus.states import States
+from service.index.milvus.connection import REQUEST_TIMEOUT_SECONDS, require_pymilvus, translate_errors
 from service.index.milvus.view import View
-from service.index.rows import Layout, Rows
 from service.index.sync import EXACT_UP_TO
-from service.models import Categories, Generation, Kind
+from service.models import CategoryFilter, Generation, Kind
 from service.models import Vectors as Matrix
 from service.timing import Timing
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 log = structlog.get_logger(__name__)
-_PATIENCE_SECONDS = 15.0  # wait for another process that updates the collection
+_LOCK_TIMEOUT_SECONDS = 15.0  # wait for another process that updates the collection
 _LINGER_SECONDS = 5.0  # a search may still use the collection that was replaced
-_TRIES = 4
+_MAX_TRIES = 4
 
 
 class MilvusIndex:
@@ -60,7 +60,7 @@ class MilvusIndex:
     one process at a time may use.
     """
 
-    refused: str | None = None  # there is no snapshot on disk
+    snapshot_error: str | None = None  # there is no snapshot on disk
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class MilvusIndex:
         self._db = database
         self._generation = generation
         self.kind = kind
-        self.layout = Layout(generation.dimension, captions=kind != "frame")
-        self._turn = threading.Lock()
-        require()
-        self._states = States(database, generation, kind)
+        self.layout = Layout(generation.dimension, has_text=kind != "frame")
+        self._thread_lock = threading.Lock()
+        require_pymilvus()
+        self._state = CollectionState(database, generation, kind)
         self.collections = Collections(uri, kind, self.layout, client)
-        self._seen = ""  # the collection that this process last found to exist
-        self._tally: tuple[tuple[str, int], RunningStats] | None = None  # by collection and version
+        self._known_name = ""  # the collection that this process last found to exist
+        self._cached_stats: tuple[tuple[str, int], CollectionStats] | None = None  # by collection and version
         self._renewing: threading.Thread | None = None
         self._timing = timing or Timing()
-        self._not_before = 0.0
+        self._retry_at = 0.0
         self._closing = threading.Event()
 
     @property
@@ -101,7 +101,7 @@ class MilvusIndex:
     @property
     def collection(self) -> str:
         """Name of the collection that serves; empty if there is none."""
-        row = self._states.fetch()
+        row = self._state.fetch()
         return "" if row is None else str(row.name)
 
     @contextmanager
@@ -113,13 +113,13 @@ class MilvusIndex:
         snapshot. Raises Unavailable.
         """
         needed: int | None = None
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             with self._db.read() as connection:
-                row = self._states.row(connection)
+                row = self._state.row(connection)
                 if needed is None:
                     needed = change_log.last_change(connection, self._generation.id)
-                if row is not None and row.name == self._seen != "" and row.number >= needed:
-                    if self._wanted_index(row.size, row.index_type) != row.index_type:
+                if row is not None and row.name == self._known_name != "" and row.number >= needed:
+                    if self._target_index(row.size, row.index_type) != row.index_type:
                         self._renew()
                     yield View(self, row, connection), connection
                     return
@@ -131,9 +131,9 @@ class MilvusIndex:
 
         Raises Unavailable, as a search would now.
         """
-        with self.current() as (view, _), reached():
-            if not self.collections.is_there(view.name):
-                self._seen = ""
+        with self.current() as (view, _), translate_errors():
+            if not self.collections.exists(view.name):
+                self._known_name = ""
                 raise Unavailable("the collection of vectors is not there; it is being made anew")
 
     def save(self) -> None:
@@ -141,39 +141,39 @@ class MilvusIndex:
         if self.kind == "frame":
             return
         with self._db.read() as connection:
-            active, row = generation_rows.active_generation(connection), self._states.row(connection)
+            active, row = generation_rows.active_generation(connection), self._state.row(connection)
             alias = _name(generation_rows.library_id(connection))
         if row is None or not row.name or active is None or active.id != self._generation.id:
             return
-        with reached():
-            there = self.client.list_aliases(row.name, timeout=SECONDS).get("aliases", ())
-            if alias not in there:
+        with translate_errors():
+            aliases = self.client.list_aliases(row.name, timeout=REQUEST_TIMEOUT_SECONDS).get("aliases", ())
+            if alias not in aliases:
                 try:
-                    self.client.alter_alias(row.name, alias, timeout=SECONDS)
+                    self.client.alter_alias(row.name, alias, timeout=REQUEST_TIMEOUT_SECONDS)
                 except Exception:  # if there is no alias yet; Lite and server raise different errors
-                    self.client.create_alias(row.name, alias, timeout=SECONDS)
+                    self.client.create_alias(row.name, alias, timeout=REQUEST_TIMEOUT_SECONDS)
 
     def rebuild(self) -> None:
         """Build the collection again from the database. The old collection serves until it is replaced."""
-        with self._alone():
-            old = self._states.fetch()
-            name = self._announce(old)
+        with self._exclusive_lock():
+            old = self._state.fetch()
+            name = self._record_next_name(old)
         self._build(name, old)
 
     def differences(self) -> list[str]:
         """Return the differences between collection and database; empty if they agree."""
         found = []
-        with self.current() as (view, connection), reached():
-            expected = catalog.ready_keys(connection)
-            for start in range(0, len(expected), BATCH):
-                some = expected[start : start + BATCH]
-                theirs = vector_rows.searchable(connection, some, self._generation, self.kind)
-                order = np.argsort(theirs.keys, kind="stable")
-                found += differences(self.collections.held(view.name, some), theirs, order)
+        with self.current() as (view, connection), translate_errors():
+            expected = video_rows.ready_pks(connection)
+            for start in range(0, len(expected), BATCH_SIZE):
+                batch_pks = expected[start : start + BATCH_SIZE]
+                database_rows = vector_rows.index_entries(connection, batch_pks, self._generation, self.kind)
+                order = np.argsort(database_rows.video_pks, kind="stable")
+                found += differences(self.collections.fetch(view.name, batch_pks), database_rows, order)
             known = set(expected)
             found += [
-                f"the index holds video {key}, which is not ready or not there"
-                for key in sorted({video_of(self.kind, row) for row in self.collections.ids(view.name)} - known)
+                f"the index holds video {pk}, which is not ready or not there"
+                for pk in sorted({video_pk_of(self.kind, row) for row in self.collections.ids(view.name)} - known)
             ]
         return found
 
@@ -188,195 +188,195 @@ class MilvusIndex:
 
     def _catch_up(self) -> None:
         """Bring the collection to the state of the database, unless another process already did."""
-        with self._alone():
-            row = self._states.fetch()
-            if row is None or not row.name or (row.name != self._seen and not self.collections.is_there(row.name)):
+        with self._exclusive_lock():
+            row = self._state.fetch()
+            if row is None or not row.name or (row.name != self._known_name and not self.collections.exists(row.name)):
                 if row is not None and row.name:
                     log.warning("the collection is not there any more, making it anew", collection=row.name)
-                row = self._build(self._announce(row), row, alone=True)
-            self._seen = row.name
+                row = self._build(self._record_next_name(row), row, has_lock=True)
+            self._known_name = row.name
             if row.batch is not None:
-                row = self._arrive(row, Batch.of(row.batch))
+                row = self._deliver(row, Batch.unpack(row.batch))
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, row.number, self._generation.id)
-                for start in range(0, len(changed), BATCH):
-                    tally = RunningStats.of(self.layout, row)
-                    batch = self._plan(connection, row.name, tally, changed[start : start + BATCH])
-                    number = last if start + BATCH >= len(changed) else row.number
-                    if batch.empty:  # the changed videos have no vectors, for example because they are queued
-                        row = self._states.put(row, number=number)
+                for start in range(0, len(changed), BATCH_SIZE):
+                    stats = CollectionStats.from_row(self.layout, row)
+                    batch = self._plan(connection, row.name, stats, changed[start : start + BATCH_SIZE])
+                    number = last if start + BATCH_SIZE >= len(changed) else row.number
+                    if batch.is_empty:  # the changed videos have no vectors, for example because they are queued
+                        row = self._state.compare_and_set(row, number=number)
                         continue
-                    row = self._states.put(
+                    row = self._state.compare_and_set(
                         row,
                         version=row.version + 1,
                         coming=number,
-                        size=tally.count,
-                        largest=tally.largest,
-                        moments=tally.pack(),
+                        size=stats.count,
+                        largest=stats.largest,
+                        moments=stats.pack(),
                         batch=batch.pack(),
                     )
-                    row = self._arrive(row, batch)
+                    row = self._deliver(row, batch)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive_lock(self) -> Iterator[None]:
         """Hold the lock of the collection across all processes and machines. Raises Unavailable after 15 s."""
         busy = Unavailable("the vectors are being brought up to date; try again")
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        if not self._turn.acquire(timeout=_PATIENCE_SECONDS):
+        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+        if not self._thread_lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS):
             raise busy
         try:
             while True:
-                with self._db.alone(f"vectors-{self._generation.id}-{self.kind}") as taken:
+                with self._db.try_lock(f"vectors-{self._generation.id}-{self.kind}") as taken:
                     if taken:
-                        with reached():
+                        with translate_errors():
                             yield
                         return
                 if time.monotonic() > deadline:
                     raise busy
                 time.sleep(0.02)
         finally:
-            self._turn.release()
+            self._thread_lock.release()
 
-    def _arrive(self, row: sa.Row[Any], batch: Batch) -> sa.Row[Any]:
+    def _deliver(self, row: sa.Row[Any], batch: Batch) -> sa.Row[Any]:
         """Send the recorded batch, wait until it is visible, and record it as applied."""
         self.collections.send(row.name, batch)
         self.collections.await_visible(row.name)
-        return self._states.put(row, number=row.coming, batch=None)
+        return self._state.compare_and_set(row, number=row.coming, batch=None)
 
-    def tally(self, connection: sa.Connection, row: sa.Row[Any]) -> RunningStats:
+    def load_stats(self, connection: sa.Connection, row: sa.Row[Any]) -> CollectionStats:
         """Return the running statistics of this state. The last are cached, because they take megabytes."""
-        known, state = self._tally, (row.name, row.version)
+        known, state = self._cached_stats, (row.name, row.version)
         if known is None or known[0] != state:
-            whole = self._states.row(connection, whole=True)
+            whole = self._state.row(connection, with_blobs=True)
             assert whole is not None, "`row` is of the same snapshot"
-            known = self._tally = state, RunningStats.of(self.layout, whole)
+            known = self._cached_stats = state, CollectionStats.from_row(self.layout, whole)
         return known[1]
 
     # --- collections
 
-    def _announce(self, row: sa.Row[Any] | None) -> str:
+    def _record_next_name(self, row: sa.Row[Any] | None) -> str:
         """Record the name of a new collection, so that a build that is aborted is removed later; return it."""
-        if row is not None and row.next and self.collections.is_there(row.next):
-            self.client.drop_collection(row.next, timeout=SECONDS)
+        if row is not None and row.next and self.collections.exists(row.next):
+            self.client.drop_collection(row.next, timeout=REQUEST_TIMEOUT_SECONDS)
         with self._db.write() as connection:
             library = generation_rows.library_id(connection)
         name = _name(library, self._generation.id, self.kind, secrets.token_hex(4))
-        self._states.put(row, next=name)
+        self._state.compare_and_set(row, next=name)
         return name
 
-    def _build(self, name: str, old: sa.Row[Any] | None, *, alone: bool = False) -> sa.Row[Any]:
+    def _build(self, name: str, old: sa.Row[Any] | None, *, has_lock: bool = False) -> sa.Row[Any]:
         """Build and fill a collection, and replace the `old` one by it.
 
-        `alone` says that this process already holds the lock.
+        `has_lock` says that this process already holds the lock.
         """
         started = time.perf_counter()
         with self._db.read() as connection:
-            index = self._wanted_index(self._expected(connection), old.index_type if old is not None else "")
-        with reached():
+            index = self._target_index(self._expected(connection), old.index_type if old is not None else "")
+        with translate_errors():
             self.collections.create(name, index)
-            tally, number = RunningStats(self.layout), 0
+            stats, number = CollectionStats(self.layout), 0
             with self._db.read() as connection:
                 last = change_log.last_change(connection, self._generation.id)
                 changed = change_log.changed_since(connection, 0, self._generation.id)
-                for some in chunks(changed, BATCH):
-                    batch = self._plan(connection, name, tally, some, empty=True)
+                for batch_pks in chunks(changed, BATCH_SIZE):
+                    batch = self._plan(connection, name, stats, batch_pks, empty=True)
                     self.collections.send(name, batch)
                     if self._closing.is_set():
                         raise Unavailable("the service stops")
                 number = last
-        if alone:
-            row = self._install(name, index, tally, number)
+        if has_lock:
+            row = self._install(name, index, stats, number)
         else:
-            with self._alone():
+            with self._exclusive_lock():
                 # Apply changes made meanwhile. No other process writes to the collection before it serves.
                 with self._db.read() as connection:
                     last = change_log.last_change(connection, self._generation.id)
                     changed = change_log.changed_since(connection, number, self._generation.id)
-                    for start in range(0, len(changed), BATCH):
-                        self.collections.send(name, self._plan(connection, name, tally, changed[start : start + BATCH]))
+                    for batch_pks in chunks(changed, BATCH_SIZE):
+                        self.collections.send(name, self._plan(connection, name, stats, batch_pks))
                         self.collections.await_visible(name)
-                row = self._install(name, index, tally, last)
+                row = self._install(name, index, stats, last)
         seconds = round(time.perf_counter() - started, 1)
-        log.info("a collection was made", collection=name, index=index, rows=tally.count, seconds=seconds)
+        log.info("a collection was made", collection=name, index=index, rows=stats.count, seconds=seconds)
         if old is not None and old.name and old.name != name:
-            if not alone:
+            if not has_lock:
                 self._closing.wait(_LINGER_SECONDS)
-            with reached():
-                self.client.drop_collection(old.name, timeout=SECONDS)
+            with translate_errors():
+                self.client.drop_collection(old.name, timeout=REQUEST_TIMEOUT_SECONDS)
         return row
 
-    def _install(self, name: str, index: str, tally: RunningStats, number: int) -> sa.Row[Any]:
+    def _install(self, name: str, index: str, stats: CollectionStats, number: int) -> sa.Row[Any]:
         self.collections.await_visible(name)
-        row = self._states.put(
-            self._states.fetch(),
+        row = self._state.compare_and_set(
+            self._state.fetch(),
             name=name,
             next="",
             version=0,
             index_type=index,
             number=number,
             coming=number,
-            size=tally.count,
-            largest=tally.largest,
-            moments=tally.pack(),
+            size=stats.count,
+            largest=stats.largest,
+            moments=stats.pack(),
             batch=None,
         )
-        self._seen = name
+        self._known_name = name
         self.save()
         return row
 
     def _renew(self) -> None:
         """Start a rebuild in the background, unless a rebuild runs or failed a short time ago."""
-        if self._renewing is not None or self._closing.is_set() or time.monotonic() < self._not_before:
+        if self._renewing is not None or self._closing.is_set() or time.monotonic() < self._retry_at:
             return
 
         def run() -> None:
-            again = self._timing.renewal_pause_seconds
+            pause = self._timing.renewal_pause_seconds
             try:
-                with self._db.alone(f"renewal-{self._generation.id}-{self.kind}") as taken:
+                with self._db.try_lock(f"renewal-{self._generation.id}-{self.kind}") as taken:
                     if taken:  # otherwise another process rebuilds it
                         self.rebuild()
-                        again = 0
+                        pause = 0
             except ReelsError as error:
                 log.warning("the collection could not be renewed; the old one serves on", reason=str(error))
             except Exception as error:
                 log.exception("the collection could not be renewed; the old one serves on", reason=str(error))
             finally:
-                self._not_before = time.monotonic() + again
+                self._retry_at = time.monotonic() + pause
                 self._renewing = None
 
         self._renewing = threading.Thread(target=run, name="collection", daemon=True)
         self._renewing.start()
 
-    def _wanted_index(self, rows: int, now: str) -> str:
+    def _target_index(self, rows: int, current: str) -> str:
         # Return to an exact index only at half the size, so that a library near the limit does not alternate.
-        return "FLAT" if rows <= (self.exact_up_to // 2 if now == "HNSW" else self.exact_up_to) else "HNSW"
+        return "FLAT" if rows <= (self.exact_up_to // 2 if current == "HNSW" else self.exact_up_to) else "HNSW"
 
     def _expected(self, connection: sa.Connection) -> int:
         if self.kind != "frame":
-            return len(catalog.ready_keys(connection))
+            return len(video_rows.ready_pks(connection))
         size = sa.select(sa.func.sum(sa.func.length(db.embeddings.c.vectors))).where(
             db.embeddings.c.generation == self._generation.id, db.embeddings.c.kind == "frame"
         )
         return int(connection.execute(size).scalar() or 0) // (4 * self._generation.dimension)
 
     def _plan(
-        self, connection: sa.Connection, name: str, tally: RunningStats, keys: Sequence[int], *, empty: bool = False
+        self, connection: sa.Connection, name: str, stats: CollectionStats, pks: Sequence[int], *, empty: bool = False
     ) -> Batch:
-        """Return the batch that gives the collection the database's state of these videos. Update `tally` accordingly.
+        """Return the batch that gives the collection the database's state of these videos. Update `stats` accordingly.
 
         With `empty`, the collection holds no rows of these videos yet.
         """
-        entries = vector_rows.searchable(connection, keys, self._generation, self.kind)
+        entries = vector_rows.index_entries(connection, pks, self._generation, self.kind)
         # Primary keys ascend, so a new video has no row there. A query for its rows takes a fifth of a second.
-        known = [] if empty else [key for key in keys if key <= tally.largest]
-        gone: list[int] = []
+        known = [] if empty else [pk for pk in pks if pk <= stats.largest]
+        present_ids: list[int] = []
         if known:
-            tally.add(self.collections.held(name, known, gone), -1)
-        tally.add(entries, 1)
+            stats.add(self.collections.fetch(name, known, present_ids), -1)
+        stats.add(entries, 1)
         batch = Batch.from_entries(self.layout, self.kind, entries)
         staying = set(batch.ids.tolist())
-        batch.gone = np.array([row for row in gone if row not in staying], dtype=np.int64)
+        batch.deleted_ids = np.array([row for row in present_ids if row not in staying], dtype=np.int64)
         return batch
 
     @property
@@ -384,12 +384,12 @@ class MilvusIndex:
         """Client of Milvus, connected at first use."""
         return self.collections.client
 
-    def find(self, row: sa.Row[Any], query: Matrix, count: int, where: Categories) -> tuple[Rows, Matrix]:
+    def search(self, row: sa.Row[Any], query: Matrix, count: int, where: CategoryFilter) -> tuple[RowNumbers, Matrix]:
         """Return the ids of the best `count` rows and their inner products, best first. Raises Unavailable."""
         try:
-            return self.collections.find(row, query, count, where)
+            return self.collections.search(row, query, count, where)
         except Unavailable:
-            self._seen = ""  # the next search checks whether the collection exists
+            self._known_name = ""  # the next search checks whether the collection exists
             raise
 
 

@@ -79,13 +79,13 @@ class _Grid:
         grown = Image.fromarray(lattice).resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(grown, np.float32)
 
-    def clouded(self, cells: float, stretch: float = 1.0) -> Floats:
+    def fractal_noise(self, cells: float, stretch: float = 1.0) -> Floats:
         """Return noise of four scales, about -1 to 1."""
         octaves = [self.noise(cells * 2**octave, stretch) / 2**octave for octave in range(4)]
         total: Floats = sum(octaves[1:], octaves[0]) / 1.6
         return total
 
-    def lottery(self, numbers: Floats) -> Floats:
+    def random_per_number(self, numbers: Floats) -> Floats:
         """Return a random value of 0 to 1 for each whole number; equal numbers in one call get equal values."""
         lots = self.rng.uniform(0, 1, 1009)
         drawn: Floats = lots[numbers.astype(int) % len(lots)]
@@ -94,7 +94,7 @@ class _Grid:
     def peaks(self, level: float, height: float, width: float) -> Floats:
         """Return how far each pixel lies below a row of pointed peaks; negative above."""
         place = self.x[:1] / width + self.rng.uniform(0, 1)
-        tall = self.lottery(np.floor(place))
+        tall = self.random_per_number(np.floor(place))
         slope = 1 - 2 * np.abs(place % 1 - 0.5)
         line = slope * (0.55 + 0.45 * tall) + 0.06 * self.noise(16)[:1]
         below: Floats = (self.y - level + height * line).astype(np.float32)
@@ -106,7 +106,7 @@ class _Grid:
         below: Floats = self.y - level - height * line
         return below
 
-    def covers(self, below: Floats) -> Floats:
+    def coverage(self, below: Floats) -> Floats:
         """Return the covered share of each pixel, given how far it lies inside an edge."""
         covered: Floats = np.clip(0.5 + below * self.side_px, 0, 1)
         return covered
@@ -148,7 +148,7 @@ def _striped(grid: _Grid) -> Floats:
     canvas, dark = _tinted(grid)
     angle, width = grid.rng.uniform(0, math.pi), grid.rng.uniform(0.1, 0.16)
     along = (grid.x * math.cos(angle) + grid.y * math.sin(angle)) / width % 1
-    return _mixed(canvas, dark, 0.85 * grid.covers((0.25 - np.abs(along - 0.5)) * width))
+    return _mixed(canvas, dark, 0.85 * grid.coverage((0.25 - np.abs(along - 0.5)) * width))
 
 
 def _checked(grid: _Grid) -> Floats:
@@ -156,7 +156,7 @@ def _checked(grid: _Grid) -> Floats:
     width = grid.rng.uniform(0.2, 0.28)
     start_x, start_y = grid.rng.uniform(0, 1, 2)
     column, row = np.sin(math.tau * (grid.x / width + start_x)), np.sin(math.tau * (grid.y / width + start_y))
-    return _mixed(canvas, dark, 0.85 * grid.covers(column * row * width / math.tau))
+    return _mixed(canvas, dark, 0.85 * grid.coverage(column * row * width / math.tau))
 
 
 def _dotted(grid: _Grid) -> Floats:
@@ -166,12 +166,12 @@ def _dotted(grid: _Grid) -> Floats:
     row = np.floor(grid.y / width + start_y)
     in_x = (grid.x / width + start_x + 0.5 * (row % 2)) % 1 - 0.5
     in_y = (grid.y / width + start_y) % 1 - 0.5
-    return _mixed(canvas, (255, 255, 255), 0.8 * grid.covers((0.24 - np.hypot(in_x, in_y)) * width))
+    return _mixed(canvas, (255, 255, 255), 0.8 * grid.coverage((0.24 - np.hypot(in_x, in_y)) * width))
 
 
 def _night(grid: _Grid) -> Floats:
     canvas = grid.fade((14, 18, 52), (34, 38, 96), (74, 62, 132))
-    haze = np.clip(grid.clouded(2.5), 0, 1)
+    haze = np.clip(grid.fractal_noise(2.5), 0, 1)
     canvas = _mixed(canvas, (140, 110, 200), 0.35 * haze)
     small, large = grid.spots(70, 0.001, 0.003), grid.spots(16, 0.003, 0.006)
     glow = np.exp(-np.maximum(large, 0) / 0.012)
@@ -181,7 +181,7 @@ def _night(grid: _Grid) -> Floats:
 
 def _clouds(grid: _Grid) -> Floats:
     canvas = grid.fade((86, 158, 232), (150, 202, 246), (206, 232, 252))
-    thick = grid.clouded(3.2, 1.7)
+    thick = grid.fractal_noise(3.2, 1.7)
     canvas = _mixed(canvas, (196, 210, 230), 0.9 * smooth((thick + 0.02) / 0.3))
     return _mixed(canvas, (255, 255, 255), smooth((thick - 0.08) / 0.3))
 
@@ -191,22 +191,22 @@ def _sunset(grid: _Grid) -> Floats:
     at_x = grid.rng.uniform(-0.3, 0.3)
     from_sun = np.hypot(grid.x - at_x, grid.y - 0.2) - 0.13
     canvas = _mixed(canvas, (255, 226, 150), 0.7 * np.exp(-np.maximum(from_sun, 0) / 0.1))
-    canvas = _mixed(canvas, (255, 244, 200), grid.covers(-from_sun))
-    streaks = smooth((grid.clouded(4, 5) - 0.15) / 0.4)
+    canvas = _mixed(canvas, (255, 244, 200), grid.coverage(-from_sun))
+    streaks = smooth((grid.fractal_noise(4, 5) - 0.15) / 0.4)
     canvas = _mixed(canvas, (120, 60, 110), 0.55 * streaks)
-    return _mixed(canvas, (52, 34, 66), grid.covers(grid.ridge(0.36, 0.05, 3)))
+    return _mixed(canvas, (52, 34, 66), grid.coverage(grid.ridge(0.36, 0.05, 3)))
 
 
 def _meadow(grid: _Grid) -> Floats:
     canvas = grid.fade((140, 200, 246), (206, 234, 250), (232, 244, 236))
-    canvas = _mixed(canvas, (134, 186, 140), grid.covers(grid.ridge(-0.16, 0.06, 3)))
+    canvas = _mixed(canvas, (134, 186, 140), grid.coverage(grid.ridge(-0.16, 0.06, 3)))
     below = grid.ridge(-0.06, 0.04, 2.5)
     blades = grid.noise(70, 0.3) + 0.7 * grid.noise(30, 0.35)
     grass = np.stack([92 + 22 * blades, 168 + 26 * blades, 70 + 16 * blades], -1)
     grass *= (1.1 - 0.45 * np.clip(below, 0, 1))[..., None]
-    canvas = canvas + grid.covers(below)[..., None] * (grass - canvas)
+    canvas = canvas + grid.coverage(below)[..., None] * (grass - canvas)
     flowers = np.where(below > 0.03, grid.spots(26, 0.004, 0.009), FAR)
-    return _mixed(canvas, (255, 250, 235), 0.9 * grid.covers(-flowers))
+    return _mixed(canvas, (255, 250, 235), 0.9 * grid.coverage(-flowers))
 
 
 def _desert(grid: _Grid) -> Floats:
@@ -216,7 +216,7 @@ def _desert(grid: _Grid) -> Floats:
         ripples = np.sin((grid.y + 0.25 * below + 0.06 * grid.noise(3)) * 150)
         light = tone * (1.06 - 0.5 * np.clip(below, 0, 0.5)) + 0.035 * ripples
         sand = np.array((238, 190, 118), np.float32) * light[..., None]
-        canvas = canvas + grid.covers(below)[..., None] * (sand - canvas)
+        canvas = canvas + grid.coverage(below)[..., None] * (sand - canvas)
     return canvas
 
 
@@ -224,13 +224,13 @@ def _snow(grid: _Grid) -> Floats:
     canvas = grid.fade((132, 168, 212), (196, 214, 236), (226, 234, 244))
     for level, width, rock in ((0.12, 0.42, (138, 152, 184)), (0.26, 0.6, (92, 108, 144))):
         below = grid.peaks(level, 0.36, width)
-        shade = grid.clouded(7)
-        canvas = _mixed(canvas, rock, grid.covers(below))
+        shade = grid.fractal_noise(7)
+        canvas = _mixed(canvas, rock, grid.coverage(below))
         cap = below - 0.13 - 0.06 * shade
-        canvas = _mixed(canvas, (248, 250, 255), grid.covers(below) * smooth(-cap / 0.03))
-        canvas = _mixed(canvas, (60, 74, 112), 0.5 * grid.covers(below) * smooth((shade - 0.15) / 0.4))
-    canvas = _mixed(canvas, (240, 245, 252), grid.covers(grid.ridge(0.24, 0.04, 2)))
-    return _mixed(canvas, (255, 255, 255), 0.9 * grid.covers(-grid.spots(50, 0.002, 0.008)))
+        canvas = _mixed(canvas, (248, 250, 255), grid.coverage(below) * smooth(-cap / 0.03))
+        canvas = _mixed(canvas, (60, 74, 112), 0.5 * grid.coverage(below) * smooth((shade - 0.15) / 0.4))
+    canvas = _mixed(canvas, (240, 245, 252), grid.coverage(grid.ridge(0.24, 0.04, 2)))
+    return _mixed(canvas, (255, 255, 255), 0.9 * grid.coverage(-grid.spots(50, 0.002, 0.008)))
 
 
 def _waves(grid: _Grid) -> Floats:
@@ -242,8 +242,8 @@ def _waves(grid: _Grid) -> Floats:
         crest = np.abs(np.sin(grid.x * math.pi / length + phase)) * (0.035 + 0.04 * deep)
         below = grid.y - (-0.36 + 0.115 * row) - crest
         water = (round(96 - 78 * deep), round(176 - 84 * deep), round(214 - 50 * deep))
-        canvas = _mixed(canvas, water, grid.covers(below))
-        canvas = _mixed(canvas, (244, 252, 255), 0.85 * grid.covers(0.009 - np.abs(below - 0.006)))
+        canvas = _mixed(canvas, water, grid.coverage(below))
+        canvas = _mixed(canvas, (244, 252, 255), 0.85 * grid.coverage(0.009 - np.abs(below - 0.006)))
     return canvas
 
 
@@ -252,10 +252,10 @@ def _undersea(grid: _Grid) -> Floats:
     lean = grid.rng.uniform(-0.5, 0.5)
     rays = np.sin((grid.x + lean * grid.y) * 17) + np.sin((grid.x + 1.3 * lean * grid.y) * 29 + 1)
     canvas = _mixed(canvas, (214, 255, 246), 0.3 * smooth(rays / 1.6) * np.clip(0.6 - grid.y, 0, 1))
-    canvas = _mixed(canvas, (6, 58, 74), 0.9 * grid.covers(grid.ridge(0.38, 0.05, 7)))
+    canvas = _mixed(canvas, (6, 58, 74), 0.9 * grid.coverage(grid.ridge(0.38, 0.05, 7)))
     bubbles = grid.spots(22, 0.008, 0.026)
-    canvas = _mixed(canvas, (220, 255, 255), 0.2 * grid.covers(-bubbles))
-    return _mixed(canvas, (230, 255, 255), 0.75 * grid.covers(0.004 - np.abs(bubbles)))
+    canvas = _mixed(canvas, (220, 255, 255), 0.2 * grid.coverage(-bubbles))
+    return _mixed(canvas, (230, 255, 255), 0.75 * grid.coverage(0.004 - np.abs(bubbles)))
 
 
 def _bricks(grid: _Grid) -> Floats:
@@ -264,11 +264,11 @@ def _bricks(grid: _Grid) -> Floats:
     start_x, start_y = grid.rng.uniform(0, 1, 2)
     row = np.floor(grid.y / tall + start_y)
     across = grid.x / wide + start_x + 0.5 * (row % 2)
-    shade = grid.lottery(row + 57 * np.floor(across))
+    shade = grid.random_per_number(row + 57 * np.floor(across))
     light = 0.86 + 0.22 * shade + 0.05 * grid.noise(40)
     brick = np.array((176, 86, 66), np.float32) * light[..., None]
     edge_x, edge_y = 0.5 - np.abs(across % 1 - 0.5), 0.5 - np.abs((grid.y / tall + start_y) % 1 - 0.5)
-    mortar = grid.covers(0.007 - np.minimum(edge_x * wide, edge_y * tall))
+    mortar = grid.coverage(0.007 - np.minimum(edge_x * wide, edge_y * tall))
     return _mixed(brick, (214, 200, 186), mortar)
 
 
@@ -276,11 +276,11 @@ def _planks(grid: _Grid) -> Floats:
     wide = grid.rng.uniform(0.15, 0.2)
     place = grid.y / wide + grid.rng.uniform(0, 1)
     board = np.floor(place)
-    shade = grid.lottery(board)
+    shade = grid.random_per_number(board)
     grain = np.sin((grid.y * 90 + 5 * grid.noise(5, 4) + 3 * grid.noise(12, 6)) * 1.4)
     light = 0.84 + 0.24 * shade + 0.05 * grain + 0.05 * grid.noise(60, 8)
     wood = np.array((188, 136, 88), np.float32) * light[..., None]
-    return _mixed(wood, (84, 54, 34), 0.9 * grid.covers(0.005 - (0.5 - np.abs(place % 1 - 0.5)) * wide))
+    return _mixed(wood, (84, 54, 34), 0.9 * grid.coverage(0.005 - (0.5 - np.abs(place % 1 - 0.5)) * wide))
 
 
 def _city(grid: _Grid) -> Floats:
@@ -289,12 +289,12 @@ def _city(grid: _Grid) -> Floats:
         wide = grid.rng.uniform(0.1, 0.15)
         place = grid.x / wide + grid.rng.uniform(0, 1)
         house = np.floor(place)
-        tall = grid.lottery(house)
+        tall = grid.random_per_number(house)
         below = grid.y - level + 0.24 * (tall - 0.5)
-        wall = grid.covers(below) * (np.abs(place % 1 - 0.5) < 0.46)
+        wall = grid.coverage(below) * (np.abs(place % 1 - 0.5) < 0.46)
         canvas = _mixed(canvas, tone, wall)
         at_x, at_y = place % 1 * 4, below / 0.036
-        lit = grid.lottery(np.floor(at_x) + 7 * np.floor(at_y) + 311 * house) > 0.5
+        lit = grid.random_per_number(np.floor(at_x) + 7 * np.floor(at_y) + 311 * house) > 0.5
         pane = (np.abs(at_x % 1 - 0.5) < 0.27) & (np.abs(at_y % 1 - 0.5) < 0.3) & (below > 0.02)
         canvas = _mixed(canvas, (255, 214, 122), 0.9 * wall * lit * pane)
     return canvas

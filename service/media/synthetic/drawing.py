@@ -32,19 +32,19 @@ _TRAVEL = 0.30
 _TRAIL_OPACITIES = (0.42, 0.26, 0.14)
 
 
-def draw_frame(scene: Scene, moment: float, width: int, height: int) -> Image.Image:
+def draw_frame(scene: Scene, time_share: float, width: int, height: int) -> Image.Image:
     """Draw one frame as an RGB image of `width` x `height` pixels.
 
-    `moment` is the time within the clip: 0 is its start, 1 its end.
+    `time_share` is the time within the clip: 0 is its start, 1 its end.
     """
     canvas = backdrop(scene.setting, TINTS.get(scene.tint), scene.seed, width, height).copy()
     side = np.float32(min(width, height))
     colour = np.array(COLOURS[scene.colour], np.float32)
     trail = scene.motion not in ("still", "growing")
     for step in range(len(_TRAIL_OPACITIES) if trail else 0, 0, -1):
-        distance = _distance(scene, moment, step, width, height)
+        distance = _distance(scene, time_share, step, width, height)
         _blend(canvas, colour, _TRAIL_OPACITIES[step - 1] * _coverage(distance, side))
-    distance = _distance(scene, moment, 0, width, height)
+    distance = _distance(scene, time_share, 0, width, height)
     if scene.motion == "growing":
         for step, strength in enumerate(_TRAIL_OPACITIES, start=1):
             from_line = np.abs(distance - np.float32(0.026 * step))
@@ -76,8 +76,8 @@ def write_clip(
         stream.time_base = Fraction(1, fps)
         stream.codec_context.thread_count = 1  # several clips are written at once, each on one core
         for number in range(frames):
-            picture = draw_frame(scene, number / max(1, frames - 1), width, height)
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            image = draw_frame(scene, number / max(1, frames - 1), width, height)
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -162,13 +162,13 @@ def _distance_table(shape: str) -> Image.Image:
     return Image.fromarray(rounded.astype(np.float32))
 
 
-def _distance(scene: Scene, moment: float, step: int, width: int, height: int) -> Floats:
+def _distance(scene: Scene, time_share: float, step: int, width: int, height: int) -> Floats:
     """Return each pixel's signed distance to the nearest shape, `step` steps back along the trail."""
     side = min(width, height)
     table = _distance_table(scene.shape)
     per_unit = (table.width - 1) / 4
     canvas = np.full((height, width), FAR, np.float32)
-    for x, y, radius, angle in _placements(scene, moment, step):
+    for x, y, radius, angle in _placements(scene, time_share, step):
         reach = 1.95 * radius * side
         centre_x, centre_y = x * side + width / 2, y * side + height / 2
         left, right = max(0, math.floor(centre_x - reach)), min(width, math.ceil(centre_x + reach))
@@ -195,7 +195,7 @@ def _distance(scene: Scene, moment: float, step: int, width: int, height: int) -
     return canvas
 
 
-def _placements(scene: Scene, moment: float, step: int) -> list[tuple[float, float, float, float]]:
+def _placements(scene: Scene, time_share: float, step: int) -> list[tuple[float, float, float, float]]:
     """Return x, y, radius and angle (radians) of each shape."""
     rng = np.random.default_rng(scene.seed)
     radius = _RADII[scene.count] * rng.uniform(0.88, 1.12)
@@ -210,18 +210,18 @@ def _placements(scene: Scene, moment: float, step: int) -> list[tuple[float, flo
         angle = rng.uniform(-0.16, 0.16)
         size = radius * (1 - 0.06 * step)
         if scene.motion in _HEADINGS:
-            travelled = (moment - 0.5) * _TRAVEL * speed - 0.42 * radius * step
+            travelled = (time_share - 0.5) * _TRAVEL * speed - 0.42 * radius * step
             x += _HEADINGS[scene.motion][0] * travelled
             y += _HEADINGS[scene.motion][1] * travelled
         elif scene.motion == "circling":
-            orbit = 2 * math.pi * moment * speed + first - 0.62 * step
+            orbit = 2 * math.pi * time_share * speed + first - 0.62 * step
             wide = 0.13 if scene.count > 1 else 0.2
             x, y = x + wide * math.cos(orbit), y + wide * math.sin(orbit)
         elif scene.motion == "spinning":
-            angle += 2 * math.pi * moment * speed - 0.24 * step
+            angle += 2 * math.pi * time_share * speed - 0.24 * step
             size = radius * (1 + 0.07 * step)
         elif scene.motion == "growing":
-            size = radius * (0.62 + 0.56 * moment)
+            size = radius * (0.62 + 0.56 * time_share)
         placements.append((x, y, size, angle))
     return placements
 

@@ -7,14 +7,14 @@ import threading
 import time
 
 from service.bootstrap import Runtime
-from service.database import map_jobs
+from service.database import projection_jobs
 from service.generations import generations
 from service.models import Method
-from service.worker.loop import keep_doing
-from service.worker.processes import end, spawn
+from service.worker.loop import run_loop
+from service.worker.processes import spawn, terminate
 
 
-class Layouts:
+class FitRunner:
     """Fits projections by some methods, one after another, each in a process of its own.
 
     A fit may take all memory, and its process can be killed at any moment. Runs in the thread that calls `run`.
@@ -27,46 +27,46 @@ class Layouts:
 
     def run(self, stop: threading.Event) -> None:
         """Fit queued projections until `stop` is set. An unfinished fit is then queued again."""
-        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the layouts wait")
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the layouts wait")
 
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
         with db.read() as connection:
-            if map_jobs.waiting(connection, self._methods) is None:
+            if projection_jobs.waiting(connection, self._methods) is None:
                 return False
         with db.write() as connection:
-            key = map_jobs.claim(
+            projection_pk = projection_jobs.claim(
                 connection, self._owner, self._methods, lease_seconds=self._runtime.timing.lease_seconds
             )
-        if key is None:
+        if projection_pk is None:
             return False
-        with spawn(self._runtime.settings, "lay-out", str(key), self._owner) as process:
+        with spawn(self._runtime.settings, "lay-out", str(projection_pk), self._owner) as process:
             try:
-                self._watch(process, key, stop)
+                self._watch(process, projection_pk, stop)
             finally:
                 process.kill()  # no effect on a process that has ended
         with db.write() as connection:
             if stop.is_set():
-                map_jobs.release(connection, self._owner)
+                projection_jobs.release(connection, self._owner)
             else:  # no effect if the process recorded its own result
                 reason = f"its process ended with {process.returncode}; was there enough memory?"
-                map_jobs.fail(connection, key, self._owner, reason)
+                projection_jobs.fail(connection, projection_pk, self._owner, reason)
         return True
 
-    def _watch(self, process: subprocess.Popen[bytes], key: int, stop: threading.Event) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], projection_pk: int, stop: threading.Event) -> None:
         """Renew the lease until the process ends, the claim is lost, or `stop` is set."""
-        renewed, lease = time.monotonic(), self._runtime.timing.lease_seconds
+        renewed_at, lease_seconds = time.monotonic(), self._runtime.timing.lease_seconds
         while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
             with self._runtime.db.read() as connection:
-                if not map_jobs.owns(connection, key, self._owner):
+                if not projection_jobs.owns(connection, projection_pk, self._owner):
                     return
-            if time.monotonic() - renewed > lease / 3:
-                renewed = time.monotonic()
+            if time.monotonic() - renewed_at > lease_seconds / 3:
+                renewed_at = time.monotonic()
                 with self._runtime.db.write() as connection:
-                    map_jobs.renew(connection, key, self._owner, lease_seconds=lease)
+                    projection_jobs.renew(connection, projection_pk, self._owner, lease_seconds=lease_seconds)
 
 
-class Beside:
+class ReembedRunner:
     """Re-embeds the library into the target generation, in a process of its own.
 
     That process holds another model, and its failures must not affect uploads. Runs in the thread that calls `run`.
@@ -77,18 +77,18 @@ class Beside:
 
     def run(self, stop: threading.Event) -> None:
         """Re-embed whenever there is a target generation, until `stop` is set."""
-        keep_doing(lambda: self._step(stop), stop, self._runtime.timing, "the other generation waits")
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the other generation waits")
 
     def _step(self, stop: threading.Event) -> bool:
         with self._runtime.db.read() as connection:
-            wanted = generations.wanted(connection)
-        if wanted is None:
+            target = generations.target(connection)
+        if target is None:
             return False
-        with spawn(self._runtime.settings, "reembed", wanted.id) as process:
+        with spawn(self._runtime.settings, "reembed", target.id) as process:
             while process.poll() is None and not stop.wait(self._runtime.timing.idle_seconds):
                 pass
             if process.poll() is None:
-                end(process, seconds=10)
+                terminate(process, seconds=10)
         if process.returncode:
-            stop.wait(self._runtime.timing.again_seconds)
+            stop.wait(self._runtime.timing.reembed_retry_seconds)
         return True

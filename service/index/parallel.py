@@ -20,16 +20,16 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "scan", initializer=lambda: faiss.omp_set_num_threads(1))
 
 
-def spread(do: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    """Return `do(part)` for each part, in order, computed on all cores.
+def parallel_map(function: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
+    """Return `function(part)` for each part, in order, computed on all cores.
 
     Each thread receives a fixed share of the parts, because handing over parts one by one costs more.
     """
     threads = min(os.cpu_count() or 1, len(parts))
     if threads < 2:
         faiss.omp_set_num_threads(1)
-        return [do(part) for part in parts]
-    shares = _pool().map(lambda n: [do(part) for part in parts[n::threads]], range(threads))
+        return [function(part) for part in parts]
+    shares = _pool().map(lambda n: [function(part) for part in parts[n::threads]], range(threads))
     results: list[Any] = [None] * len(parts)
     for n, share in enumerate(shares):
         results[n::threads] = share

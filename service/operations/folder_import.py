@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from service.bootstrap import Runtime
-from service.database import catalog
+from service.database import video_rows
 from service.errors import InvalidInput, ReelsError
-from service.ingestion.ingest import Description, describe
+from service.ingestion.ingest import ClipMetadata, check_metadata
 from service.media import SUFFIXES
 from service.models import Sampling, Video
 from service.worker.worker import Worker
@@ -79,9 +79,9 @@ class FolderImport:
         self._runtime = runtime
         self._sampling = sampling
         self._on_done = on_done
-        self._summary = ImportReport()
+        self._report = ImportReport()
         self._pending: dict[int, Path] = {}
-        self._looked = 0.0
+        self._polled_at = 0.0
 
     def run(self, entries: list[Entry]) -> ImportReport:
         """Import every entry, while a worker thread embeds the clips imported so far.
@@ -92,28 +92,28 @@ class FolderImport:
             ConfigurationError: The model, device or precision cannot be used.
             ModelUnavailable: The weights of the model cannot be loaded.
         """
-        self._runtime.adopt()
+        self._runtime.initialise()
         stop = threading.Event()
         worker = threading.Thread(target=Worker(self._runtime).run, args=(stop,), name="worker")
         worker.start()
         try:
             for entry in entries:
                 try:
-                    self.offer(entry)
+                    self.import_clip(entry)
                 except (ReelsError, OSError) as error:
-                    self._settle(entry.path, "failed", str(error))
-                self._collect()
+                    self._record(entry.path, "failed", str(error))
+                self._record_finished()
             while self._pending and worker.is_alive():
                 time.sleep(_POLL_SECONDS)
-                self._collect()
+                self._record_finished()
         finally:
             stop.set()
             worker.join()
         for path in self._pending.values():
-            self._settle(path, "failed", "the worker stopped before it was embedded; run the import again")
-        return self._summary
+            self._record(path, "failed", "the worker stopped before it was embedded; run the import again")
+        return self._report
 
-    def offer(self, entry: Entry) -> None:
+    def import_clip(self, entry: Entry) -> None:
         """Import one clip, or update the video that it became in an earlier run.
 
         Raises ReelsError if the clip is refused, OSError if its file cannot be read.
@@ -121,9 +121,9 @@ class FolderImport:
         stat = entry.path.stat()
         path = str(entry.path.resolve())
         with self._runtime.db.read() as connection:
-            source = catalog.source(connection, path)
-            known = None if source is None else catalog.video_by_key(connection, source.video_key)
-        description = describe(
+            source = video_rows.source(connection, path)
+            known = None if source is None else video_rows.video_by_pk(connection, source.video_key)
+        description = check_metadata(
             entry.path.name, sampling=self._sampling, caption=sidecar(entry.path), category=entry.category
         )
         if known and source and (source.size_bytes, source.modified_ns) == (stat.st_size, stat.st_mtime_ns):
@@ -137,25 +137,27 @@ class FolderImport:
             incoming.finish()
             video, outcome = ingest.accept(incoming, description)
         with self._runtime.db.write() as connection:
-            catalog.put_source(connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, key=video.key)
-            orphaned = known and known.key != video.key and not catalog.source_paths(connection, known.key)
+            video_rows.put_source(
+                connection, path, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns, video_pk=video.pk
+            )
+            orphaned = known and known.pk != video.pk and not video_rows.source_paths(connection, known.pk)
         if known and orphaned:
             ingest.delete(known.id)  # the bytes of the file changed, and no other file has the old bytes
         if outcome == "existing":
             self._refresh(entry, description, video)
         else:
-            self._pending[video.key] = entry.path
+            self._pending[video.pk] = entry.path
 
-    def _refresh(self, entry: Entry, description: Description, video: Video) -> None:
+    def _refresh(self, entry: Entry, description: ClipMetadata, video: Video) -> None:
         """Update the caption, category and sampling of a video whose bytes are already stored.
 
         If several files have the same bytes, only the first by path updates the video, in this run and in later ones.
         The others are reported as duplicates.
         """
         with self._runtime.db.read() as connection:
-            first = catalog.source_paths(connection, video.key)[0]
+            first = video_rows.source_paths(connection, video.pk)[0]
         if first != str(entry.path.resolve()):
-            self._settle(entry.path, "duplicate", f"the same bytes as {first}")
+            self._record(entry.path, "duplicate", f"the same bytes as {first}")
             return
         changes = {
             name: new
@@ -169,44 +171,44 @@ class FolderImport:
             self._runtime.ingest.edit(video.id, changes)
         if video.sampling != self._sampling or video.status == "failed":
             self._runtime.ingest.resample(video.id, self._sampling)
-            self._pending[video.key] = entry.path
+            self._pending[video.pk] = entry.path
         elif video.status != "ready":
-            self._pending[video.key] = entry.path
+            self._pending[video.pk] = entry.path
         else:
-            self._settle(entry.path, "updated" if changes else "unchanged")
+            self._record(entry.path, "updated" if changes else "unchanged")
 
-    def _collect(self) -> None:
+    def _record_finished(self) -> None:
         """Record the outcome of clips that the worker has finished since the last call.
 
         A video that failed is deleted: the folder still has its file, and the next run tries it again.
         """
         now = time.monotonic()
-        if not self._pending or now - self._looked < _POLL_SECONDS:
+        if not self._pending or now - self._polled_at < _POLL_SECONDS:
             return  # clips are offered faster than they are embedded: do not query all pending ones each time
-        self._looked = now
+        self._polled_at = now
         with self._runtime.db.read() as connection:
-            videos = catalog.videos_by_key(connection, list(self._pending))
-        for key, path in list(self._pending.items()):
-            video = videos.get(key)
+            videos = video_rows.videos_by_pk(connection, list(self._pending))
+        for video_pk, path in list(self._pending.items()):
+            video = videos.get(video_pk)
             if video is None or video.status in ("ready", "failed"):
-                del self._pending[key]
+                del self._pending[video_pk]
             if video is None:
-                self._settle(path, "failed", "it was deleted while it was embedded")
+                self._record(path, "failed", "it was deleted while it was embedded")
             elif video.status == "ready":
-                self._settle(path, "embedded")
+                self._record(path, "embedded")
             elif video.status == "failed":
-                self._settle(path, "failed", video.error or "unknown")
+                self._record(path, "failed", video.error or "unknown")
                 self._runtime.ingest.delete(video.id)
 
-    def _settle(self, path: Path, outcome: Outcome, reason: str = "") -> None:
+    def _record(self, path: Path, outcome: Outcome, reason: str = "") -> None:
         if outcome == "embedded":
-            self._summary.embedded += 1
+            self._report.embedded += 1
         elif outcome == "updated":
-            self._summary.updated += 1
+            self._report.updated += 1
         elif outcome == "unchanged":
-            self._summary.unchanged += 1
+            self._report.unchanged += 1
         elif outcome == "duplicate":
-            self._summary.duplicates.append((path, reason))
+            self._report.duplicates.append((path, reason))
         else:
-            self._summary.failures.append((path, reason))
+            self._report.failures.append((path, reason))
         self._on_done(path, outcome)

@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """An API key as stored, without its secret."""
 
     name: str
@@ -72,23 +72,23 @@ def revoke(connection: sa.Connection, name: str) -> None:
         raise NotFound(f"there is no key {name}; `reelsrs keys list` names those there are")
 
 
-def every(connection: sa.Connection) -> list[Key]:
+def all_api_keys(connection: sa.Connection) -> list[ApiKey]:
     """Return all API keys, sorted by name."""
-    return [_key(row) for row in connection.execute(sa.select(db.keys).order_by(db.keys.c.name))]
+    return [_api_key(row) for row in connection.execute(sa.select(db.keys).order_by(db.keys.c.name))]
 
 
-def exist(connection: sa.Connection) -> bool:
+def any_api_key(connection: sa.Connection) -> bool:
     """Return whether there is any API key."""
     return connection.execute(sa.select(db.keys.c.id).limit(1)).first() is not None
 
 
-def look_up(connection: sa.Connection, secret: str) -> Key | None:
+def look_up(connection: sa.Connection, secret: str) -> ApiKey | None:
     """Return the API key with this secret, or None."""
     digest = _digest(secret)
     row = connection.execute(sa.select(db.keys).where(db.keys.c.sha256 == digest)).first()
     # The index look-up is not constant-time. It compares hashes, and a caller can choose only a few bytes of a hash.
     # The row found is compared once more, in constant time.
-    return _key(row) if row is not None and hmac.compare_digest(row.sha256, digest) else None
+    return _api_key(row) if row is not None and hmac.compare_digest(row.sha256, digest) else None
 
 
 def includes(held: Right, needed: Right) -> bool:
@@ -100,5 +100,5 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _key(row: sa.Row[tuple[object, ...]]) -> Key:
-    return Key(row.name, row.rights, row.created_at)
+def _api_key(row: sa.Row[tuple[object, ...]]) -> ApiKey:
+    return ApiKey(row.name, row.rights, row.created_at)

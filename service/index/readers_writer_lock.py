@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Gate:
+class ReadersWriterLock:
     """Readers-writer lock: many readers at once, or one writer alone.
 
-    A waiting writer goes before readers that arrive later. Not reentrant: a thread must not take the gate twice.
+    A waiting writer goes before readers that arrive later. Not reentrant: a thread must not take the lock twice.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Gate:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold the gate together with other readers. Wait while a writer holds the gate or waits."""
+        """Hold the lock together with other readers. Wait while a writer holds the lock or waits."""
         with self._changed:
             self._changed.wait_for(lambda: not self._writers)
             self._readers += 1
@@ -34,7 +34,7 @@ class Gate:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the gate alone. Wait until all readers and other writers have left."""
+        """Hold the lock alone. Wait until all readers and other writers have left."""
         with self._changed:
             self._writers += 1
             self._changed.wait_for(lambda: not self._readers and not self._writing)

@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 from service.api.schemas.examples import HIT, SHORT, examples
 from service.api.schemas.videos import VideoSummary
 from service.models import Fusion
-from service.search.answers import Hit as DomainHit
-from service.search.answers import SearchResults as DomainAnswer
 from service.search.duplicates import Duplicate as DomainDuplicate
+from service.search.results import Hit as DomainHit
+from service.search.results import SearchResults
 
 
 class Breakdown(BaseModel):
@@ -55,20 +55,20 @@ class Hit(BaseModel):
     moment: Moment
 
     @classmethod
-    def of(cls, hit: DomainHit) -> Hit:
+    def from_hit(cls, hit: DomainHit) -> Hit:
         """Build the response from a hit of the search package."""
-        seen, read = hit.video_part, hit.text_part
+        visual, text = hit.visual, hit.text
         return cls(
             rank=hit.rank,
             score=hit.score,
-            video=VideoSummary.of(hit.video),
+            video=VideoSummary.from_video(hit.video),
             breakdown=Breakdowns(
-                video=Breakdown(similarity=seen.similarity, weight=seen.weight, contribution=seen.contribution),
+                video=Breakdown(similarity=visual.similarity, weight=visual.weight, contribution=visual.contribution),
                 text=TextBreakdown(
-                    similarity=read.similarity,
-                    weight=read.weight,
-                    contribution=read.contribution,
-                    imputed=read.imputed,
+                    similarity=text.similarity,
+                    weight=text.weight,
+                    contribution=text.contribution,
+                    imputed=text.imputed,
                 ),
             ),
             moment=Moment(
@@ -113,15 +113,15 @@ class Answer(BaseModel):
     next_cursor: str | None = Field(description="hand it in as `cursor`, with the same parameters, for the next page")
 
     @classmethod
-    def of(cls, answer: DomainAnswer) -> Answer:
+    def from_results(cls, results: SearchResults) -> Answer:
         """Build the response from the results of the search package."""
         return cls(
-            items=[Hit.of(hit) for hit in answer.hits],
-            weights=Weights(video=answer.weights.video, text=answer.weights.text),
-            fusion=answer.fusion,
-            generation=answer.generation,
-            exact=answer.exact,
-            next_cursor=answer.next_cursor,
+            items=[Hit.from_hit(hit) for hit in results.hits],
+            weights=Weights(video=results.weights.video, text=results.weights.text),
+            fusion=results.fusion,
+            generation=results.generation,
+            exact=results.exact,
+            next_cursor=results.next_cursor,
         )
 
 
@@ -141,6 +141,8 @@ class DuplicateList(BaseModel):
     next_cursor: str | None = None
 
     @classmethod
-    def of(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
+    def from_duplicates(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
         """Build the response from the near-duplicates of the search package."""
-        return cls(items=[Duplicate(video=VideoSummary.of(one.video), similarity=one.similarity) for one in found])
+        return cls(
+            items=[Duplicate(video=VideoSummary.from_video(one.video), similarity=one.similarity) for one in found]
+        )

@@ -27,7 +27,7 @@ from service.search.query import (
     SearchQuery,
 )
 
-ONE = SearchQuery(weights=Weights(1, 1), fusion="cosine", likes=(Reference("a"),))
+ONE = SearchQuery(weights=Weights(1, 1), fusion="cosine", references=(Reference("a"),))
 CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5))
 
 
@@ -49,7 +49,7 @@ def _example(weight: float = 1.0) -> QueryVector:
 
 def test_a_question_has_the_defaults_that_are_documented() -> None:
     assert (ONE.k, ONE.diversity, ONE.min_score, ONE.group_by, ONE.cursor) == (10, 0.0, None, "video", None)
-    assert (ONE.scope, ONE.exclude, ONE.examples) == (EVERYWHERE, (), ())
+    assert (ONE.scope, ONE.exclude, ONE.vectors) == (EVERYWHERE, (), ())
     assert Scope((), (), "any") == EVERYWHERE
     assert (Reference("a").weight, _example().weight) == (1.0, 1.0)
 
@@ -68,15 +68,15 @@ def test_weights_up_to_a_million_are_taken_on_both_sides() -> None:
 
 def test_something_must_be_given_to_be_like() -> None:
     with _refused("positive", "name at least one video to be like, in positive or in negative"):
-        replace(ONE, likes=())
-    assert replace(ONE, likes=(), examples=(_example(),)).likes == ()
-    assert replace(ONE, likes=(Reference("a", -1),)).likes[0].weight == -1
+        replace(ONE, references=())
+    assert replace(ONE, references=(), vectors=(_example(),)).references == ()
+    assert replace(ONE, references=(Reference("a", -1),)).references[0].weight == -1
 
 
 def test_nothing_is_both_liked_and_disliked() -> None:
     with _refused("negative", "names b, which is in positive too"):
-        replace(ONE, likes=(Reference("c"), Reference("b"), Reference("b", -1), Reference("c", -1)))
-    replace(ONE, likes=(Reference("a"), Reference("b", -1), Reference("a", 2)))
+        replace(ONE, references=(Reference("c"), Reference("b"), Reference("b", -1), Reference("c", -1)))
+    replace(ONE, references=(Reference("a"), Reference("b", -1), Reference("a", 2)))
 
 
 @pytest.mark.parametrize("diversity", [-0.01, 1.01, float("nan")])
@@ -110,11 +110,11 @@ def test_moments_are_seen_and_not_diverse() -> None:
 
 def test_every_part_of_a_question_is_in_its_digest_but_the_page() -> None:
     others = [
-        {"likes": (Reference("b"),)},
-        {"likes": (Reference("a", 2),)},
-        {"likes": (Reference("a"), Reference("b"))},
-        {"examples": (_example(),)},
-        {"examples": (_example(2),)},
+        {"references": (Reference("b"),)},
+        {"references": (Reference("a", 2),)},
+        {"references": (Reference("a"), Reference("b"))},
+        {"vectors": (_example(),)},
+        {"vectors": (_example(2),)},
         {"exclude": ("b",)},
         {"exclude": ("b", "c")},
         {"weights": Weights(2, 1)},
@@ -149,8 +149,8 @@ def test_a_digest_is_the_same_in_the_next_release() -> None:
     ],
 )
 def test_a_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
-    text = cursor.write()
-    assert Cursor.read(text) == cursor
+    text = cursor.encode()
+    assert Cursor.decode(text) == cursor
     assert text.isascii()
     assert not set(text) & set("=+/&?#% ")
 
@@ -158,9 +158,9 @@ def test_a_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
 def test_a_cursor_is_read_whatever_its_length_leaves_of_padding() -> None:
     lengths = set()
     for count in range(1, 9):
-        cursor = replace(CURSOR, question="q" * count, shown=tuple(range(count)))
-        lengths.add(len(cursor.write()) % 4)
-        assert Cursor.read(cursor.write()) == cursor
+        cursor = replace(CURSOR, query_digest="q" * count, shown=tuple(range(count)))
+        lengths.add(len(cursor.encode()) % 4)
+        assert Cursor.decode(cursor.encode()) == cursor
     assert len(lengths) > 1
 
 
@@ -169,7 +169,7 @@ def _written(*parts: Any) -> str:
 
 
 GOOD: dict[str, Any] = {
-    "question": "q",
+    "query_digest": "q",
     "state": "s",
     "statistics": [[0.1, 0.2], [0.3, 0.4]],
     "offset": 7,
@@ -209,45 +209,45 @@ GOOD: dict[str, Any] = {
     ids=str,
 )
 def test_a_cursor_that_was_made_up_is_refused(wrong: dict[str, Any], reason: str) -> None:
-    assert Cursor.read(_written(*GOOD.values())) == CURSOR
+    assert Cursor.decode(_written(*GOOD.values())) == CURSOR
     with _not_ours(reason):
-        Cursor.read(_written(*(GOOD | wrong).values()))
+        Cursor.decode(_written(*(GOOD | wrong).values()))
 
 
 def test_the_largest_numbers_of_a_cursor_are_read() -> None:
-    assert Cursor.read(_written(*(GOOD | {"shown": [(1 << 62) - 1, 0], "offset": 0}).values())).offset == 0
-    assert len(Cursor.read(_written(*(GOOD | {"shown": list(range(MAX_DEPTH))}).values())).shown) == MAX_DEPTH
+    assert Cursor.decode(_written(*(GOOD | {"shown": [(1 << 62) - 1, 0], "offset": 0}).values())).offset == 0
+    assert len(Cursor.decode(_written(*(GOOD | {"shown": list(range(MAX_DEPTH))}).values())).shown) == MAX_DEPTH
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "äöü", "A" * 40, CURSOR.write()[:-6], _written(1), "?", _written(*GOOD.values(), 1)]
+    "text", ["", "x", "äöü", "A" * 40, CURSOR.encode()[:-6], _written(1), "?", _written(*GOOD.values(), 1)]
 )
 def test_what_is_no_cursor_is_refused(text: str) -> None:
     with _refused("cursor", "is not one that this service gave"):
-        Cursor.read(text)
+        Cursor.decode(text)
 
 
 def test_a_cursor_is_not_unpacked_without_bound() -> None:
     bomb = base64.urlsafe_b64encode(zlib.compress(b" " * (1 << 25) + json.dumps(list(GOOD.values())).encode()))
     with _not_ours("not whole"):
-        Cursor.read(bomb.decode())
+        Cursor.decode(bomb.decode())
     nested = base64.urlsafe_b64encode(zlib.compress(b"[" * 100_000 + b"]" * 100_000)).decode()
     with _not_ours("not whole"):
-        Cursor.read(nested)
+        Cursor.decode(nested)
     deep = base64.urlsafe_b64encode(zlib.compress(b"[" * 20_000 + np.random.default_rng(1).bytes(9000))).decode()
     with _refused("cursor", "is not one that this service gave"):
-        Cursor.read(deep)
+        Cursor.decode(deep)
     with _not_ours("too long"):
-        Cursor.read("A" * (MAX_CURSOR_CHARACTERS + 1))
+        Cursor.decode("A" * (MAX_CURSOR_CHARACTERS + 1))
 
 
 def test_a_cursor_of_the_greatest_length_is_read() -> None:
     rng = np.random.default_rng(1)
     shown = tuple(rng.integers(1 << 62, size=5000).tolist())
-    while len(text := replace(CURSOR, shown=shown).write()) > MAX_CURSOR_CHARACTERS:
+    while len(text := replace(CURSOR, shown=shown).encode()) > MAX_CURSOR_CHARACTERS:
         shown = shown[:-5]
     assert len(text) > MAX_CURSOR_CHARACTERS - 200
-    assert Cursor.read(text).shown == shown
+    assert Cursor.decode(text).shown == shown
 
 
 def test_a_cursor_belongs_to_one_question_and_one_state() -> None:

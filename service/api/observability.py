@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.bootstrap import Runtime
-from service.database import catalog, jobs
+from service.database import jobs, video_rows
 from service.errors import ReelsError
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 _METHODS = frozenset(("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"))
 # Security headers of every response that does not set them itself.
-_CAUTION = {
+_SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
     b"referrer-policy": b"no-referrer",
@@ -58,7 +58,7 @@ class Metrics(Collector):
         if self._runtime is None:
             return
         with self._runtime.db.read() as connection:
-            counts, depth, age = catalog.status_counts(connection), jobs.depth(connection), jobs.age(connection)
+            counts, depth, age = video_rows.status_counts(connection), jobs.depth(connection), jobs.age(connection)
         videos_by_status = GaugeMetricFamily("reelsrs_videos", "videos by status", labels=["status"])
         for status in ("queued", "processing", "ready", "failed"):
             videos_by_status.add_metric([status], counts.get(status, 0))
@@ -66,12 +66,12 @@ class Metrics(Collector):
         yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
         yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
         with suppress(ReelsError):  # an unavailable index must not hide the other metrics
-            with self._runtime.serving.follower.current() as (index, _):
+            with self._runtime.serving.index.current() as (index, _):
                 size = len(index)
             yield GaugeMetricFamily("reelsrs_index_videos", "videos in the index", value=size)
 
 
-class Observed:
+class ObservabilityMiddleware:
     """ASGI middleware that gives every request an id and a log line, and counts it in the metrics.
 
     Every response gets the id as `X-Request-Id`, and security headers.
@@ -94,9 +94,9 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                said = {name for name, _ in message["headers"]}
-                caution = ((name, value) for name, value in _CAUTION.items() if name not in said)
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *caution]
+                present = {name for name, _ in message["headers"]}
+                missing = ((name, value) for name, value in _SECURITY_HEADERS.items() if name not in present)
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *missing]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

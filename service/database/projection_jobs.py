@@ -17,14 +17,22 @@ import sqlalchemy as sa
 from service.database import change_log, db
 from service.database.common import utc_now
 from service.database.leases import FREE, LEASE_SECONDS, Leases
-from service.database.maps import METHODS, Map, Spec, by_key, change, insert_points, row_by_key
+from service.database.projection_rows import (
+    METHODS,
+    Projection,
+    ProjectionSpec,
+    by_pk,
+    insert_points,
+    row_by_pk,
+    update_projection,
+)
 from service.models import Method, Vectors
 
 _LEASES = Leases(db.projections, db.projections.c.key)
 CANCELLED = "cancelled"
 
 
-def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
+def request(connection: sa.Connection, spec: ProjectionSpec) -> tuple[Projection, bool]:
     """Return the projection of this specification, and whether this call queued it.
 
     A projection that is new, or whose fit had failed, is queued. Call inside a write transaction.
@@ -34,7 +42,7 @@ def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
     ).first()
     if row is None:
         values = asdict(spec)
-        key = connection.execute(
+        projection_pk = connection.execute(
             sa.insert(db.projections)
             .values(
                 id=secrets.token_hex(8),
@@ -48,44 +56,46 @@ def ask(connection: sa.Connection, spec: Spec) -> tuple[Map, bool]:
             )
             .returning(db.projections.c.key)
         ).scalar_one()
-        return by_key(connection, key), True
+        return by_pk(connection, projection_pk), True
     if row.status == "failed":
         queue(connection, row.key)
-    return by_key(connection, row.key), row.status == "failed"
+    return by_pk(connection, row.key), row.status == "failed"
 
 
-def queue(connection: sa.Connection, key: int) -> None:
+def queue(connection: sa.Connection, projection_pk: int) -> None:
     """Queue a projection to be fitted, for the first time or again.
 
     A running fit loses its claim, and the projection is fitted from the start. Call inside a write transaction.
     """
-    change(connection, key, status="queued", progress=0.0, error=None, **FREE)
+    update_projection(connection, projection_pk, status="queued", progress=0.0, error=None, **FREE)
 
 
-def cancel(connection: sa.Connection, key: int) -> None:
+def cancel(connection: sa.Connection, projection_pk: int) -> None:
     """Cancel the fit of a projection, if it is queued or running. Raises NotFound.
 
     A projection that has points keeps them and is `ready` again. One without points is `failed`. Call inside a write
     transaction.
     """
-    state = row_by_key(connection, key)
+    state = row_by_pk(connection, projection_pk)
     if state.status not in ("queued", "running"):
         return
     if state.fitted_at is None:
-        end: dict[str, Any] = {"status": "failed", "error": CANCELLED}
+        values: dict[str, Any] = {"status": "failed", "error": CANCELLED}
     else:
-        end = {"status": "ready", "error": None}
-    change(connection, key, **end, progress=1.0, **FREE)
+        values = {"status": "ready", "error": None}
+    update_projection(connection, projection_pk, **values, progress=1.0, **FREE)
 
 
-def waiting(connection: sa.Connection, methods: Collection[Method] = METHODS, key: int | None = None) -> int | None:
+def waiting(
+    connection: sa.Connection, methods: Collection[Method] = METHODS, projection_pk: int | None = None
+) -> int | None:
     """Return the primary key of the oldest projection that waits to be fitted by one of `methods`, or None.
 
-    With `key`, only this projection is considered. A fit whose lease has expired waits again.
+    With `projection_pk`, only this projection is considered. A fit whose lease has expired waits again.
     """
     query = sa.select(db.projections.c.key).where(_claimable(connection), db.projections.c.method.in_(methods))
-    if key is not None:
-        query = query.where(db.projections.c.key == key)
+    if projection_pk is not None:
+        query = query.where(db.projections.c.key == projection_pk)
     found: int | None = connection.execute(query.order_by(db.projections.c.key).limit(1)).scalar()
     return found
 
@@ -94,16 +104,16 @@ def claim(
     connection: sa.Connection,
     owner: str,
     methods: Collection[Method] = METHODS,
-    key: int | None = None,
+    projection_pk: int | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> int | None:
     """Claim the projection that `waiting` returns; return its primary key, or None if there is none.
 
     `owner` then holds the projection for `lease_seconds`. Call inside a write transaction.
     """
-    found = waiting(connection, methods, key)
+    found = waiting(connection, methods, projection_pk)
     if found is not None:
-        _LEASES.take(
+        _LEASES.assign(
             connection, found, owner, db.now(connection) + lease_seconds, status="running", progress=0.0, error=None
         )
     return found
@@ -111,7 +121,7 @@ def claim(
 
 def renew(
     connection: sa.Connection,
-    key: int,
+    projection_pk: int,
     owner: str,
     progress: float | None = None,
     lease_seconds: float = LEASE_SECONDS,
@@ -123,7 +133,7 @@ def renew(
     inside a write transaction.
     """
     values = {} if progress is None else {"progress": progress}
-    return _LEASES.renew(connection, owner, lease_seconds, key, **values) == 1
+    return _LEASES.renew(connection, owner, lease_seconds, projection_pk, **values) == 1
 
 
 def release(connection: sa.Connection, owner: str) -> None:
@@ -139,12 +149,12 @@ def release(connection: sa.Connection, owner: str) -> None:
     )
 
 
-def owns(connection: sa.Connection, key: int, owner: str) -> bool:
+def owns(connection: sa.Connection, projection_pk: int, owner: str) -> bool:
     """Return whether `owner` still holds the claim on a projection."""
-    return _LEASES.owns(connection, key, owner)
+    return _LEASES.owns(connection, projection_pk, owner)
 
 
-def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) -> None:
+def fail(connection: sa.Connection, projection_pk: int, owner: str | None, reason: str) -> None:
     """Mark a projection as failed, with `reason` as its error. Existing points are kept.
 
     Nothing happens if `owner` does not hold the claim any more. Pass None as `owner` if no fit is running, but new
@@ -152,52 +162,54 @@ def fail(connection: sa.Connection, key: int, owner: str | None, reason: str) ->
     """
     connection.execute(
         sa.update(db.projections)
-        .where(db.projections.c.key == key, db.projections.c.owner == owner)
+        .where(db.projections.c.key == projection_pk, db.projections.c.owner == owner)
         .values(status="failed", progress=1.0, error=reason, **FREE)
     )
 
 
 def finish(
     connection: sa.Connection,
-    key: int,
+    projection_pk: int,
     *,
     points: Iterable[tuple[int, Vectors]],
-    seen: int,
-    basis: str,
+    applied_change: int,
+    vectors_digest: str,
     model: bytes,
     quality: dict[str, float] | None,
 ) -> None:
     """Replace the points of a projection by those of a new fit, and mark it as ready.
 
-    Videos that changed after `seen` are left out. They are transformed later, from their present vectors. Call inside a
-    write transaction.
+    Videos that changed after `applied_change` are left out. They are transformed later, from their present vectors.
+    Call inside a write transaction.
 
     Args:
         connection: a write transaction.
-        key: primary key of the projection.
+        projection_pk: primary key of the projection.
         points: (N, 2) or (N, 3) float32 coordinates by video primary key, one row per frame or one per video.
-        seen: number of the last change that the fitted vectors reflect.
-        basis: digest of the vectors that were fitted.
+        applied_change: number of the last change that the fitted vectors reflect.
+        vectors_digest: digest of the vectors that were fitted.
         model: what transforming new points needs besides the points, as .npz.
         quality: quality measures of the fit; None if there are too few points.
     """
     generation = connection.execute(
-        sa.select(db.projections.c.generation).where(db.projections.c.key == key)
+        sa.select(db.projections.c.generation).where(db.projections.c.key == projection_pk)
     ).scalar_one()
-    changed = set(change_log.changed_since(connection, seen, generation))
-    connection.execute(sa.delete(db.coordinates).where(db.coordinates.c.projection_key == key))
-    insert_points(connection, key, ((video, rows) for video, rows in points if video not in changed), placed=False)
-    version = sa.select(db.projections.c.version).where(db.projections.c.key == key).scalar_subquery()
-    change(
+    changed = set(change_log.changed_since(connection, applied_change, generation))
+    connection.execute(sa.delete(db.coordinates).where(db.coordinates.c.projection_key == projection_pk))
+    insert_points(
+        connection, projection_pk, ((video, rows) for video, rows in points if video not in changed), transformed=False
+    )
+    version = sa.select(db.projections.c.version).where(db.projections.c.key == projection_pk).scalar_subquery()
+    update_projection(
         connection,
-        key,
+        projection_pk,
         status="ready",
         progress=1.0,
         error=None,
         **FREE,
         version=version + 1,
-        seen=seen,
-        basis=basis,
+        seen=applied_change,
+        basis=vectors_digest,
         model=model,
         quality=quality,
         fitted_at=utc_now(),
@@ -208,5 +220,5 @@ def _claimable(connection: sa.Connection) -> sa.ColumnElement[bool]:
     rows = db.projections.c
     return sa.or_(
         rows.status == "queued",
-        sa.and_(rows.status == "running", _LEASES.free(db.now(connection))),
+        sa.and_(rows.status == "running", _LEASES.is_free(db.now(connection))),
     )

@@ -20,16 +20,16 @@ from service.database.db import Database
 from service.errors import ConfigurationError, NotFound
 from service.storage import Store, open_store
 
-Step = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Progress callback: receives the number of videos whose bytes are copied, and the number to copy."""
 
-_ROWS = 500  # per batch
-_NUMBERED = (db.videos.c.key, db.changes.c.number, db.projections.c.key)
+_BATCH_ROWS = 500  # per batch
+_NUMBERED_COLUMNS = (db.videos.c.key, db.changes.c.number, db.projections.c.key)
 """Columns whose values the database generates."""
 
 
 @dataclass
-class Copied:
+class CopyReport:
     """Result of a copy.
 
     `damaged` lists the ids of videos that were left out, because their bytes are missing or do not match their SHA-256.
@@ -40,7 +40,9 @@ class Copied:
     damaged: list[str] = field(default_factory=list)
 
 
-def copy(settings: Settings, database_url: str, storage_url: str, step: Step = lambda *_: None) -> Copied:
+def copy(
+    settings: Settings, database_url: str, storage_url: str, progress: ProgressCallback = lambda *_: None
+) -> CopyReport:
     """Copy the library of `settings` to another database and store; the library may be in use.
 
     Everything that was acknowledged before the rows are read is copied. If the copy fails, the target has no library
@@ -54,37 +56,37 @@ def copy(settings: Settings, database_url: str, storage_url: str, step: Step = l
     for url in (settings.database, database_url):
         db.upgrade(url)
     source, target = open_store(settings.storage, settings.data_dir), open_store(storage_url, settings.data_dir)
-    with closing(Database(settings.database)) as old, closing(Database(database_url)) as new:
-        new.patience_seconds = db.PATIENT_SECONDS
-        with new.read() as connection:
+    with closing(Database(settings.database)) as source_db, closing(Database(database_url)) as target_db:
+        target_db.lock_seconds = db.BACKGROUND_LOCK_SECONDS
+        with target_db.read() as connection:
             for table in (db.library, db.videos):
                 if connection.execute(sa.select(table).limit(1)).first() is not None:
-                    raise ConfigurationError(f"there is a library in {new.url.render_as_string()} already")
+                    raise ConfigurationError(f"there is a library in {target_db.url.render_as_string()} already")
         done: dict[str, int] = {}  # SHA-256 -> size in bytes
         damaged: set[str] = set()
         while True:
-            with old.read() as reading:
+            with source_db.read() as reading:
                 rows = list(reading.execute(sa.select(db.videos)))
                 missing = [row for row in rows if row.sha256 not in done and row.sha256 not in damaged]
                 if not missing:
-                    with new.write() as writing:
-                        _rows(reading, writing, {row.key for row in rows if row.sha256 in damaged})
+                    with target_db.write() as writing:
+                        _copy_rows(reading, writing, {row.key for row in rows if row.sha256 in damaged})
                     break
             for number, row in enumerate(missing):
-                step(number, len(missing))
-                size_bytes = _bytes(source, target, row)
+                progress(number, len(missing))
+                size_bytes = _copy_bytes(source, target, row)
                 if size_bytes is None:
                     damaged.add(row.sha256)
                 else:
                     done[row.sha256] = size_bytes
-        stay = {row.sha256 for row in rows} - damaged
-        for sha256 in done.keys() - stay:  # deleted from the source meanwhile
+        kept = {row.sha256 for row in rows} - damaged
+        for sha256 in done.keys() - kept:  # deleted from the source meanwhile
             target.delete(sha256)
-    size = sum(done[sha256] for sha256 in stay)
-    return Copied(len(stay), size, [row.id for row in rows if row.sha256 in damaged])
+    size = sum(done[sha256] for sha256 in kept)
+    return CopyReport(len(kept), size, [row.id for row in rows if row.sha256 in damaged])
 
 
-def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
+def _copy_bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
     """Copy the stored files of a video; return its size in bytes, None if bytes are missing or damaged."""
     try:
         blob = source.video(row.sha256)
@@ -94,12 +96,12 @@ def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
             incoming.finish()
             if incoming.sha256 != row.sha256:
                 return None
-            target.send(incoming, row.media_type)
-            target.place(incoming, row.media_type)
-        pictures = [source.picture(row.sha256, n, seconds) for n, seconds in enumerate(row.frame_times)]
+            target.upload(incoming, row.media_type)
+            target.commit(incoming, row.media_type)
+        pictures = [source.thumbnail(row.sha256, n, seconds) for n, seconds in enumerate(row.frame_times)]
         jpegs = [picture.read(0, picture.size_bytes) for picture in pictures]
-        target.send_pictures(row.sha256, row.frame_times, jpegs)
-        target.put_pictures(row.sha256, jpegs)
+        target.upload_thumbnails(row.sha256, row.frame_times, jpegs)
+        target.commit_thumbnails(row.sha256, jpegs)
         if (fingerprint := source.fingerprint(row.sha256)) is not None:
             target.put_fingerprint(row.sha256, fingerprint)
     except NotFound:
@@ -107,7 +109,7 @@ def _bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
     return blob.size_bytes
 
 
-def _rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> None:
+def _copy_rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> None:
     """Copy all rows, except those of the videos whose primary keys are in `without`.
 
     Leases are released. Generated numbers of the target continue above the copied ones. Call inside a read transaction
@@ -117,18 +119,22 @@ def _rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> 
         if table is db.collections:  # Milvus collections are not copied
             continue
         own = {"videos": "key"}.get(table.name, "video_key")
-        for rows in reading.execution_options(yield_per=_ROWS).execute(sa.select(table)).partitions():
-            values = [_free(table, dict(row._mapping)) for row in rows if getattr(row, own, None) not in without]  # noqa: SLF001
+        for rows in reading.execution_options(yield_per=_BATCH_ROWS).execute(sa.select(table)).partitions():
+            values = [
+                _without_lease(table, dict(row._mapping))  # noqa: SLF001
+                for row in rows
+                if getattr(row, own, None) not in without
+            ]
             if values:
                 writing.execute(sa.insert(table), values)
-    for column in _NUMBERED:
+    for column in _NUMBERED_COLUMNS:
         highest = [writing.execute(sa.select(sa.func.max(column))).scalar() or 0]
         if column is db.videos.c.key:  # keys of deleted videos are not used again either
             highest.append(writing.execute(sa.select(sa.func.max(db.changes.c.video_key))).scalar() or 0)
-        dialects.of(writing).go_on_after(writing, column, max(highest))
+        dialects.dialect_of(writing).set_last_number(writing, column, max(highest))
 
 
-def _free(table: sa.Table, row: dict[str, Any]) -> dict[str, Any]:
+def _without_lease(table: sa.Table, row: dict[str, Any]) -> dict[str, Any]:
     """Return the row without its lease; unfinished work is queued again."""
     if "lease_expires_at" in row:
         row |= {"owner": None, "lease_expires_at": None}

@@ -28,7 +28,7 @@ _ALLOWED = """
 _CLONE_THREAD = 0x00010000  # flag of clone(2): a thread in this process, not a new process
 
 
-def confine() -> str | None:
+def enter_sandbox() -> str | None:
     """Restrict this process permanently; return why system calls cannot be filtered, or None.
 
     Import everything that the process needs before this call. The limits on memory and files apply even if system calls

@@ -61,7 +61,7 @@ def test_a_snapshot_is_loaded_and_caught_up(
     library.add(unit(rng), unit(rng))
     library.caption(list(library.items)[3], unit(rng))
     follower, recommender = _again(library, folder)
-    assert follower.saved, "the snapshot was not used"
+    assert follower.saved_change, "the snapshot was not used"
     _check(library, recommender)
     with follower.current() as (index, _):
         assert len(index) == len(library.items)
@@ -107,7 +107,7 @@ def test_a_snapshot_that_is_not_right_is_not_used(filled: tuple[VectorLibrary, P
     else:
         manifest.write_text(json.dumps({**words, "seen": words["seen"] + 1000}))
     follower, recommender = _again(library, folder)
-    assert follower.saved is None, "the snapshot was used"
+    assert follower.saved_change is None, "the snapshot was used"
     _check(library, recommender)
 
 
@@ -162,8 +162,8 @@ def test_an_index_is_built_of_what_is_ready(filled: tuple[VectorLibrary, Path]) 
     follower = follow(library, folder)
     assert keys_of(follower) == sorted(library.keys[name] for name in library.items)
     assert follower.generation is GENERATION
-    assert follower.saved is None
-    assert follower.refused is None, "there was none to refuse"
+    assert follower.saved_change is None
+    assert follower.snapshot_error is None, "there was none to refuse"
     with follower.current() as (index, _):
         assert index.serving  # type: ignore[attr-defined]
     follower.close(save=False)
@@ -176,22 +176,24 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
     assert follower.differences() == []
     rng = np.random.default_rng(8)
     names = list(library.items)
-    pictures, captions, category = (
+    visual, text, category = (
         library.keys[name] for name in [next(name for name in names if library.items[name].t is not None), *names[5:7]]
     )
-    captions = next(library.keys[name] for name in names[7:] if library.items[name].t is not None)
+    text = next(library.keys[name] for name in names[7:] if library.items[name].t is not None)
 
     def wrong(now: Entries) -> Entries:
-        now.pictures[now.keys == pictures] = unit(rng)
-        now.captions[now.keys == captions] = unit(rng)  # type: ignore[index]
-        other = tuple("other" if key == category else name for key, name in zip(now.keys, now.categories, strict=True))
+        now.visual[now.video_pks == visual] = unit(rng)
+        now.text[now.video_pks == text] = unit(rng)  # type: ignore[index]
+        other = tuple(
+            "other" if key == category else name for key, name in zip(now.video_pks, now.categories, strict=True)
+        )
         return replace(now, categories=other)
 
-    _falsify(follower, [pictures, captions, category], wrong)
+    _falsify(follower, [visual, text, category], wrong)
     assert sorted(follower.differences()) == sorted(
         [
-            f"the index has other vectors of video {pictures}",
-            f"the index has other vectors of video {captions}",
+            f"the index has other vectors of video {visual}",
+            f"the index has other vectors of video {text}",
             f"the index has another category of video {category}",
         ]
     )
@@ -220,7 +222,7 @@ def test_a_caption_that_is_only_said_to_be_there_is_a_difference(filled: tuple[V
     library, folder = filled
     follower = follow(library, folder)
     key = next(library.keys[item.id] for item in library.items.values() if item.t is None)
-    _falsify(follower, [key], lambda now: replace(now, captioned=np.array([True])))
+    _falsify(follower, [key], lambda now: replace(now, has_text=np.array([True])))
     assert follower.differences() == [f"the index has other vectors of video {key}"]
 
 
@@ -244,13 +246,13 @@ def test_a_snapshot_that_is_refused_says_why(filled: tuple[VectorLibrary, Path])
     ):
         manifest.write_text(json.dumps(broken))
         follower = follow(library, folder)
-        assert (follower.refused, follower.saved) == (why, None)
+        assert (follower.snapshot_error, follower.saved_change) == (why, None)
         assert keys_of(follower) == sorted(library.keys.values())
     manifest.write_text(json.dumps(words))
     follower = follow(library, folder)
-    assert (follower.refused, follower.saved) == (None, words["seen"])
+    assert (follower.snapshot_error, follower.saved_change) == (None, words["seen"])
     fresh = follow(library, folder, fresh=True)
-    assert fresh.saved is None, "it was to look at no snapshot"
+    assert fresh.saved_change is None, "it was to look at no snapshot"
     assert keys_of(fresh) == keys_of(follower)
 
 
@@ -266,12 +268,12 @@ def test_one_process_writes_and_the_others_let_it(filled: tuple[VectorLibrary, P
     assert names_in(folder) == before
     other.replace_snapshot()
     assert names_in(folder) > before, "the files of the snapshot before may be in use"
-    assert follow(library, folder).saved == other.saved
+    assert follow(library, folder).saved_change == other.saved_change
     library.follower.close()
     library.add(unit(np.random.default_rng(2)), None)
     keys_of(other)
     other.save()
-    assert follow(library, folder).saved == other.saved, "who looked after it has gone"
+    assert follow(library, folder).saved_change == other.saved_change, "who looked after it has gone"
     other.close()
 
 
@@ -289,10 +291,10 @@ def test_a_snapshot_that_cannot_be_written_costs_nothing_else(
         follower.save()
         with pytest.raises(StorageFull):
             follower.replace_snapshot()
-    assert follower.saved is None
+    assert follower.saved_change is None
     assert not {name for name in names_in(folder) if not name.endswith(".lock")}, "half a snapshot was left"
     follower.save()
-    assert follow(library, folder).saved == follower.saved is not None
+    assert follow(library, folder).saved_change == follower.saved_change is not None
 
 
 def test_files_that_nobody_names_are_swept_after_a_week(filled: tuple[VectorLibrary, Path]) -> None:

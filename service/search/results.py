@@ -8,7 +8,7 @@ from service.models import Fusion, Video, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Contribution:
     """Contribution of one modality, visual or text, to a score.
 
     Attributes:
@@ -44,8 +44,8 @@ class Candidate:
 
     video: Video
     score: float
-    video_part: Part
-    text_part: Part
+    visual: Contribution
+    text: Contribution
 
 
 @dataclass(frozen=True, slots=True)

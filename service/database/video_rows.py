@@ -78,9 +78,9 @@ def video(connection: sa.Connection, video_id: str) -> Video:
     return _video(row)
 
 
-def video_by_key(connection: sa.Connection, key: int) -> Video:
+def video_by_pk(connection: sa.Connection, video_pk: int) -> Video:
     """Return the video with this primary key. Raises NotFound."""
-    found = _one(connection, db.videos.c.key == key)
+    found = _one(connection, db.videos.c.key == video_pk)
     if found is None:
         raise NotFound("the video was deleted")
     return found
@@ -91,15 +91,15 @@ def video_by_sha256(connection: sa.Connection, sha256: str) -> Video | None:
     return _one(connection, db.videos.c.sha256 == sha256)
 
 
-def videos_by_key(connection: sa.Connection, keys: Iterable[int]) -> dict[int, Video]:
+def videos_by_pk(connection: sa.Connection, video_pks: Iterable[int]) -> dict[int, Video]:
     """Return the videos with these primary keys, by primary key. Deleted videos are missing."""
     found: dict[int, Video] = {}
-    for chunk in chunks(list(keys)):
+    for chunk in chunks(list(video_pks)):
         found.update((row[0], _video(row)) for row in connection.execute(_VIDEOS, {"keys": chunk}))
     return found
 
 
-def keys_of(connection: sa.Connection, ids: Iterable[str]) -> set[int]:
+def pks_of(connection: sa.Connection, ids: Iterable[str]) -> set[int]:
     """Return the primary keys of the videos with these public ids. Unknown ids are ignored."""
     found: set[int] = set()
     for chunk in chunks(list(ids)):
@@ -129,27 +129,29 @@ def list_videos(
     return [_video(row) for row in connection.execute(query)]
 
 
-def update_video(connection: sa.Connection, key: int, **values: Any) -> None:
+def update_video(connection: sa.Connection, video_pk: int, **values: Any) -> None:
     """Set columns of a video, and its `updated_at`. Call inside a write transaction."""
-    connection.execute(sa.update(db.videos).where(db.videos.c.key == key).values(updated_at=utc_now(), **values))
+    connection.execute(sa.update(db.videos).where(db.videos.c.key == video_pk).values(updated_at=utc_now(), **values))
 
 
-def set_status(connection: sa.Connection, key: int, status: Status, progress: float, error: str | None = None) -> None:
+def set_status(
+    connection: sa.Connection, video_pk: int, status: Status, progress: float, error: str | None = None
+) -> None:
     """Set status, progress (0 to 1) and error of a video together.
 
     Without `error`, an earlier error is cleared. Call inside a write transaction.
     """
-    update_video(connection, key, status=status, progress=progress, error=error)
+    update_video(connection, video_pk, status=status, progress=progress, error=error)
 
 
-def delete_video(connection: sa.Connection, key: int) -> None:
+def delete_video(connection: sa.Connection, video_pk: int) -> None:
     """Delete a video, and record the change so that indexes and projections catch up.
 
     The database also deletes the vectors, the job, the points and the sources of the video. Call inside a write
     transaction.
     """
-    connection.execute(sa.delete(db.videos).where(db.videos.c.key == key))
-    record_change(connection, key)
+    connection.execute(sa.delete(db.videos).where(db.videos.c.key == video_pk))
+    record_change(connection, video_pk)
 
 
 def categories(connection: sa.Connection) -> list[tuple[str | None, int]]:
@@ -169,7 +171,7 @@ def status_counts(connection: sa.Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def ready_keys(connection: sa.Connection, category: str | None = None) -> list[int]:
+def ready_pks(connection: sa.Connection, category: str | None = None) -> list[int]:
     """Return the primary keys of videos that can be searched, ascending; optionally of one category."""
     query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
     if category is not None:
@@ -177,10 +179,10 @@ def ready_keys(connection: sa.Connection, category: str | None = None) -> list[i
     return list(connection.execute(query).scalars())
 
 
-def existing_keys(connection: sa.Connection, keys: Iterable[int]) -> set[int]:
+def existing_pks(connection: sa.Connection, video_pks: Iterable[int]) -> set[int]:
     """Return those of these primary keys whose videos exist, ready or not."""
     found: set[int] = set()
-    for chunk in chunks(list(keys)):
+    for chunk in chunks(list(video_pks)):
         found.update(connection.execute(sa.select(db.videos.c.key).where(db.videos.c.key.in_(chunk))).scalars())
     return found
 
@@ -193,12 +195,12 @@ def source(connection: sa.Connection, path: str) -> sa.Row[Any] | None:
     return connection.execute(sa.select(db.sources).where(db.sources.c.path == path)).first()
 
 
-def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, key: int) -> None:
+def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modified_ns: int, video_pk: int) -> None:
     """Record which video an imported file became, replacing an earlier record of the same path.
 
     `modified_ns` is the file's modification time in nanoseconds since the epoch. Call inside a write transaction.
     """
-    values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": key}
+    values = {"size_bytes": size_bytes, "modified_ns": modified_ns, "video_key": video_pk}
     connection.execute(
         db.insert(connection, db.sources)
         .values(path=path, **values)
@@ -206,9 +208,9 @@ def put_source(connection: sa.Connection, path: str, *, size_bytes: int, modifie
     )
 
 
-def source_paths(connection: sa.Connection, key: int) -> list[str]:
+def source_paths(connection: sa.Connection, video_pk: int) -> list[str]:
     """Return the paths of all imported files that became this video, sorted."""
-    return sorted(connection.execute(sa.select(db.sources.c.path).where(db.sources.c.video_key == key)).scalars())
+    return sorted(connection.execute(sa.select(db.sources.c.path).where(db.sources.c.video_key == video_pk)).scalars())
 
 
 def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Video | None:
@@ -218,10 +220,10 @@ def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Video 
 
 def _video(row: sa.Row[Any]) -> Video:
     # Unpacked in the column order of the table: access to 22 columns by name takes longer than reading the row.
-    key, name, sha256, size_bytes, filename, title, caption, category, status, progress, error, *rest = tuple(row)
+    pk, name, sha256, size_bytes, filename, title, caption, category, status, progress, error, *rest = tuple(row)
     num_frames, frame_interval, media_type, codec, width, height, seconds, rate, times, created, updated = rest
     return Video(
-        key=key,
+        pk=pk,
         id=name,
         sha256=sha256,
         size_bytes=size_bytes,
