@@ -226,7 +226,7 @@ class Runtime:
         try:
             self.serving.encoder()
         except WeightsMismatch as error:
-            log.warning("words and pictures cannot be searched with", because=str(error))
+            log.warning("model unavailable; text and image search disabled", reason=str(error))
             if request_changes:
                 self._set_target(error.found, activate=True, because="the model's weights are others")
         except (ConfigurationError, Unavailable) as error:
@@ -234,7 +234,7 @@ class Runtime:
                 target = generations.target(connection)
             if target is None:
                 raise
-            log.warning("words and pictures cannot be searched with", because=str(error), until=target.id)
+            log.warning("model unavailable; text and image search disabled", reason=str(error), until=target.id)
         self.follow()
         self._queue_missing()
         return self.serving.generation
@@ -247,7 +247,7 @@ class Runtime:
         if lacking:
             with self.db.write() as connection:
                 lacking = generations.queue_missing(connection, generation.id)
-            log.warning("videos that lack vectors are embedded again", videos=lacking)
+            log.warning("embedding videos that lack vectors", videos=lacking)
 
     def request_model(self, model: str, precision: str, *, activate: bool) -> tuple[State, bool]:
         """Start re-embedding with another model, beside the active generation.
@@ -284,7 +284,7 @@ class Runtime:
             if is_complete:
                 generations.complete(connection, generation)
         if not is_complete:
-            log.warning("the videos are embedded by another model, beside", model=generation.model, because=because)
+            log.warning("re-embedding started", model=generation.model, reason=because)
 
     def switch(self, generation_id: str) -> State:
         """Make another generation the active one, and serve it from now on.
@@ -308,7 +308,7 @@ class Runtime:
                 serving.warm()
                 with self.db.write() as connection:
                     queued = generations.switch(connection, generation_id)
-                log.warning("another model answers", model=state.generation.model, queued=queued)
+                log.warning("generation activated", model=state.generation.model, queued=queued)
                 self._replace_serving(serving)
                 serving.index.save()
             with self.db.read() as connection:

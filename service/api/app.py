@@ -190,7 +190,7 @@ async def _follow_active_generation(runtime: Runtime) -> None:
             runtime.switch_error = None
         except ReelsError as error:
             if runtime.switch_error is None:
-                log.warning("whether another model took over, or what that is, cannot be had", reason=str(error))
+                log.warning("active generation unknown", reason=str(error))
             runtime.switch_error = str(error)
 
 

@@ -27,7 +27,7 @@ def allow_many_connections() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError) as error:  # macOS reports no hard limit, but accepts less
-        log.warning("the limit of open files stays", soft=soft, hard=hard, reason=str(error))
+        log.warning("limit of open files not raised", soft=soft, hard=hard, reason=str(error))
 
 
 class Protocol(HttpToolsProtocol):

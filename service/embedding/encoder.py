@@ -142,7 +142,7 @@ class Encoder:
                     if self.batch == 1:
                         raise
                     self.batch = max(1, self.batch // 2)  # permanent: the next batch would not fit either
-                    log.warning("out of memory on the device, the batch is halved", batch=self.batch)
+                    log.warning("out of memory; batch size halved", batch=self.batch)
                     torch.cuda.empty_cache()
             # Copied from the device only now, so that no batch waits for the copy of the previous one.
             vectors = [part if isinstance(part, np.ndarray) else part.float().cpu().numpy() for part in done]
@@ -199,7 +199,7 @@ class Encoder:
                 f"{cosine:.4f} to those of torch's float32 on the CPU, where {least} is the least. Set "
                 "REELSRS_PRECISION=float32, or REELSRS_DEVICE=cpu"
             )
-        log.info("the model agrees with torch's float32 on the CPU", cosine=round(cosine, 5), least=least)
+        log.info("model verified against the reference", cosine=round(cosine, 5), least=least)
 
     def best_batch(self) -> int:
         """Measure the batch size with the highest throughput of images.
@@ -219,7 +219,7 @@ class Encoder:
             if faster < 1.05 * rate:
                 break
             rate, size = faster, size * 2
-        log.info("the batch that goes through fastest was found", batch=size // 2, pictures_per_second=round(rate))
+        log.info("batch size selected", batch=size // 2, images_per_second=round(rate))
         return size // 2
 
     def windows(self, text: str) -> list[tuple[str, int]]:

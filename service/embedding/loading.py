@@ -54,9 +54,9 @@ def load(
     import open_clip
 
     chosen, precision, device_reason = choose_device(device, precision)
-    log.info("loading the model", model=model, device=chosen, precision=precision, because=device_reason)
+    log.info("loading the model", model=model, device=chosen, precision=precision, reason=device_reason)
     if model == "tiny":
-        log.warning("tiny is a small model for trying out and for tests: not for production")
+        log.warning("tiny is a model for tests and demos, not for production")
     name, pretrained = _resolve(model)
     offline = pretrained is not None and _offline()
     with warnings.catch_warnings():
@@ -96,7 +96,7 @@ def load(
         if chosen != "mps":
             raise
         # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
-        log.exception("Metal is not used, the CPU is", because=str(error))
+        log.exception("MPS failed verification; using the CPU", reason=str(error))
         return load(model, device="cpu", precision="float32", image_tower=image_tower)
 
 

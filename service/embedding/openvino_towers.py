@@ -116,7 +116,7 @@ def _convert(traced: Any, inputs: Array, *, int8: bool) -> Any:
         if int8:
             import nncf
 
-            log.info("quantising the model to 8 bits, once", inputs=len(inputs))
+            log.info("quantising the model to 8 bits", inputs=len(inputs))
             model = nncf.quantize(
                 model,
                 nncf.Dataset([inputs[n : n + 1] for n in range(len(inputs))]),
@@ -175,7 +175,7 @@ def _is_intact(folder: Path, name: str) -> bool:
         return False
     except (OSError, ValueError, AttributeError):
         pass
-    log.warning("a kept tower of the model is damaged and is made anew", folder=str(folder), tower=name)
+    log.warning("cached tower damaged; compiling it again", folder=str(folder), tower=name)
     return False
 
 

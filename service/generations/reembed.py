@@ -136,7 +136,7 @@ class Reembedding:
             generations.record_error(connection, self._generation.id, reason)
             switched = generations.complete(connection, self._generation)
         if switched:
-            log.warning("another model answers", model=self._generation.model)
+            log.warning("generation activated", model=self._generation.model)
         return switched
 
     # --- the sink of the pipeline
@@ -175,7 +175,7 @@ class Reembedding:
             raise error  # the machine's fault, not a clip's; the work left is tried again later
         self._attempts[video.pk] += 1
         reason = str(error) or type(error).__name__
-        log.warning("a video could not be embedded beside", video=video.id, reason=reason)
+        log.warning("video not re-embedded", video=video.id, reason=reason)
         if isinstance(error, Undecodable | InvalidInput) or self._attempts[video.pk] >= jobs.MAX_ATTEMPTS:
             self._failed[video.pk] = reason
 

@@ -148,7 +148,7 @@ class CompressedIndex(Index):
             if system_errors.from_error(error) is None or not self.serving or not hasattr(os, "memfd_create"):
                 raise
             # Searches continue. These rows stay in memory until the disk has room for another index.
-            log.warning("no room for the index: what is new is kept in memory", reason=str(error))
+            log.warning("no room for index files; keeping new rows in memory", reason=str(error))
             if last is not None and not last.count:
                 self._segments.remove(last)
                 last.close()

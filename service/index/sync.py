@@ -148,7 +148,7 @@ class SyncedIndex:
         try:
             self._save()
         except OSError as error:
-            log.warning("the index snapshot could not be saved", reason=str(error))
+            log.warning("index snapshot not saved", reason=str(error))
 
     def replace_snapshot(self) -> None:
         """Replace the snapshot on disk by one of this index, even if another process owns the snapshot.
@@ -203,14 +203,14 @@ class SyncedIndex:
 
     def _load(self) -> None:
         if not self._snapshot.exists:
-            log.info("no index snapshot, building the index from the database", kind=self._kind)
+            log.info("no index snapshot; building the index", kind=self._kind)
             return
         try:
             self._index, self._applied_change = self._snapshot.load(self._last_change)
             self._saved_change = self._applied_change
         except (ValueError, KeyError, TypeError, OSError) as error:
             self.snapshot_error = str(error)
-            log.warning("the index snapshot is not used, building from the database", reason=self.snapshot_error)
+            log.warning("index snapshot rejected; building the index", reason=self.snapshot_error)
         self._snapshot.sweep()
 
     def _last_change(self) -> int:
@@ -262,7 +262,7 @@ class SyncedIndex:
                 work()
             except Exception as error:
                 self._retry_at = time.monotonic() + self._timing.renewal_pause_seconds
-                log.exception("the index could not be renewed; the old one serves on", reason=str(error))
+                log.exception("index rebuild failed; keeping the old index", reason=str(error))
             finally:
                 self._background = None
 
@@ -300,7 +300,7 @@ class SyncedIndex:
                 new.close()  # its files are useless, and perhaps filled the disk
             raise
         seconds = round(time.perf_counter() - started, 1)
-        log.info("the index was renewed", kind=new.kind, rows=new.rows, seconds=seconds)
+        log.info("index rebuilt", kind=new.kind, rows=new.rows, seconds=seconds)
         self.save()
 
     def _build_copy(self, old: Index, rows: int | None = None, lock: ReadersWriterLock | None = None) -> Index:

@@ -222,7 +222,7 @@ class Ingest:
         for sha256 in self._files.marked():
             removed += self._repair_one(sha256)
         if removed:
-            log.warning("removed what a crash left", clips=removed)
+            log.warning("leftovers of a crash removed", clips=removed)
         return removed
 
     def _repair_one(self, sha256: str) -> bool:

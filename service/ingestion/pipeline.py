@@ -148,7 +148,7 @@ class Pipeline:
             embedder.embed_images(np.zeros((1, embedder.image_spec.height, embedder.image_spec.width, 3), np.uint8))
             embedder.embed_texts(["word"])
         except Exception as error:
-            log.warning("the model fails at anything", reason=str(error))
+            log.warning("model fails on every input", reason=str(error))
             return False
         return True
 

@@ -89,7 +89,7 @@ class UploadSink:
         if isinstance(error, StorageFull | Unavailable) if transient is None else transient:
             self._faults += 1
             pause = backoff(self._faults, self._timing.fault_pause_seconds, self._timing.max_fault_pause_seconds)
-        log.warning("a video could not be embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
+        log.warning("video not embedded", video=video.id, reason=reason, again_in_seconds=pause or None)
         with self._db.write() as connection:
             if not jobs.owns(connection, video.pk, self._owner):
                 return

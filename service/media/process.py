@@ -190,10 +190,10 @@ class _Child:
         self.unsandboxed_reason = header["unconfined"]
         if self.unsandboxed_reason and not _Child._warned:
             _Child._warned = True
-            log.warning("decoders run without a filter of system calls", because=self.unsandboxed_reason)
+            log.warning("decoder runs without a system call filter", reason=self.unsandboxed_reason)
         if "error" in header:
             if "traceback" in header:
-                log.error("a decoder failed unexpectedly", traceback=header["traceback"])
+                log.error("decoder failed unexpectedly", traceback=header["traceback"])
             raise from_wire(header)
         return header, blobs
 
@@ -243,7 +243,7 @@ class _Child:
                 raise Unavailable(f"a decoder cannot be started: it {self._end()}") from None
             if "error" in response:
                 self.close()
-                log.error("a decoder cannot be started", traceback=response["traceback"])
+                log.error("decoder not started", traceback=response["traceback"])
                 raise Unavailable(f"a decoder cannot be started: {response['error']}")
         assert self._process.pid is not None
         return self._pipe, self._process.pid

@@ -188,7 +188,7 @@ class Projections:
         except Cancelled:
             raise
         except Exception as error:
-            log.exception("a map could not be laid out", map=projection_pk)
+            log.exception("fit failed", projection=projection_pk)
             with self._db.write() as connection:
                 projection_jobs.fail(connection, projection_pk, owner, str(error) or type(error).__name__)
         self._remove_stale_files()
@@ -279,7 +279,7 @@ class Projections:
                 raise
             except Exception as error:
                 # Record the error where users see it, and do not retry forever: embedding must go on.
-                log.exception("videos could not be placed", map=projection_pk)
+                log.exception("placing new points failed", projection=projection_pk)
                 with self._db.write() as connection:
                     projection_jobs.fail(
                         connection, projection_pk, None, f"placing failed: {error or type(error).__name__}"
@@ -375,7 +375,7 @@ class Projections:
             write_synced(aside, write)
             aside.replace(path)
         except OSError as error:
-            log.warning("a file of the atlas could not be written", reason=str(error))
+            log.warning("projection file not written", reason=str(error))
 
     def _remove_stale_files(self) -> None:
         """Remove the files that no projection depends on any more."""

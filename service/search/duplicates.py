@@ -201,7 +201,7 @@ class Duplicates:
         try:
             return self._load_cached(video.sha256)
         except (Undecodable, InvalidInput, NotFound) as error:
-            log.warning("a video was not compared with others", video=video.id, reason=str(error))
+            log.warning("video not compared for near-duplicates", video=video.id, reason=str(error))
             return None
 
     def _load(self, sha256: str) -> Fingerprint:
@@ -214,7 +214,7 @@ class Duplicates:
                 if video_rows.video_by_sha256(connection, sha256) is not None:
                     self._files.put_fingerprint(sha256, _pack(made))
         except ReelsError as error:  # a full disk must not fail the search
-            log.warning("a fingerprint was not kept", sha256=sha256, reason=str(error))
+            log.warning("fingerprint not stored", sha256=sha256, reason=str(error))
         return made
 
 

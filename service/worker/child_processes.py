@@ -27,7 +27,7 @@ class FitRunner:
 
     def run(self, stop: threading.Event) -> None:
         """Fit queued projections until `stop` is set. An unfinished fit is then queued again."""
-        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the layouts wait")
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "fits paused after a fault")
 
     def _step(self, stop: threading.Event) -> bool:
         db = self._runtime.db
@@ -77,7 +77,7 @@ class ReembedRunner:
 
     def run(self, stop: threading.Event) -> None:
         """Re-embed whenever there is a target generation, until `stop` is set."""
-        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the other generation waits")
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "re-embedding paused after a fault")
 
     def _step(self, stop: threading.Event) -> bool:
         with self._runtime.db.read() as connection:

@@ -69,14 +69,14 @@ class WorkerProcess:
             if self._stop.is_set():
                 return
             owner = owner_of(self._process.pid)
-            log.error("the embedding worker died and is started again", exit_code=code)
+            log.error("worker died; starting another", exit_code=code)
             deaths = 1 if time.monotonic() - started > 60 else deaths + 1
             try:
                 with self._runtime.db.write() as connection:
                     jobs.release(connection, owner)
                     projection_jobs.release(connection, owner)
             except ReelsError as error:
-                log.warning("the dead worker's jobs wait for their lease to end", reason=str(error))
+                log.warning("jobs of the dead worker not released", reason=str(error))
             if self._stop.wait(backoff(deaths, first=1, longest=60)):
                 return
             self._process = self._start()

@@ -46,7 +46,7 @@ class Worker:
         runners.append(threading.Thread(target=ReembedRunner(self._runtime).run, args=(stop,), name="beside"))
         for thread in runners:
             thread.start()
-        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "the worker waits")
+        run_loop(lambda: self._step(stop), stop, self._runtime.timing, "worker paused after a fault")
         for thread in runners:
             thread.join()
 
@@ -108,4 +108,4 @@ class Worker:
                 with self._runtime.db.write() as connection:
                     jobs.renew(connection, self.owner, self._runtime.timing.lease_seconds)
             except ReelsError as error:
-                log.warning("the leases were not renewed", reason=str(error))
+                log.warning("leases not renewed", reason=str(error))

@@ -75,7 +75,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encode
         status, checks = library.checks()
         assert status == "degraded"
         assert "No space left" in checks["storage"]
-        waits = "the worker waits"  # more often than a job may be tried
+        waits = "worker paused after a fault"  # more often than a job may be tried
         until(lambda: log.read_text().count(waits) > 10, 60, lambda: log.read_text()[-2000:])
         library.reads()
         nothing_half_written(server.data_dir / "media")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -66,6 +67,25 @@ def test_the_settings_are_told_with_their_defaults() -> None:
     exist = {row["name"]: row["value"] or "" for row in config.describe(config.load())}
     assert told == exist
     assert set(re.findall(r"REELSRS_[A-Z_]+", ALL)) <= set(exist)
+
+
+def test_the_log_events_are_told_with_their_fields() -> None:
+    table = TEXTS["service/docs/operations.md"].split("## Logs")[1].split("\n## ")[0]
+    told = {
+        event: set(re.findall(r"`(\w+)`", rest)) for event, rest in re.findall(r"^\| `([^`]+)` \|(.*)$", table, re.M)
+    }
+    exist: dict[str, set[str]] = {}
+    for path in (ROOT / "service").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.") and node.args:
+                event = node.args[0]
+                if isinstance(event, ast.Constant) and isinstance(event.value, str):
+                    fields = {one.arg for one in node.keywords if one.arg and one.arg != "exc_info"}
+                    exist.setdefault(event.value, set()).update(fields)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run_loop":  # which logs what it is given
+                exist[ast.literal_eval(node.args[-1])] = {"reason"}
+    exist["request"].add("request_id")
+    assert told == exist
 
 
 def test_the_addresses_exist() -> None:

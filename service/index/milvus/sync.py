@@ -192,7 +192,7 @@ class MilvusIndex:
             row = self._state.fetch()
             if row is None or not row.name or (row.name != self._known_name and not self.collections.exists(row.name)):
                 if row is not None and row.name:
-                    log.warning("the collection is not there any more, making it anew", collection=row.name)
+                    log.warning("collection missing; building it", collection=row.name)
                 row = self._build(self._record_next_name(row), row, has_lock=True)
             self._known_name = row.name
             if row.batch is not None:
@@ -298,7 +298,7 @@ class MilvusIndex:
                         self.collections.await_visible(name)
                 row = self._install(name, index, stats, last)
         seconds = round(time.perf_counter() - started, 1)
-        log.info("a collection was made", collection=name, index=index, rows=stats.count, seconds=seconds)
+        log.info("collection built", collection=name, index=index, rows=stats.count, seconds=seconds)
         if old is not None and old.name and old.name != name:
             if not has_lock:
                 self._closing.wait(_LINGER_SECONDS)
@@ -338,9 +338,9 @@ class MilvusIndex:
                         self.rebuild()
                         pause = 0
             except ReelsError as error:
-                log.warning("the collection could not be renewed; the old one serves on", reason=str(error))
+                log.warning("collection rebuild failed; keeping the old collection", reason=str(error))
             except Exception as error:
-                log.exception("the collection could not be renewed; the old one serves on", reason=str(error))
+                log.exception("collection rebuild failed; keeping the old collection", reason=str(error))
             finally:
                 self._retry_at = time.monotonic() + pause
                 self._renewing = None
