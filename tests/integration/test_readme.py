@@ -119,6 +119,14 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors[path], f"{name}: {link}"
 
 
+def test_files_that_are_named_exist() -> None:
+    named = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|json)|(?:[a-z_]+/)+)`", ALL)
+    assert len(named) > 20
+    for name in named:
+        places = [ROOT / name, ROOT / "service" / name]
+        assert any(place.exists() for place in places), name
+
+
 def test_every_page_is_in_the_contents() -> None:
     listed = re.findall(r"\]\(([a-z-]+\.md)\)", TEXTS["service/docs/README.md"])
     assert sorted(listed) == sorted(path.name for path in PAGES if path.name != "README.md")
