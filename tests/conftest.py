@@ -1,4 +1,4 @@
-"""Options, and what every tier may ask for: clips, the small model, decoders, libraries and services."""
+"""Options and fixtures of all tiers: clips, the small model, decoders, libraries and services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-# Before anything of it is imported: its assertions say what they compared, as those of tests do.
+# Before any import of tests.support: assertions there report what they compared, as assertions of tests do.
 pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.pytest_hooks"]
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from tests.support.library import PreparedLibrary
     from tests.support.server import Service
 
-# What a fixture needs is imported by it: tests that need no model are not to wait for torch.
+# Fixtures import what they need, so that tests without a model do not wait for torch.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The long forms of the soak tests."""
+    """Add the option --soak."""
     parser.addoption("--soak", action="store_true", help="run the long forms of the soak tests")
 
 
@@ -37,12 +37,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in list(os.environ):
         if name.startswith("REELSRS_"):
             monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)  # no .env of the checkout either, and nothing is written into it
+    monkeypatch.chdir(tmp_path)  # The checkout's .env is not read, and nothing is written into the checkout.
 
 
 @pytest.fixture(scope="session")
 def shared_clips() -> Path:
-    """The folder of real clips."""
+    """Return the folder of real clips; skip the test if it is missing."""
     from tests.support import services
     from tests.support.paths import SHARED_CLIPS
 
@@ -53,13 +53,13 @@ def shared_clips() -> Path:
 
 @pytest.fixture(scope="session")
 def soak(pytestconfig: pytest.Config) -> bool:
-    """Whether the long forms are run."""
+    """Whether the long forms of the soak tests run."""
     return bool(pytestconfig.getoption("soak"))
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A temporary folder that all processes of this run share, under xdist too."""
+    """Return a temporary folder that all processes of this test run share, also under xdist."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
 
@@ -69,7 +69,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> Encoder:
-    """The small model, loaded once."""
+    """Load the small model once."""
     from service.embedding.loading import load
 
     return load("tiny", device="cpu")
@@ -77,7 +77,7 @@ def tiny() -> Encoder:
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> ClipMaker:
-    """`make_clip("a.mp4", frames)` encodes frames, RGB uint8 (H, W, 3) each, into this test's folder."""
+    """Return a function `make_clip("a.mp4", frames)`; it encodes RGB uint8 frames (H, W, 3) into this test's folder."""
     from tests.support.clips import encode
 
     def make(name: str, frames: list[np.ndarray], **options: object) -> Path:
@@ -88,7 +88,7 @@ def make_clip(tmp_path: Path) -> ClipMaker:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `<category>/<clip>` of twelve drawn clips; every third has no caption."""
+    """Return a folder `<category>/<clip>` of twelve drawn clips; every third clip has no caption."""
     from tests.support.clips import draw_folder
 
     return draw_folder(tmp_path_factory.mktemp("drawn"))
@@ -96,7 +96,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def decoder() -> Iterator[Decoder]:
-    """Decoding processes, started once."""
+    """Start two decoder processes once."""
     from service.media import Decoder, Limits
 
     started = Decoder(Limits(3600, 8192 * 4352), processes=2)
@@ -109,7 +109,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture
 def runtime(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime]:
-    """An empty library. The model and the decoding processes are real, and started once for all tests."""
+    """Open an empty library. The model and the decoder processes are real, and started once for all tests."""
     from service.bootstrap import Runtime
     from tests.support.library import settings_for
 
@@ -121,7 +121,7 @@ def runtime(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime
 
 @pytest.fixture(scope="session")
 def prepared(shared_folder: Path) -> PreparedLibrary:
-    """The library of the drawn clips, embedded once."""
+    """Return the library of the drawn clips, embedded once."""
     from tests.support.library import PreparedLibrary
 
     folder = shared_folder / "prepared"
@@ -133,7 +133,7 @@ def prepared(shared_folder: Path) -> PreparedLibrary:
 def service(
     tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
-    """A service in this process with the twelve drawn clips in it; tests leave those as they are."""
+    """Serve the twelve drawn clips in this process. Tests must not change these clips."""
     from tests.support.library import settings_for
     from tests.support.server import serving_here
 
@@ -144,17 +144,17 @@ def service(
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client of the shared service."""
+    """Return a client of the shared service."""
     with service.client() as opened:
         yield opened
 
 
-# --- servers that some tests start by themselves, whatever the others use
+# --- servers that single tests start, independent of the servers that other tests use
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[services.PostgreSQL]:
-    """A database server."""
+    """Start a PostgreSQL server."""
     from tests.support import services
 
     started = services.PostgreSQL()
@@ -164,7 +164,7 @@ def postgresql() -> Iterator[services.PostgreSQL]:
 
 @pytest.fixture(scope="session")
 def objects() -> Iterator[services.ObjectStore]:
-    """An object store."""
+    """Start an object store."""
     from tests.support import services
 
     started = services.ObjectStore()
@@ -174,7 +174,7 @@ def objects() -> Iterator[services.ObjectStore]:
 
 @pytest.fixture(scope="session")
 def milvus() -> Iterator[services.Milvus]:
-    """A vector database."""
+    """Start a Milvus server."""
     from tests.support import services
 
     started = services.Milvus()
@@ -184,5 +184,5 @@ def milvus() -> Iterator[services.Milvus]:
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The address of a database that has no schema yet."""
+    """Return the address of a SQLite database without a schema."""
     return f"sqlite:///{tmp_path / 'new folder' / 'reelsrs.db'}"

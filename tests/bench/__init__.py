@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand, each prints one JSON line last. Compare ratios of one run, not seconds of two."""
+"""Benchmarks, run by hand. The last line of output is JSON. Compare ratios within one run, not seconds of two runs."""

@@ -1,18 +1,19 @@
-"""Ten even frames of every clip: this project's sampler beside what else would be used, on the same clips in one run.
+"""Benchmark decoding: ten evenly spaced frames of every clip, by this project's sampler and by other libraries.
 
     python tests/bench/decode.py FOLDER [--repeat N] [--skip-long]
 
-FOLDER is `<category>/<clip>`. Every way gives the same frames as RGB arrays at the clip's own size, with all cores:
+FOLDER is `<category>/<clip>`. Every method gives the same frames as RGB arrays in the clip's own size, on all cores:
 
-    ours        the time stamps first, then only what must be decoded (`service.media.timeline`)
-    opencv      OpenCV, frame after frame up to the last one that is wanted, the others not converted
-    pyav        the same with PyAV and all of FFmpeg's threads
+    ours        time stamps first, then only the frames that must be decoded (`service.media.timeline`)
+    opencv      OpenCV, all frames in order up to the last requested frame, converting only the requested frames
+    pyav        the same with PyAV and all threads of FFmpeg
     torchcodec  `VideoDecoder.get_frames_at` with its exact seek mode and its best number of threads
 
-The ways take turns at each clip; a way's time is the sum over the clips of its quickest turn. A clip counts where all
-ways give the same frames; those that do not are named with the ways that differ. Then a clip of ten minutes at 1080p
-with a keyframe every two seconds, made from FOLDER's first, against reading it from end to end. The last line is JSON.
-Needs opencv-python-headless and torchcodec with FFmpeg's libraries for those two; where one is missing it says so.
+The methods take turns on each clip. A method's time is the sum over the clips of its fastest turn. A clip counts only
+if all methods give the same frames; otherwise the clip and the differing methods are printed. Then a clip of ten
+minutes at 1080p with a keyframe every two seconds, made from FOLDER's first clip, is compared with reading that clip
+from end to end. The last line is JSON. The methods opencv and torchcodec need opencv-python-headless, and torchcodec
+with FFmpeg's libraries; a missing package is reported.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from service.operations.folder_import import scan
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)
 TEN = Sampling(10)
-SIDE = 16  # pixels: frames are compared small, for each way converts colours in its own manner
+SIDE = 16  # pixels: frames are compared in small size, because each method converts colours differently
 
 Way = Callable[[Path, list[int]], list[Pixels]]
 
 
 def ours(path: Path, _: list[int]) -> list[Pixels]:
-    """From the file alone: which frames is part of the work."""
+    """Decode the sampled frames from the file alone; choosing the frames is part of the time."""
     with Clip(path, LIMITS) as clip:
         timeline = Timeline.read(clip)
         return [frame.to_ndarray(format="rgb24") for _, frame in timeline.frames(clip, timeline.sampled(TEN))]
 
 
 def keyframes(path: Path, _: list[int]) -> list[Pixels]:
-    """The quicker choice, which takes the keyframes nearest to those."""
+    """Decode the keyframes nearest to the sampled frames, which is faster."""
     with Clip(path, LIMITS) as clip:
         timeline = Timeline.read(clip)
         stamps = timeline.sampled(TEN, keyframes=True)
@@ -60,7 +61,7 @@ def keyframes(path: Path, _: list[int]) -> list[Pixels]:
 
 
 def opencv(path: Path, indices: list[int]) -> list[Pixels]:
-    """Frame after frame."""
+    """Decode with OpenCV, reading all frames in order up to the last requested index."""
     import cv2
 
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
@@ -76,7 +77,7 @@ def opencv(path: Path, indices: list[int]) -> list[Pixels]:
 
 
 def pyav(path: Path, indices: list[int]) -> list[Pixels]:
-    """Frame after frame, with FFmpeg's threads."""
+    """Decode with PyAV and FFmpeg's threads, reading all frames in order up to the last requested index."""
     wanted, found = set(indices), []
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -89,7 +90,7 @@ def pyav(path: Path, indices: list[int]) -> list[Pixels]:
 
 
 def torchcodec(threads: int) -> Way:
-    """By its own index of the file."""
+    """Return a method that decodes by index with torchcodec and this number of threads."""
 
     def way(path: Path, indices: list[int]) -> list[Pixels]:
         from torchcodec.decoders import VideoDecoder
@@ -101,7 +102,7 @@ def torchcodec(threads: int) -> Way:
 
 
 def small(pictures: list[Pixels]) -> Pixels:
-    """(N, 16, 16) of any number of pictures of any size."""
+    """Reduce images of any size to grey: (N, 16, 16) uint8."""
     from PIL import Image
 
     grey = [Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX) for picture in pictures]
@@ -109,7 +110,10 @@ def small(pictures: list[Pixels]) -> Pixels:
 
 
 def same(some: list[Pixels], others: list[Pixels]) -> bool:
-    """Whether these are the same frames: nearer to each other than colour conversions differ, whichever way up."""
+    """Return whether two methods gave the same frames, in any of four rotations.
+
+    The mean difference must be smaller than 4 of 255, which is more than colour conversions differ.
+    """
     if len(some) != len(others) or not some:
         return False
     ways_up = [[np.rot90(picture, turns) for picture in others] for turns in range(4)]
@@ -117,14 +121,14 @@ def same(some: list[Pixels], others: list[Pixels]) -> bool:
 
 
 def chosen(path: Path) -> list[int]:
-    """The places, among all frames, of those that are wanted."""
+    """Return the indices of the sampled frames among all frames."""
     with Clip(path, LIMITS) as clip:
         timeline = Timeline.read(clip)
     return [int(place) for place in np.searchsorted(timeline.stamps, timeline.sampled(TEN))]
 
 
 def available(ways: dict[str, Way], clip: Path) -> dict[str, Way]:
-    """Those of these ways whose packages are here."""
+    """Return the methods whose packages are installed; report the others."""
     found = {}
     for name, way in ways.items():
         try:
@@ -137,7 +141,7 @@ def available(ways: dict[str, Way], clip: Path) -> dict[str, Way]:
 
 
 def short_clips(folder: Path, repeat: int) -> dict[str, object]:
-    """All clips of a folder, each way in turn."""
+    """Measure all clips of a folder with each method in turn; return the figures."""
     clips = [entry.path for entry in scan(folder)]
     seconds: dict[str, float] = {}
     counted, frames, differing = 0, 0, []
@@ -156,7 +160,7 @@ def short_clips(folder: Path, repeat: int) -> dict[str, object]:
                 started = time.perf_counter()
                 try:
                     results[name] = way(clip, indices)
-                except Exception as error:  # each library has its own
+                except Exception as error:  # each library raises its own errors
                     results[name] = []
                     print(f"{clip.name}: {name} failed: {str(error).splitlines()[0]}", file=sys.stderr)
                 best[name] = min(best.get(name, np.inf), time.perf_counter() - started)
@@ -189,7 +193,7 @@ def short_clips(folder: Path, repeat: int) -> dict[str, object]:
 
 
 def long_clip(source: Path, scratch: Path, minutes: int = 10) -> Path:
-    """Ten minutes at 1080p: twenty seconds with a keyframe every two, encoded once and strung together."""
+    """Make a long clip at 1080p: encode 20 seconds with a keyframe every two seconds, and repeat them."""
     part, whole = scratch / "part.mp4", scratch / "long.mp4"
     seconds, rate = 20, 30
     with av.open(str(part), "w") as out:
@@ -217,21 +221,21 @@ def long_clip(source: Path, scratch: Path, minutes: int = 10) -> Path:
 
 
 def endless(source: Path) -> Iterator[av.VideoFrame]:
-    """A clip's frames, over and over."""
+    """Yield a clip's frames repeatedly, without end."""
     while True:
         with av.open(str(source)) as container:
             yield from container.decode(video=0)
 
 
 def timed(way: Way, path: Path, indices: list[int]) -> tuple[float, list[Pixels]]:
-    """Seconds, and what was found."""
+    """Return the seconds that the method took, and its frames."""
     started = time.perf_counter()
     found = way(path, indices)
     return time.perf_counter() - started, found
 
 
 def long_clips(source: Path) -> dict[str, object]:
-    """The sampler against reading to the end."""
+    """Compare the sampler with reading to the end, on a clip of ten minutes; return the figures."""
     with tempfile.TemporaryDirectory() as scratch:
         clip = long_clip(source, Path(scratch))
         indices = chosen(clip)
@@ -251,7 +255,7 @@ def long_clips(source: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Both, then one line."""
+    """Run both measurements and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--repeat", type=int, default=3)

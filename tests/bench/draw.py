@@ -1,11 +1,11 @@
-"""How long a map of many points takes to be sent and drawn, from the click to the picture, in Chromium.
+"""Benchmark drawing a map of many points in Chromium, from the click until the map is drawn.
 
     python tests/bench/draw.py [--points 100000]
 
-A library of made-up vectors is served by the real service; the page is open on its list of clips and at rest, and then
-`Map` is clicked, with nothing in the browser's cache and the points not yet written by the service. A second click, in
-another fresh browser, finds them written. Graphics are drawn in software, as there is no graphics card in a test
-machine. Prints one JSON line last. Needs Chromium on the path, and the packages of the group `dev`.
+The real service serves a library of generated vectors. The page has finished loading its list of clips; then `Map` is
+clicked, with an empty browser cache and before the service has written the points. A second click, in another new
+browser profile, finds the points written. Graphics are drawn in software, because test machines have no graphics card.
+Prints one JSON line last. Needs Chromium on the path, and the packages of the group `dev`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BATCH = 10_000
 
 
 def fill(runtime: Runtime, count: int) -> None:
-    """Ready videos without bytes, their vectors around a few hundred centres."""
+    """Add ready videos without bytes, with vectors around 300 centres."""
     generation = runtime.generation()
     random = np.random.default_rng(0)
     centres = random.normal(size=(300, generation.dimension))
@@ -85,7 +85,7 @@ def fill(runtime: Runtime, count: int) -> None:
 
 
 def click(browser: Browser, server: Server, dimensions: int) -> dict[str, float]:
-    """Seconds from the click to the drawn map, and megabytes of its points on the wire."""
+    """Return seconds from the click to the drawn map, and megabytes of its points as transferred."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
     page.set_default_timeout(120_000)
     sizes: list[int] = []
@@ -105,7 +105,7 @@ def click(browser: Browser, server: Server, dimensions: int) -> dict[str, float]
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """One report."""
+    """Measure two and three dimensions, twice each; return the report."""
     from playwright.sync_api import sync_playwright
 
     runtime = Runtime(settings_for(folder / "data"))
@@ -133,7 +133,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--points", type=int, default=100_000)
     given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""How fast a model embeds, by each way of computing that this machine has, in one run.
+"""Benchmark embedding: how fast a model embeds on each device and precision of this machine, in one run.
 
     python tests/bench/embed.py [--model ViT-B-32 ...] [--rounds 3]
 
-The model is an architecture of open_clip with random weights, which take as long as trained ones. The ways take turns;
-a figure is the median of its turns, with all cores. `mathematics` is what the picture tower's additions and
-multiplications come to a second, beside what a plain product of matrices reaches on the same device. The last line is
-JSON. CUDA is measured where there is one; where there is none it says so.
+The model is an open_clip architecture with random weights, which take as long as trained weights. The methods take
+turns; a figure is the median of the turns, on all cores. `mathematics` compares the floating-point operations per
+second of the image tower with those of a matrix product on the same device. The last line is JSON. CUDA is measured if
+available; otherwise the output says that it is not.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WORDS = "a dog runs along a beach at sunset"
 
 
 def floating_point_operations(folder: str) -> int:
-    """Of the picture tower for one picture."""
+    """Count the floating-point operations of the image tower for one image."""
     embedder = load(folder, device="cpu")
     with FlopCounterMode(display=False) as counter:
         embedder.embed_images(embedder.examples()[0][:1])
@@ -50,7 +50,7 @@ def floating_point_operations(folder: str) -> int:
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a product of matrices."""
+    """Return the floating-point operations per second of a matrix product, best of five."""
     size = 2048 if device == "cpu" else 8192
     one = torch.rand(size, size, dtype=dtype, device=device)
     best = 0.0
@@ -63,7 +63,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def measure(embedder: Encoder, pictures: np.ndarray) -> dict[str, float]:
-    """One turn."""
+    """Measure images per second, texts per second, and milliseconds of a single text, once."""
     started = time.perf_counter()
     embedder.embed_images(pictures)
     seen = time.perf_counter()
@@ -78,7 +78,7 @@ def measure(embedder: Encoder, pictures: np.ndarray) -> dict[str, float]:
 
 
 def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
-    """Every way, in turn."""
+    """Measure one architecture with every method in turn; return the figures."""
     folder = model_folder(name, scratch)
     operations = floating_point_operations(folder)
     result: dict[str, Any] = {"gflop_per_picture": round(operations / 1e9, 2)}
@@ -120,7 +120,7 @@ def one_model(name: str, rounds: int, scratch: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Each model, then one line."""
+    """Measure each model and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--model", nargs="+", default=["ViT-B-32"])
     arguments.add_argument("--rounds", type=int, default=3)

@@ -1,21 +1,21 @@
-"""How fast a folder of clips becomes vectors: this project, its parts alone, and two other ways, in one run.
+"""Benchmark ingestion: this project, its parts alone, and two other methods on a folder of clips, in one run.
 
     python tests/bench/ingest.py FOLDER [--model ViT-B-32] [--precision float32 int8] [--limit N]
     python tests/bench/ingest.py FOLDER --memory
 
-FOLDER is `<category>/<clip>`. The model is an architecture of open_clip with random weights, which take as long as
-trained ones, or `tiny`. Ten frames a clip, all cores for everyone, decoded and embedded from the same files:
+FOLDER is `<category>/<clip>`. The model is `tiny`, or an open_clip architecture with random weights, which take as long
+as trained weights. All methods decode and embed ten frames per clip from the same files, on all cores:
 
-    ours            as `reelsrs embed` does it: copy, probe, decode, embed frames and captions, rows, syncs, pictures
-    decoding        our sampler alone, as many processes as the service has
-    forward         the model alone, over all those frames and captions at the best batch
-    seed            the way this project grew from, after its description: OpenCV reads every frame, PIL preprocesses,
-                    one frame at a time through the model in single precision
-    clip_video_encode   the way of that tool, after its description: OpenCV reads a hundred videos in as many threads
-                    as there are cores and resizes what is wanted, then their frames go through the model in batches
+    ours            as `reelsrs embed`: copy, probe, decode, embed frames and captions, rows, syncs, thumbnails
+    decoding        our sampler alone, with as many processes as the service has
+    forward         the model alone, over all those frames and captions at the best batch size
+    seed            the scripts that this project started from, after their description: OpenCV reads every frame, PIL
+                    preprocesses, and the model embeds one frame at a time in single precision
+    clip_video_encode   the method of that tool, after its description: OpenCV reads a hundred videos in one thread per
+                    core and resizes the requested frames, then the model embeds their frames in batches
 
-The last line is JSON; `frames_per_second` is from the files to the vectors. With --memory instead: the peak of the
-process and of its largest decoder, for 1 and 1,000 clips and for clips of 10 s and of an hour (model `tiny`).
+The last line is JSON; `frames_per_second` counts from files to vectors. With --memory, measure instead the peak memory
+of the process and of its largest decoder: for 1 and 1,000 clips, and for clips of 10 s and 1 h (model `tiny`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CORES = os.cpu_count() or 1
 
 
 def model_folder(name: str, scratch: Path) -> str:
-    """A checkpoint of this architecture with random weights, as REELSRS_MODEL names it."""
+    """Save a checkpoint of this architecture with random weights; return its REELSRS_MODEL value."""
     if name == "tiny":
         return name
     import open_clip
@@ -69,21 +69,21 @@ def model_folder(name: str, scratch: Path) -> str:
 
 
 def library(folder: Path, model: str, precision: str) -> Runtime:
-    """An empty one, its model loaded and its decoders started: none of that is timed."""
+    """Open an empty library, load its model and start its decoders, before any timing."""
     runtime = Runtime(Settings(data_dir=folder, model=model, precision=precision))  # type: ignore[arg-type]
     runtime.initialise()
     return runtime
 
 
 def ours(runtime: Runtime, entries: list[Entry]) -> tuple[float, int]:
-    """Seconds, and how many clips were embedded."""
+    """Return the seconds of the import, and the number of embedded clips."""
     started = time.perf_counter()
     done = FolderImport(runtime, runtime.settings.sampling).run(entries)
     return time.perf_counter() - started, done.embedded
 
 
 def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample]]:
-    """Seconds, and what came out."""
+    """Return the seconds of decoding, and the samples."""
 
     def one(entry: Entry) -> Sample | None:
         try:
@@ -98,7 +98,7 @@ def decoding(runtime: Runtime, entries: list[Entry]) -> tuple[float, list[Sample
 
 
 def forward(embedder: Encoder, samples: list[Sample], captions: list[str]) -> float:
-    """Seconds for everything at once."""
+    """Return the seconds to embed all frames in one call, then all captions."""
     pixels = np.concatenate([sample.pixels for sample in samples])
     started = time.perf_counter()
     embedder.embed_images(pixels)
@@ -108,7 +108,7 @@ def forward(embedder: Encoder, samples: list[Sample], captions: list[str]) -> fl
 
 
 def frames_by_opencv(path: Path) -> list[Any]:
-    """Ten even frames as RGB, every frame up to the end read."""
+    """Read every frame to the end with OpenCV; return ten evenly spaced frames as RGB."""
     import cv2
 
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
@@ -127,7 +127,7 @@ def frames_by_opencv(path: Path) -> list[Any]:
 
 
 def seeds_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
-    """Seconds and frames: one clip, one frame after another."""
+    """Return seconds and frames of the seed method: one clip and one frame at a time."""
     import torch
     from PIL import Image
 
@@ -144,7 +144,7 @@ def seeds_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
 
 
 def clip_video_encodes_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
-    """Seconds and frames: a hundred videos are read, then embedded."""
+    """Return seconds and frames of clip-video-encode's method: read a hundred videos, then embed them."""
     import torch
     from PIL import Image
 
@@ -168,7 +168,7 @@ def clip_video_encodes_way(clip: Any, entries: list[Entry]) -> tuple[float, int]
 
 
 def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dict[str, object]:
-    """Every way in turn."""
+    """Measure every method in turn; return the figures."""
     model = model_folder(given.model, scratch)
     captions = [caption for entry in entries if (caption := sidecar(entry.path))]
     result: dict[str, object] = {"model": given.model, "clips": 0, "frames": 0}
@@ -220,7 +220,7 @@ def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dic
 
 
 def imported(entries: list[Entry], folder: Path) -> None:
-    """In a fresh process: import these, and print the peaks, MiB."""
+    """Import the entries in a new process, and print the peak memory in MiB."""
     runtime = library(folder, "tiny", "float32")
     peaks: dict[int, float] = {}
     stop = threading.Event()
@@ -241,7 +241,7 @@ def imported(entries: list[Entry], folder: Path) -> None:
 
 
 def peak(pid: int) -> float:
-    """The most memory that a process has had at a time, MiB. (Not by getrusage: of a child it counts its parent's.)"""
+    """Return the peak resident memory of a process in MiB. (getrusage counts the parent's memory for a child.)"""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def peak(pid: int) -> float:
 
 
 def memory(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dict[str, object]:
-    """1 and 1,000 clips; 10 seconds and an hour."""
+    """Measure peak memory for 1 and many clips, and for clips of 10 seconds and of an hour."""
     source = entries[0].path
 
     def measured(name: str, fill: Callable[[Path], None]) -> dict[str, float]:
@@ -267,7 +267,7 @@ def memory(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> di
 
     def copies(count: int) -> Callable[[Path], None]:
         def fill(folder: Path) -> None:
-            for number in range(count):  # an empty box with a number behind the clip: other bytes, the same pictures
+            for number in range(count):  # an empty box with a number after the clip: different bytes, same frames
                 box = b"\x00\x00\x00\x10free" + number.to_bytes(8, "big")
                 (folder / f"{number:04d}.mp4").write_bytes(source.read_bytes() + box)
 
@@ -286,7 +286,7 @@ def memory(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> di
 
 
 def strung(source: Path, target: Path, seconds: int) -> None:
-    """A clip repeated, without encoding it again, until it lasts so long."""
+    """Repeat a clip without encoding it again, up to `seconds`."""
     with av.open(str(target), "w") as out:
         stream, offset = None, 0
         while True:
@@ -306,7 +306,7 @@ def strung(source: Path, target: Path, seconds: int) -> None:
 
 
 def main() -> None:
-    """One or the other, then one line."""
+    """Measure speed or memory, and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip, or tiny")

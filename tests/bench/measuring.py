@@ -1,4 +1,4 @@
-"""Processes, clocks and memory of measurements."""
+"""Processes, clocks and memory of the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _Any = TypeVar("_Any")
 
 
 def resident() -> int:
-    """Bytes of this process in memory: its own, and what it maps from files."""
+    """Return the resident bytes of this process: anonymous memory and mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssFile")))
 
 
 def alone(do: Callable[..., _Any], *arguments: Any) -> _Any:
-    """The result of a function that runs in a fresh process, so that its memory is its own."""
+    """Run a function in a new process, so that its memory is measured alone; return the result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(do, *arguments).result()
 
 
 @contextmanager
 def stopwatch(into: Figures, name: str, digits: int = 2) -> Iterator[None]:
-    """Notes the seconds that the block takes."""
+    """Record the seconds that the block takes as `into[name]`."""
     started = time.perf_counter()
     yield
     into[name] = round(time.perf_counter() - started, digits)
 
 
 def say(text: str) -> None:
-    """For who waits."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Another behaviour of the model, put into the service's processes by a `sitecustomize` in their path."""
+"""Change the model's behaviour in the service's processes, by a `sitecustomize` module on their path."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ sys.meta_path.insert(0, Finder())
 
 
 def stand_in(folder: Path, code: str) -> dict[str, str]:
-    """The environment of a process in which `code` changes the model: it defines `install(module)`, which is called
-    with `service.embedding.encoder` as soon as that is loaded. It is written into `folder`."""
+    """Return the environment of a process in which `code` changes the model.
+
+    `code` must define `install(module)`. That function is called with `service.embedding.encoder` as soon as the module
+    is loaded. The code is written into `folder`.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code + _INSTALLER)
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}

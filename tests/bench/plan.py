@@ -1,9 +1,11 @@
-"""What the plan past one machine is reckoned from: what a clip costs the one writer of the database, what a row costs a
-search in Milvus, and what many shards do to the slowest answers.
+"""Measure the figures for planning beyond one machine.
+
+They are: the cost of a clip for the database's single writer, the cost of a row for a search in Milvus, and the effect
+of many shards on the slowest responses.
 
     python -m tests.bench.plan [--clips 2000] [--rows 50000]
 
-Starts a PostgreSQL and a Milvus. Prints figures, and as its last line all of them as JSON.
+Starts a PostgreSQL and a Milvus server. Prints figures, and as its last line all of them as JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ PROBE = Probe("video/mp4", "h264", 640, 360, 10.0, 30.0)
 
 
 def main() -> None:
-    """As above."""
+    """Start the servers, measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=50_000)
@@ -55,8 +57,10 @@ def main() -> None:
 
 
 def writer(database: Database, count: int, threads: int) -> float:
-    """Clips a second that go all the way through the database, by so many processes' worth of threads: the row and its
-    job, the claim, the vectors and the end. Nothing is decoded or embedded."""
+    """Measure how many clips per second pass through the database from `threads` threads, each acting as a process.
+
+    A clip needs: adding the row and its job, claim, storing the vectors, and finishing. Nothing is decoded or embedded.
+    """
     rng = np.random.default_rng(threads)
     embeddings = [
         aggregate(normalise(rng.standard_normal((FRAMES, D))), normalise(rng.standard_normal(D))) for _ in range(50)
@@ -86,7 +90,7 @@ def writer(database: Database, count: int, threads: int) -> float:
                     probe=PROBE,
                 )
                 jobs.enqueue(connection, video.pk)
-            with database.write() as connection:  # the worker, from here on; it claims four at a time
+            with database.write() as connection:  # the worker, from here on; a real worker claims four at a time
                 keys = jobs.claim(connection, owner, 1)
             for key in keys:
                 with database.write() as connection:
@@ -109,7 +113,7 @@ def writer(database: Database, count: int, threads: int) -> float:
 
 
 def size(database: Database) -> dict[str, int]:
-    """Bytes a clip of each table with its indexes, after a vacuum."""
+    """Return bytes per clip of each table with its indexes, after a vacuum."""
     engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sa.text("VACUUM FULL"))
@@ -124,7 +128,7 @@ def size(database: Database) -> dict[str, int]:
 
 
 def search(database: Database, uri: str, rows: int) -> dict[str, object]:
-    """Milvus over so many rows, every vector compared, and what the same answers would be from many shards at once."""
+    """Time exact Milvus searches over `rows` rows, and simulate the same searches over many shards at once."""
     rng = np.random.default_rng(0)
     follower = MilvusIndex(database, uri, GENERATION, "mean", exact_up_to=10**9)
     with follower.current() as (view, _):
@@ -147,8 +151,8 @@ def search(database: Database, uri: str, rows: int) -> dict[str, object]:
         took.append(time.perf_counter() - began)
     follower.close()
     milliseconds = 1000 * np.array(took[50:])
-    # An answer of many shards is there when the last of them is; with a second try, sent once the 95th percentile of
-    # the first is over, the sooner of both counts (Dean and Barroso, The Tail at Scale, 2013).
+    # A response from many shards is complete when the slowest shard has responded. With a second try, sent after the
+    # 95th percentile of the first, the faster of both counts (Dean and Barroso, The Tail at Scale, 2013).
     shards: dict[int, dict[str, float]] = {}
     for count in (1, 10, 100, 1000):
         drawn = rng.choice(milliseconds, (2000, count))

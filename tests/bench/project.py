@@ -1,19 +1,19 @@
-"""How long a map takes, what it costs and how good it is, beside the libraries' own default calls.
+"""Benchmark projections: time, memory and quality, compared with the libraries' own default calls.
 
     python tests/bench/project.py [--sizes 1000 10000 100000] [--methods umap tsne pca] [--no-peers]
 
-Made-up vectors of 512 numbers, spread around real CLIP text vectors that are read from --vectors. For each size and
-method, one after the other in one run, each in a process of its own:
+Generated vectors of 512 numbers, spread around real CLIP text vectors that are read from --vectors. For each size and
+method, one after the other in one run, each in a separate process:
 
-    ours    the neighbour graph and the fit, with a seed; before the peers and after them: the same bytes are wanted
+    ours    the neighbour graph and the fit, with a seed; before and after the peers, both must give the same bytes
     peers   umap: umap.UMAP().fit_transform(X)             without a seed, on all cores
             tsne: openTSNE.TSNE().fit(X), and up to 2,000 points sklearn.manifold.TSNE().fit_transform(X)
             pca:  sklearn.decomposition.PCA(2).fit_transform(X)
 
-Seconds hold the import of what is used and its compilation. Memory is the process's peak, the vectors included.
-`placing` is one new point in a fresh process: `process_seconds` from its start to its end, `seconds` without
-Python's start. Quality is of a sample, each point of it held against all. `of_peer` is the mean of our two times
-divided by the peer's. The last line is JSON; `reached` judges UMAP of the most points.
+Seconds include imports and compilation. Memory is the peak of the process, vectors included. `placing` transforms one
+new point in a new process: `process_seconds` from its start to its end, `seconds` without Python's start. Quality is
+measured on a sample, each of its points compared with all points. `of_peer` is the mean of our two times divided by the
+peer's. The last line is JSON; `reached` judges UMAP with the most points.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ D = 512
 K = 15
 SAMPLE = 1000
 SMALL = 2000
-"""Up to so many points scikit-learn's t-SNE is asked too."""
+"""Largest number of points for which scikit-learn's t-SNE is measured too."""
 
 Figures = dict[str, Any]
 METHODS: tuple[Method, ...] = ("umap", "tsne", "pca")
 
 
 def make(path: Path, count: int, vectors: Path) -> None:
-    """Write (count + 1, D) unit vectors, the last one to be placed; popular centres have more."""
+    """Write (count + 1, D) float32 unit vectors, the last to be placed later; popular centres have more vectors."""
     around, sigma = centres("real", vectors)
     rng = np.random.default_rng(1)
     popularity = np.arange(1, len(around) + 1) ** -0.7
@@ -61,13 +61,13 @@ def make(path: Path, count: int, vectors: Path) -> None:
 
 
 def peak() -> int:
-    """The most bytes that this process had in memory."""
+    """Return the peak resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def ours(path: Path, method: Method, into: Path) -> Figures:
-    """The graph and the fit; the map is written to `into`."""
+    """Measure the graph and the fit; write the coordinates and the fitted model to `into`."""
     vectors = np.load(path)[:-1]
     wanted = neighbours_needed(method, len(vectors), {})
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def ours(path: Path, method: Method, into: Path) -> Figures:
 
 
 def peer(path: Path, name: str, into: Path) -> Figures:
-    """A library's default call; its map is written to `into`."""
+    """Measure a library's default call; write its coordinates to `into`."""
     vectors = np.load(path)[:-1]
     warnings.simplefilter("ignore")
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def peer(path: Path, name: str, into: Path) -> Figures:
 
 
 def measure_quality(path: Path, into: Path) -> Figures:
-    """Of a map that was written."""
+    """Measure the quality of the coordinates written to `into`."""
     found = quality(np.load(path)[:-1], np.load(into)["coordinates"], neighbours=K, sample=SAMPLE)
     return {} if found is None else {name: round(value, 4) for name, value in asdict(found).items()}
 
@@ -134,7 +134,7 @@ print(time.perf_counter() - started)
 
 
 def placing(path: Path, into: Path, method: Method) -> Figures:
-    """One new point in a fresh process."""
+    """Measure transforming one new point in a new process."""
     started = time.perf_counter()
     command = [sys.executable, "-c", PLACE_ONE, str(path), str(into), method]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -143,7 +143,7 @@ def placing(path: Path, into: Path, method: Method) -> Figures:
 
 
 def measure(scratch: Path, path: Path, method: Method, count: int, peers: bool) -> Figures:
-    """One method on one size: ours, the peers, ours again."""
+    """Measure one method on one size: ours, the peers, ours again."""
     say(f"{method}, {count:,} points")
     into = scratch / f"{method}.npz"
     first = alone(ours, path, method, into)
@@ -168,7 +168,7 @@ def measure(scratch: Path, path: Path, method: Method, count: int, peers: bool) 
 
 
 def show(reports: list[Figures]) -> None:
-    """A table."""
+    """Print the reports as a table."""
     say(f"\n{'':<8}{'points':>8}  {'who':<14}{'seconds':>16}{'of peer':>9}{'peak MB':>9}{'trust':>8}{'overlap':>9}")
     for report in reports:
         head = f"{report['method']:<8}{report['points']:>8}  "
@@ -185,7 +185,7 @@ def _quality(found: Figures) -> str:
 
 
 def reached(report: Figures) -> dict[str, bool | None]:
-    """What UMAP of the most points is to reach; None: not measured."""
+    """Compare a report of UMAP with the targets; None means not measured."""
     its = report["peers"].get("umap")
     trust = report["quality"]["trustworthiness"]
     return {
@@ -197,7 +197,7 @@ def reached(report: Figures) -> dict[str, bool | None]:
 
 
 def main() -> None:
-    """Each size and method in turn, then one line."""
+    """Measure each size and method in turn, and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     arguments.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)

@@ -1,13 +1,13 @@
-"""How workers add up: clips a second through PostgreSQL and an object store by 1, 2 and 4 workers, in one run.
+"""Benchmark scaling: clips per second through PostgreSQL and an object store with 1, 2 and 4 workers, in one run.
 
     python -m tests.bench.scale [--frames-per-second 20] [--clips 60] [--workers 1 2 4]
 
-The model is a stand-in that takes a fixed time for each frame and computes nothing, so that what is measured is the
-rest: claims, decoding of ranges, rows, pictures, and how much workers stand in each other's way. Everything else is
-real: PostgreSQL with its syncs on, an S3 server, worker processes. Ten frames a clip.
+A substitute for the model takes a fixed time for each frame and computes nothing. This measures the rest: claims,
+decoding of ranges, rows, thumbnails, and contention between workers. Everything else is real: PostgreSQL with fsync, an
+S3 server, worker processes. Clips have ten frames each.
 
-`clips_per_second` counts from the first to the last quarter of what was queued, when all workers are at work; `linear`
-is that over as many times what one worker does. The last line is JSON.
+`clips_per_second` counts from the first to the last quarter of the queued clips, while all workers are busy. `linear`
+divides that rate by the rate of one worker times the number of workers. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def install(module):
 
 
 def fill(settings: Settings, clip: bytes, count: int, start: int) -> None:
-    """Queue clips, each with bytes of its own."""
+    """Queue `count` clips, each with unique bytes."""
     runtime = Runtime(settings)
     runtime.initialise()
     for number in range(start, start + count):
@@ -66,7 +66,7 @@ def fill(settings: Settings, clip: bytes, count: int, start: int) -> None:
 
 
 def ready(database: Database) -> int:
-    """How many are done."""
+    """Return the number of ready videos."""
     with database.read() as connection:
         return connection.execute(
             sa.select(sa.func.count()).select_from(db.videos).where(db.videos.c.status == "ready")
@@ -74,7 +74,7 @@ def ready(database: Database) -> int:
 
 
 def measure(folder: Path, environment: dict[str, str], database: Database, workers: int, clips: int) -> float:
-    """Clips a second by so many workers, which are started and ended here."""
+    """Start this number of workers, return the clips per second, and stop the workers."""
     before = ready(database)
     processes = []
     for number in range(workers):
@@ -101,7 +101,7 @@ def measure(folder: Path, environment: dict[str, str], database: Database, worke
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--frames-per-second", type=float, default=20.0, help="of the stand-in, a worker")
     parser.add_argument("--clips", type=int, default=60, help="for each worker")

@@ -1,30 +1,32 @@
-"""How well and how fast the vector index answers, what it costs, and how that compares.
+"""Benchmark the vector index: recall, latency and cost, compared with other engines.
 
     python tests/bench/search.py [--videos 10000 100000 1000000] [--data clustered real] [--catalogue] [--no-peer]
 
-Made-up libraries of 512 + 512 numbers a video, in two kinds. `real`: spread around real CLIP text vectors, read from
---vectors. `clustered`: spread around 1,000 random directions. Popular centres have more videos, half of the captions
-say what is seen, a fifth of the videos has none. The questions are 100 videos of the library, asked one at a time.
+Generated libraries of 512 + 512 numbers per video, in two kinds. `real`: spread around real CLIP text vectors, read
+from --vectors. `clustered`: spread around 1,000 random directions. Popular centres have more videos, half of the
+captions describe what the video shows, a fifth of the videos has no caption. The queries are 100 videos of the library,
+searched one at a time.
 
 For each library, each of five pairs of weights and each filter (none; categories of 50 %, 1 % and 0.01 % of the
 videos): recall@10 against all products computed exactly, and the 50th and 99th percentile of the milliseconds of one
-search. A row counts as right if its score is at least that of the true tenth.
+search. A row counts as correct if its score is at least that of the true tenth.
 
-    ours    as the service builds it: exact up to a size, compressed above it; saved, and loaded in a process of its
-            own, whose memory is measured and in which the searches are timed
-    flat    faiss.IndexFlatIP over the same rows, with as many threads as faiss takes by itself and (`flat_one_thread`)
-            with one; all weights without a filter, (0.5, 0.5) with each; for a large library fewer questions
-    peer    another library on the same task, the query [w_v q_v ; w_t q_t] over [v ; t] with the mean caption where
-            one is missing. It is no dependency of ReelsRS: it is compared if it can be imported, from --peer-packages
-            where that is given
+    ours    as the service builds the index: exact up to a size, compressed above it; saved, and loaded in a separate
+            process, whose memory is measured and in which the searches are timed
+    flat    faiss.IndexFlatIP over the same rows, with faiss's default number of threads and (`flat_one_thread`) with
+            one; all weights without a filter, (0.5, 0.5) with each; fewer queries for a large library
+    peer    another library on the same task, the query [w_v q_v ; w_t q_t] over [v ; t] with the mean caption if one
+            is missing. The peer is no dependency of ReelsRS: it is compared if it can be imported, from
+            --peer-packages if given
 
-`of_flat` and so on are our 50th percentile divided by theirs in the same run, with the same weights and filter;
-`of_scan` by that of the faster of the two flat scans without a filter. Loading is measured twice, checksums included:
-with the files in the page cache, and (`cold`) without.
+`of_flat` and so on are our 50th percentile divided by theirs in the same run, with the same weights and filter.
+`of_scan` divides by that of the faster of the two flat scans without a filter. Loading is measured twice, checksums
+included: with the files in the page cache, and (`cold`) without.
 
 --catalogue also fills a database with the library, and measures the service around the index: the first start, the
-next one, how long after its commit an upload is answered, and whole answers with and without changes meanwhile. It
-needs some 20 kB of disk a video below --folder. The last line is JSON; `reached` in it judges the largest libraries.
+next start, how long after its commit an upload can be found, and whole searches with and without concurrent changes.
+That needs about 20 kB of disk per video below --folder. The last line is JSON; its `reached` judges the largest
+libraries.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from tests.bench.search_service import whole_service
 
 
 def measure(scratch: Path, kind: str, count: int, given: argparse.Namespace) -> Figures:
-    """Everything about one library; nothing is left of it."""
+    """Measure everything about one library, then remove its files."""
     made, saved = scratch / "library", scratch / "index"
     say(f"{kind}, {count:,} videos: making them")
     make(made, kind, count, given.vectors)
@@ -112,7 +114,7 @@ def _ratio(mine: Figures, theirs: Figures) -> float:
 
 
 def reached(report: Figures) -> dict[str, bool | None]:
-    """What a library of a million is to reach; None: not measured."""
+    """Compare a report with the targets for a library of a million videos; None means not measured."""
     cells, service = report["cells"], report.get("service")
     return {
         "recall_at_least_0.99": all(cell["recall"] >= 0.99 for cell in cells),
@@ -130,7 +132,7 @@ def reached(report: Figures) -> dict[str, bool | None]:
 
 
 def show(report: Figures) -> None:
-    """A table of one library."""
+    """Print the report of one library as a table."""
     say(f"\n{report['data']}, {report['videos']:,} videos, {report['engine']}")
     say(f"{'weights':<11}{'filter':>7}{'recall':>8}{'p50 ms':>8}{'p99 ms':>8}{'of scan':>8}   others: recall, p50 ms")
     for cell in report["cells"]:
@@ -149,7 +151,7 @@ def show(report: Figures) -> None:
 
 
 def main() -> None:
-    """Each library in turn, then one line."""
+    """Measure each library in turn, and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--videos", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     arguments.add_argument("--data", nargs="+", choices=["clustered", "real"], default=["clustered", "real"])

@@ -1,4 +1,4 @@
-"""The engines that are asked: ours, flat FAISS, and a peer."""
+"""The search engines of the benchmark: ours, flat FAISS, and a peer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PEER = "scann"
 PEER_PARAMETERS = {"dimensions_per_block": 4, "anisotropic_quantization_threshold": 0.2}
 KINDS: dict[str, type[Index]] = {"flat": FlatIndex, "compressed": CompressedIndex}
 Others = dict[str, tuple[Figures, dict[Cell, Answers]]]
-"""Name, figures and answers of what ours is compared with."""
+"""By engine name: the figures, and the search results of each cell."""
 
 
 def build(library_folder: Path, folder: Path) -> Figures:
@@ -80,7 +80,7 @@ def build(library_folder: Path, folder: Path) -> Figures:
 
 
 def load(folder: Path) -> Index:
-    """Verify and read an index as `SyncedIndex` does."""
+    """Verify and load an index as `SyncedIndex` does."""
     manifest = json.loads((folder / "manifest.json").read_text())
     files = [SavedFile(*file) for file in manifest["files"]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -93,7 +93,7 @@ def load(folder: Path) -> Index:
 
 
 def load_cold(folder: Path) -> Figures:
-    """Load with none of the files in the page cache, where the system lets go of them."""
+    """Load the index after dropping its files from the page cache, if the system allows that."""
     figures = Figures()
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -108,7 +108,11 @@ def load_cold(folder: Path) -> Figures:
 def ours(
     library_folder: Path, folder: Path, asked: Questions, rounds: int
 ) -> tuple[Figures, dict[Cell, Answers], Answers]:
-    """Load, ask, remove, ask again, add. The answers before and after the removal."""
+    """Measure load, searches, removal, searches again, and additions.
+
+    Returns:
+        The figures, and the search results before and after the removal.
+    """
     figures, before = Figures(), resident()
     with stopwatch(figures, "load_seconds"):
         index = load(folder)
@@ -139,7 +143,7 @@ def ours(
 
 
 def flat(library_folder: Path, asked: Questions) -> Others:
-    """The exact scan that any index has to beat: with as many threads as faiss takes by itself, and with one."""
+    """Measure the exact scan that any index must beat, with faiss's default number of threads and with one."""
     library, built = Library.open(library_folder), Figures()
     index = faiss.IndexFlatIP(LAYOUT.width)
     with stopwatch(built, "build_seconds"):
@@ -174,8 +178,10 @@ def _flat_search(index: Any, allowed: Flags | None) -> Callable[[Vectors], RowNu
 
 
 def peer(library_folder: Path, asked: Questions, packages: Path | None) -> tuple[Figures, dict[Cell, Answers]]:
-    """ScaNN: like ours, 4 bits for every few numbers of every row, then the best again in single precision. It has no
-    filters, and no adds in this form."""
+    """Measure ScaNN, which has no filters and, in this form, no additions.
+
+    Like our index, ScaNN stores 4 bits for every few numbers of a row, then compares the best rows in single precision.
+    """
     if packages is not None:
         sys.path.append(str(packages))
     if importlib.util.find_spec(PEER) is None:
@@ -205,7 +211,7 @@ def peer(library_folder: Path, asked: Questions, packages: Path | None) -> tuple
 
 
 def _imputed(library_folder: Path) -> tuple[npt.NDArray[np.float64], Vectors]:
-    """The mean caption, and rows [v ; t] (N, 2 D) with it where one is missing."""
+    """Return the mean caption (D,) and the rows [v ; t] (N, 2 D) float32, with the mean for each missing caption."""
     library = Library.open(library_folder)
     mean = library.mean_caption()
     rows = np.empty((library.count, 2 * D), dtype=np.float32)

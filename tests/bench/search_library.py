@@ -1,4 +1,4 @@
-"""Made-up libraries to search in, the questions, and what is right."""
+"""Generated libraries to search, the queries, and the correct results."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ D = 512
 K = 10
 QUERIES = 100
 SPARE = 4096
-"""Videos that are made beside a library, to be added to it."""
+"""Number of extra videos made with a library, to be added later."""
 SLICE = 4096
 TIE = 1e-6
-"""Scores so close are one: single precision cannot tell them apart."""
+"""Scores within this distance count as equal: single precision cannot distinguish them."""
 Pair = tuple[float, float]
 Cell = tuple[Pair, str]
 PAIRS: tuple[Pair, ...] = ((1.0, 0.0), (0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.0, 1.0))
@@ -50,8 +50,11 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """`count` videos and SPARE more, mapped from files: pictures and captions (N, D) float32 of unit length, captioned
-    (N,) bool, codes (N,) uint8: the category's place in NAMES. A video's key is its row."""
+    """`count` videos and SPARE more, mapped from files. A video's primary key is its row number.
+
+    Pictures and captions are (N, D) float32 of unit length, `captioned` is (N,) bool. `codes` (N,) uint8 are the
+    categories as indices into NAMES.
+    """
 
     count: int
     pictures: Vectors
@@ -65,7 +68,7 @@ class Library:
         return cls(len(arrays[0]) - SPARE, *arrays)
 
     def entries(self, start: int, stop: int) -> Entries:
-        """Rows as an index takes them in."""
+        """Return the rows as entries to put into an index."""
         captioned = np.array(self.captioned[start:stop])
         return Entries(
             np.arange(start, stop, dtype=np.int64),
@@ -76,27 +79,27 @@ class Library:
         )
 
     def slices(self) -> Iterator[tuple[int, int]]:
-        """Bounds of what is done at once."""
+        """Yield the bounds of the slices that are processed at once."""
         return ((start, min(start + SLICE, self.count)) for start in range(0, self.count, SLICE))
 
     def queries(self) -> RowNumbers:
-        """(QUERIES,) the videos that are asked about; all have a caption."""
+        """Return the rows (QUERIES,) of the query videos; all have a caption."""
         captioned = np.flatnonzero(self.captioned[: self.count])
         return np.random.default_rng(5).choice(captioned, QUERIES, replace=False)
 
     def removed(self) -> VideoPks:
-        """A hundredth of the videos, none of them a question."""
+        """Return the keys of a hundredth of the videos, to be removed; no query video is among them."""
         others = np.setdiff1d(np.arange(self.count), self.queries())
         return np.sort(np.random.default_rng(6).choice(others, self.count // 100, replace=False))
 
     def allowed(self, name: str) -> Flags | None:
-        """(count,) what a filter lets through; None: everything."""
+        """Return the mask (count,) bool of the rows that a filter accepts; None for no filter."""
         if FILTERS[name] == EVERY_CATEGORY:
             return None
         return np.array([category in FILTERS[name] for category in NAMES])[self.codes[: self.count]]
 
     def mean_caption(self, without: VideoPks = NOBODY) -> npt.NDArray[np.float64]:
-        """(D,) the mean of the captions of all videos but some."""
+        """Return the mean (D,) of the captions of all videos except `without`."""
         kept = np.array(self.captioned[: self.count])
         kept[without] = False
         total = sum(self.captions[a:b][kept[a:b]].sum(axis=0, dtype=np.float64) for a, b in self.slices())
@@ -104,7 +107,7 @@ class Library:
 
 
 def centres(kind: str, vectors: Path) -> tuple[Vectors, float]:
-    """(C, D) unit vectors that videos are spread around, and how far."""
+    """Return (C, D) unit vectors that videos are spread around, and the scale of the spread."""
     if kind == "real":
         rows = [np.load(path).astype(np.float32) for path in sorted(vectors.glob("*.npy"))]
         if not rows:
@@ -114,7 +117,7 @@ def centres(kind: str, vectors: Path) -> tuple[Vectors, float]:
 
 
 def make(folder: Path, kind: str, count: int, vectors: Path) -> None:
-    """Write a library."""
+    """Write a library into `folder`."""
     folder.mkdir(parents=True)
     around, sigma = centres(kind, vectors)
     rng, total = np.random.default_rng(1), count + SPARE
@@ -147,7 +150,7 @@ def make(folder: Path, kind: str, count: int, vectors: Path) -> None:
 
 
 class Truth:
-    """All products of the questions with the library, (QUERIES, count) each: of pictures and of captions."""
+    """Exact dot products of the queries with the library: (QUERIES, count) float32 for pictures and for captions."""
 
     def __init__(self, library: Library) -> None:
         self._library, self._own = library, library.queries()
@@ -162,12 +165,12 @@ class Truth:
         self._gone = NOBODY
 
     def remove(self, gone: VideoPks) -> None:
-        """These videos are no answers any more."""
+        """Leave these videos out of the correct results."""
         self._gone = gone
         self._impute(self._library.mean_caption(without=gone))
 
     def recall(self, cell: Cell, answers: Sequence[RowNumbers]) -> float:
-        """The share of the true ten, or of as many as there are, that the answers to the first questions hold."""
+        """Return the mean share of the true ten (or of all, if fewer) found by the first queries."""
         (a, b), name = cell
         allowed = self._library.allowed(name)
         shares = []
@@ -189,20 +192,20 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one search after the other gave: rows without the question's own, and milliseconds."""
+    """Results of consecutive searches: rows without the query video itself, and milliseconds."""
 
     rows: list[RowNumbers]
     milliseconds: list[float]
 
     def figures(self, truth: Truth, cell: Cell) -> Figures:
-        """As the report shows them."""
+        """Return recall and percentiles as the report shows them."""
         return {"recall": round(truth.recall(cell, self.rows), 4), **percentiles(self.milliseconds)}
 
 
 def ask(
     search: Callable[[Vectors], RowNumbers], queries: Sequence[Vectors], own: RowNumbers, rounds: int = 1
 ) -> Answers:
-    """Each question alone, after a few that are not timed."""
+    """Run each query alone, after five that are not timed."""
     for query in queries[:5]:
         search(query)
     rows, milliseconds = [], []
@@ -218,8 +221,10 @@ def ask(
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What is asked about: rows (Q,), their pictures and captions (Q, D). A copy, for a map of the library would count
-    as memory of whoever asks."""
+    """The query videos: rows (Q,), their pictures and captions (Q, D) float32.
+
+    The arrays are copies, because a memory-mapped library would count as memory of the searching process.
+    """
 
     rows: RowNumbers
     pictures: Vectors
@@ -231,15 +236,15 @@ class Questions:
         return cls(rows, np.array(library.pictures[rows]), np.array(library.captions[rows]))
 
     def first(self, count: int) -> Questions:
-        """Fewer of them."""
+        """Return the first `count` queries."""
         return Questions(self.rows[:count], self.pictures[:count], self.captions[:count])
 
     def vectors(self, pair: Pair, mean: npt.NDArray[np.float64]) -> list[Vectors]:
-        """(2 D + 1,) each, as the service asks."""
+        """Return the query vectors, (2 D + 1,) float32 each, as the service builds them."""
         parts = [pair[0] * self.pictures, pair[1] * self.captions, pair[1] * (self.captions @ mean)[:, None]]
         return list(np.concatenate(parts, axis=1).astype(np.float32))
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """The 50th and the 99th."""
+    """Return the 50th and the 99th percentile."""
     return {f"p{p}_ms": round(float(np.percentile(milliseconds, p)), 3) for p in (50, 99)}

@@ -1,4 +1,4 @@
-"""The service around the index: rows, changes, answers."""
+"""Measure the service around the index: rows, changes, searches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROBE = Probe("video/mp4", "h264", 640, 360, 1.0, 25.0)
 
 
 class Service:
-    """A database, its follower and its recommender, with a library in it; keys are rows + 1."""
+    """A database that holds the library, and its index; video primary keys are row numbers + 1."""
 
     def __init__(self, library: Library, folder: Path) -> None:
         self.library, self._folder = library, folder
@@ -44,7 +44,7 @@ class Service:
         self._next = library.count
 
     def fill(self) -> None:
-        """Put the library into the database, many rows to a statement."""
+        """Put the library into the database, many rows per statement."""
         with self.db.write() as connection:
             generation_rows.activate_generation(connection, GENERATION)
         for start, stop in self.library.slices():
@@ -57,11 +57,11 @@ class Service:
                 connection.execute(sa.insert(db.changes), [{"video_key": row + 1} for row in range(start, stop)])
 
     def follow(self) -> SyncedIndex:
-        """The index, made or loaded."""
+        """Open the index, which builds or loads it."""
         return SyncedIndex(self.db, self._folder / "index", GENERATION, "mean")
 
     def upload(self) -> tuple[int, str]:
-        """Commit one more video, as an upload that was decoded and embedded: key and id."""
+        """Commit one more video as a decoded and embedded upload; return its primary key and id."""
         row, self._next = self._next, self._next + 1
         entries = self.library.entries(row, row + 1)
         with self.db.write() as connection:
@@ -127,7 +127,7 @@ def _embeddings(entries: Entries) -> Iterator[dict[str, Any]]:
 
 
 def whole_service(library_folder: Path, folder: Path) -> Figures:
-    """Start, start again, upload, answer; and answer while the library changes."""
+    """Measure a start, a second start, uploads and searches, with and without concurrent changes."""
     library, figures = Library.open(library_folder), Figures()
     service = Service(library, folder)
     with stopwatch(figures, "fill_seconds"):
@@ -158,7 +158,7 @@ def whole_service(library_folder: Path, folder: Path) -> Figures:
 
 
 def _searchable_after(service: Service, follower: SyncedIndex, recommender: Recommender) -> dict[str, float]:
-    """Seconds from a commit to an answer that took the new video into account."""
+    """Measure seconds from a commit to search results that include the new video."""
     seconds = []
     for pair in PAIRS * 4:
         before = _rows(follower)
@@ -189,7 +189,7 @@ def _answer(recommender: Recommender, name: str, pair: Pair) -> None:
 
 
 def _answers(recommender: Recommender, names: list[str]) -> tuple[list[float], list[str]]:
-    """Milliseconds of whole answers, and what went wrong."""
+    """Return the milliseconds of whole searches, and the errors."""
     milliseconds, errors = [], []
     for number, name in enumerate(names * 3):
         started = time.perf_counter()
@@ -202,7 +202,7 @@ def _answers(recommender: Recommender, names: list[str]) -> tuple[list[float], l
 
 
 class _Changes:
-    """While its block lasts, a thread commits uploads and deletes the same videos again, some 20 a second."""
+    """Inside the block, a thread commits uploads and deletes the same videos, at most 20 changes per second."""
 
     def __init__(self, service: Service) -> None:
         self.count, self.seconds = 0, 0.0

@@ -1,16 +1,16 @@
-"""How fast the service answers over HTTP, beside the same call in the process, in one run.
+"""Benchmark HTTP: latency and throughput of the service, compared with the same calls in the process, in one run.
 
     python tests/bench/serve.py FOLDER [--videos 10000] [--precision float32]
 
-A library of made-up videos of 512 + 512 numbers and ten frames each, spread around real CLIP text vectors where
---vectors names a folder of them; the model is a ViT-B-32 with random weights. A real server is asked from other
-processes on the same cores:
+A library of generated videos of 512 + 512 numbers and ten frames each, spread around real CLIP text vectors if
+--vectors names a folder of them. The model is a ViT-B-32 with random weights. Other processes on the same cores send
+requests to a real server:
 
-    recommendations   GET, one after another over one connection: milliseconds, and of `Recommender.answer` for the
-                      same videos in a process of its own, taking turns with it; then eight connections at a time
-                      (by wrk, else by Python): requests a second
-    ingesting         the same and searches by new and by repeated words, 20 a second, first idle, then while the clips
-                      of FOLDER (`<category>/<clip>`) are uploaded and embedded: 99th percentiles
+    recommendations   GET, one after another over one connection, in milliseconds; `Recommender.search` for the same
+                      videos in a separate process, in turn with the server; then eight connections at a time (by wrk,
+                      else by Python), in requests per second
+    ingesting         the same, and searches by new and by repeated words, 20 per second: first idle, then while the
+                      clips of FOLDER (`<category>/<clip>`) are uploaded and embedded; 99th percentiles
 
 The last line is JSON.
 """
@@ -54,7 +54,7 @@ FRAMES = 10
 
 
 def fill(runtime: Runtime, count: int, vectors: Path | None) -> list[str]:
-    """Put made-up videos into the database, many rows to a statement: their ids."""
+    """Put generated videos into the database, many rows per statement; return their ids."""
     generation: Generation = runtime.initialise()
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, generation.dimension)).astype(np.float32)
@@ -114,7 +114,7 @@ def _row(number: int, video_id: str) -> dict[str, Any]:
 
 @contextmanager
 def server(settings: Settings) -> Iterator[tuple[str, int]]:
-    """A service over this library, ready: host and port."""
+    """Start a service over this library and wait until it is ready; yield host and port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -143,13 +143,13 @@ def server(settings: Settings) -> Iterator[tuple[str, int]]:
 
 
 class Client:
-    """One connection that stays open."""
+    """HTTP client with one connection that stays open."""
 
     def __init__(self, host: str, port: int) -> None:
         self._connection = http.client.HTTPConnection(host, port)
 
     def ask(self, method: str, path: str, body: Any = None) -> float:
-        """Milliseconds until the answer is read."""
+        """Send a request; return the milliseconds until the response is read. Raises RuntimeError if not status 200."""
         data = None if body is None else json.dumps(body)
         started = time.perf_counter()
         self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
@@ -161,7 +161,7 @@ class Client:
 
 
 def in_process(settings: Settings, pipe: Any) -> None:
-    """In a process of its own: answer questions about the ids that come, and say how long it took."""
+    """In a separate process: search for each video id received, and send back the milliseconds."""
     runtime = Runtime(settings, image_tower=False)
     recommender = runtime.serving.recommender
     pipe.send("ready")
@@ -173,12 +173,12 @@ def in_process(settings: Settings, pipe: Any) -> None:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """Return the 50th, 95th and 99th percentile of milliseconds."""
     return {f"p{point}": round(float(np.percentile(values, point)), 2) for point in (50, 95, 99)}
 
 
 def recommendations(settings: Settings, ids: list[str], asked: int) -> dict[str, Any]:
-    """One after another: over HTTP and in the process, in turn; then many at a time."""
+    """Measure single requests over HTTP and in the process, in turn; then many at a time."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     worker = multiprocessing.get_context("spawn").Process(target=in_process, args=(settings, theirs))
     worker.start()
@@ -191,7 +191,7 @@ def recommendations(settings: Settings, ids: list[str], asked: int) -> dict[str,
             elapsed = client.ask("GET", f"/v1/videos/{video}/recommendations")
             ours.send(video)
             within = ours.recv()
-            if number >= 20:  # the first ones warm caches up
+            if number >= 20:  # the first requests warm up caches
                 over_http.append(elapsed)
                 inside.append(within)
         ours.send(None)
@@ -206,7 +206,7 @@ def recommendations(settings: Settings, ids: list[str], asked: int) -> dict[str,
 
 
 def many(host: str, port: int, ids: list[str], seconds: int = 10) -> dict[str, Any]:
-    """Requests a second from eight connections."""
+    """Measure requests per second from eight connections."""
     if shutil.which("wrk"):
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             paths = ",".join(f'"/v1/videos/{video}/recommendations"' for video in ids)
@@ -236,7 +236,7 @@ def many(host: str, port: int, ids: list[str], seconds: int = 10) -> dict[str, A
 
 
 def asking(host: str, port: int, ids: list[str], until: Callable[[], bool]) -> dict[str, list[float]]:
-    """Twenty a second of three kinds, in turn."""
+    """Send 20 requests per second of three kinds, in turn; return the milliseconds by kind."""
     client = Client(host, port)
     found: dict[str, list[float]] = {"recommendations": [], "search_new_words": [], "search_same_words": []}
     number, due = 0, time.perf_counter()
@@ -256,7 +256,7 @@ def asking(host: str, port: int, ids: list[str], until: Callable[[], bool]) -> d
 
 
 def upload(host: str, port: int, clip: Path) -> None:
-    """One clip, as a form."""
+    """Upload one clip as a form. The statuses 415 and 422 are accepted."""
     edge = "----clip"
     head = f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="{clip.name}"\r\n\r\n'.encode()
     body = head + clip.read_bytes() + f"\r\n--{edge}--\r\n".encode()
@@ -271,13 +271,13 @@ def upload(host: str, port: int, clip: Path) -> None:
 
 
 def while_ingesting(settings: Settings, ids: list[str], clips: list[Path], seconds: float) -> dict[str, Any]:
-    """The same questions idle and busy."""
+    """Measure the same requests while the service is idle, then while it embeds clips."""
     with server(settings) as (host, port):
         end = time.monotonic() + seconds
         idle = asking(host, port, ids, lambda: time.monotonic() > end)
         uploader = threading.Thread(target=lambda: [upload(host, port, clip) for clip in clips])
         uploader.start()
-        time.sleep(3)  # until the worker has its model
+        time.sleep(3)  # until the worker has loaded its model
         end = time.monotonic() + seconds
 
         def done() -> bool:
@@ -299,7 +299,7 @@ def while_ingesting(settings: Settings, ids: list[str], clips: list[Path], secon
 
 
 def main() -> None:
-    """Both, then one line."""
+    """Run both measurements and print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--videos", type=int, default=10_000)

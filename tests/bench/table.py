@@ -1,10 +1,10 @@
-"""The guide's table of speeds, from what the benchmarks printed last.
+"""Write the guide's table of speeds from the latest results of the benchmarks.
 
     python tests/bench/decode.py FOLDER | tail -n 1 > tests/bench/results/decode.json     (and so on)
     python tests/bench/table.py
 
 Reads results/{decode,ingest,embed,serve,memory}.json and writes the table between the two marks in
-service/docs/benchmarks.md. What was not measured says so.
+service/docs/benchmarks.md. The table says what was not measured.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ BEGIN, END = "<!-- speeds: python tests/bench/table.py -->", "<!-- end of speeds
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """What is there, by the benchmark's name."""
+    """Read the stored results, by the benchmark's name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     decode, ingest, embed = found["decode"], found["ingest"], found["embed"]["ViT-B-32"]
     serve, memory = found["serve"], found["memory"]
     seconds, long = decode["seconds"], decode["long_seconds"]
@@ -91,13 +91,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def written(page: str, found: dict[str, dict[str, Any]]) -> str:
-    """The page with the table in its place."""
+    """Return the page with the table between its marks."""
     before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
-    """Write it."""
+    """Write the table into the guide's page."""
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), results()), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""A browser, pages that are watched, and libraries of drawn clips that were embedded and laid out once.
+"""A browser, monitored pages, and libraries of drawn clips that are embedded and projected once.
 
-On every page the browser's console stays silent, no script fails, and nothing is asked of another host.
+A test fails if its page writes to the browser's console, if a script fails, or if the page requests another host.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 FLAGS = (
     "--no-sandbox",
-    # Graphics in software: maps are drawn by WebGL. Pages are painted without it, which is faster then.
+    # Graphics in software: WebGL draws the maps. Pages are painted without WebGL, which is then faster.
     *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu-rasterization"),
-    # Nothing that a test does not ask for.
+    # No background activity.
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
     *("--no-first-run", "--disable-dev-shm-usage", "--disable-crash-reporter"),
 )
@@ -49,15 +49,18 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class StartedBrowser:
-    """Chromium, and the event loop of what drives it."""
+    """Chromium, and the event loop of its Playwright driver."""
 
     browser: Browser
     loop: asyncio.AbstractEventLoop
 
     @contextmanager
     def used(self) -> Iterator[Browser]:
-        """The browser. Its driver marks its own loop as the thread's running one; without that mark nothing can be
-        asked of it, and with it no other test of this thread could run a loop."""
+        """Yield the browser for use in this thread.
+
+        The driver needs its own loop marked as the thread's running loop. Outside this block the mark is removed,
+        because other tests of this thread could not run a loop.
+        """
         asyncio._set_running_loop(self.loop)  # noqa: SLF001
         try:
             yield self.browser
@@ -67,7 +70,7 @@ class StartedBrowser:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedBrowser]:
-    """Chromium without a window, started once. What it writes is in the temporary folder."""
+    """Start headless Chromium once. All files that Chromium writes are in the temporary folder."""
     program = shutil.which("chromium")
     if program is None:
         services.missing("there is no chromium on the path")
@@ -77,7 +80,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedBrowse
         services.missing("playwright is not installed")
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(home))  # the driver makes the profile and keeps downloads there
+        patch.setenv("TMPDIR", str(home))  # The driver creates the profile and stores downloads there.
         playwright = sync_playwright().start()
     try:
         browser = playwright.chromium.launch(
@@ -101,7 +104,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedBrowse
 
 
 class Watched:
-    """Pages of fresh browser profiles, and what went wrong on them."""
+    """Pages in new browser profiles, and the errors that occurred on them."""
 
     def __init__(self, browser: Browser) -> None:
         self.wrong: list[str] = []
@@ -111,14 +114,23 @@ class Watched:
     def visit(
         self, service: Service, address: str = "/explore", *, expected: str = "", store: str = "", **of: Any
     ) -> Page:
-        """Open a page. `expected` is a pattern of console messages that the test provokes, for a browser reports every
-        answer that is an error; `store` is another host that may be asked. With `clock`, timers of the page can be
-        put forward."""
+        """Open a page in a new browser profile.
+
+        Args:
+            service: The service that serves the page.
+            address: Path and query of the page.
+            expected: Pattern of console messages that the test provokes; browsers report every error response.
+            store: Another host that the page may request.
+            of: Options of the browser context. With `clock`, a test can advance the page's timers.
+
+        Returns:
+            The opened page.
+        """
         clock = of.pop("clock", False)
         context = self._browser.new_context(**{"viewport": WIDE, **of})
         self._contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)  # graphics in software, on a machine that does other things too
+        page.set_default_timeout(60_000)  # Graphics in software, on a machine with other load.
         if clock:
             page.clock.install()
         self._watch(page, {urlsplit(service.url).netloc, store}, expected)
@@ -126,7 +138,7 @@ class Watched:
         return page
 
     def close(self) -> None:
-        """Close the pages, of which the service may not outlive any."""
+        """Close the pages. Must happen before the service stops."""
         while self._contexts:
             self._contexts.pop().close()
 
@@ -146,7 +158,7 @@ class Watched:
 
 @pytest.fixture
 def visit(chromium: StartedBrowser) -> Iterator[Visit]:
-    """`visit(service, "/explore?q=star")`: the page in a fresh browser profile, see `Watched.visit`."""
+    """Yield `Watched.visit`, for example `visit(service, "/explore?q=star")`; fail if a page had errors."""
     with chromium.used() as browser:
         watched = Watched(browser)
         try:
@@ -162,7 +174,7 @@ Copied = Callable[[Path], Path]
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:
-    """What `make` writes at `path`; under xdist made by the process that asks first, while the others wait."""
+    """Return `path`, written by `make`. Under xdist the first process writes, while the others wait."""
     with FileLock(f"{path}.lock"):
         if not path.exists():
             aside = path.with_name(f"{path.name}.part")
@@ -173,13 +185,13 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def clips(shared_folder: Path) -> list[Path]:
-    """Twelve drawn clips of six seconds, with captions, in six categories; the first three are of three."""
+    """Draw twelve clips of six seconds with captions, in six categories; the first three differ in category."""
     made = _once(shared_folder / "browser-clips", lambda to: draw_captioned(to, 12, seed=5, seconds=6))
     return sorted(made.rglob("*.mp4"), key=lambda clip: clip.name)
 
 
 def _copied(to: Path, once: Path, make: Callable[[Path], object]) -> Path:
-    """A copy of a library that is made once; one that is kept on servers is made anew."""
+    """Copy a library that is made once to the folder `to`; make it again if the library is kept on servers."""
     if services.environment(to):
         make(to)
     else:
@@ -189,7 +201,7 @@ def _copied(to: Path, once: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(shared_folder: Path, clips: list[Path], tiny: Encoder, decoder: Decoder) -> Copied:
-    """`embedded(to)`: a data folder of the twelve clips."""
+    """Return a function `embedded(to)` that creates a data folder with the twelve clips."""
 
     def make(data: Path) -> None:
         embed_folder(clips[0].parents[1], data, tiny, decoder)
@@ -201,7 +213,7 @@ def embedded(shared_folder: Path, clips: list[Path], tiny: Encoder, decoder: Dec
 def library(
     tmp_path_factory: pytest.TempPathFactory, embedded: Copied, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
-    """A service with the twelve clips in it, for tests that leave those as they are and look at no map."""
+    """Serve the twelve clips, for tests that do not change them and show no map."""
     data = embedded(tmp_path_factory.mktemp("library") / "data")
     with serving_here(settings_for(data), tiny, decoder) as running:
         yield running
@@ -211,8 +223,11 @@ def library(
 def mapped(
     tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, embedded: Copied, tiny: Encoder, decoder: Decoder
 ) -> Iterator[Service]:
-    """The same with every map that a test looks at. UMAP is compiled when a process first uses it, which takes far
-    longer than to lay out: so all is laid out in one process, once, and no worker's child ever does."""
+    """Serve the twelve clips with every projection that tests show.
+
+    UMAP is compiled when a process first uses UMAP, which takes far longer than the fit. All projections are therefore
+    fitted once, in one process, and never in a child of a worker.
+    """
 
     def make(data: Path) -> None:
         embedded(data)
@@ -241,7 +256,7 @@ def _lay_out(
 
 @pytest.fixture
 def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Encoder, decoder: Decoder) -> Path:
-    """The data folder of a library with the first three clips and their map by PCA, for a test that changes it."""
+    """Return the data folder of a library with the first three clips and their PCA projection. A test may change it."""
 
     def make(data: Path) -> None:
         chosen = data.with_name(f"{data.name}.clips")
@@ -257,6 +272,6 @@ def few(tmp_path: Path, shared_folder: Path, clips: list[Path], tiny: Encoder, d
 
 @pytest.fixture
 def own_library(few: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Service]:
-    """A service with three clips, for a test that changes them. Ask for it before `visit`, to outlive its pages."""
+    """Serve three clips that a test may change. Request before `visit`, so that the service outlives its pages."""
     with serving_here(settings_for(few), tiny, decoder) as running:
         yield running

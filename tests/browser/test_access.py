@@ -1,4 +1,4 @@
-"""Everybody can use the page: nothing that axe calls serious, nothing wider than a phone; and the docs page works."""
+"""Tests of accessibility and small screens on the page (axe-core), and of the docs page."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ AXE = """async () => (await axe.run()).violations
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The script of axe-core, out of the package that brings it to Playwright."""
+    """Return the script of axe-core from the package that bundles axe-core for Playwright."""
     found = importlib.util.find_spec("axe_playwright_python")
     if found is None or found.origin is None:
         services.missing("axe-playwright-python is not installed")
-        raise AssertionError  # not reached
+        raise AssertionError  # unreachable
     return Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The address is the view: it opens as it was left, and steps back and forward through what was chosen."""
+"""Tests of the page address: it restores the view, and the history steps through the user's choices."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_the_address_is_the_view(visit: Visit, mapped: Service) -> None:
     before = shown(page)
     left, title = page.url.removeprefix(mapped.url), page.locator("#detail-title").inner_text()
 
-    page.go_back()  # the clip closes
+    page.go_back()  # closes the clip
     page.locator("#detail").wait_for(state="hidden")
-    page.go_back()  # the legend
-    page.go_back()  # three dimensions
+    page.go_back()  # undoes the legend
+    page.go_back()  # undoes three dimensions
     assert page.get_by_role("button", name="2D").get_attribute("aria-pressed") == "true"
     page.go_forward()
     assert page.get_by_role("button", name="3D").get_attribute("aria-pressed") == "true"
-    page.close()  # two pages that draw in three dimensions at once keep each other waiting
+    page.close()  # two pages that both draw in three dimensions slow each other down
 
     other = visit(mapped, left)
     other.locator("#detail video").wait_for()
@@ -50,7 +50,7 @@ def test_the_address_is_the_view(visit: Visit, mapped: Service) -> None:
 
 def test_what_is_chosen_while_a_closed_clip_leaves_the_address_holds(visit: Visit, library: Service) -> None:
     page = visit(library, "/explore?view=clips", clock=True)
-    # A browser that has much to do steps back when it gets to it.
+    # Simulate a busy browser that delays the step back.
     page.evaluate("""() => {
         const back = history.back.bind(history);
         history.back = () => setTimeout(back, 500);

@@ -1,4 +1,4 @@
-"""What a user changes: a caption, a category, a clip that is deleted; and what strangers wrote stays text."""
+"""Tests of edits and deletions on the page, and that untrusted text stays text."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def test_deleting_can_be_undone_and_is_done(own_library: Service, visit: Visit) 
         expect_shown(page, before)
         assert page.locator(".toast").count() == 0
         page.clock.fast_forward((UNDO_SECONDS + 1) * 1000)
-        page.evaluate("() => fetch('/livez')")  # what the page may have sent is on its way by now
+        page.evaluate("() => fetch('/livez')")  # any request of the page before this one has been sent by now
         assert deleted == []
         assert client.get(f"/v1/videos/{first}").status_code == 200
 
         delete(1)
-        assert client.get(f"/v1/videos/{first}").status_code == 200  # not yet
+        assert client.get(f"/v1/videos/{first}").status_code == 200  # not deleted yet
         page.mouse.move(1, 1)
         page.clock.fast_forward(UNDO_SECONDS * 1000)
         page.locator(".toast").wait_for(state="detached")
         until(lambda: client.get(f"/v1/videos/{first}").status_code == 404)
         expect_shown(page, [before[0], before[2]])
 
-        # Who leaves in between has deleted all the same. By keyboard, the way back has the focus.
+        # Leaving the page during the undo time deletes the clip anyway. With the keyboard, Undo has the focus.
         page.locator("#grid .card h2 a").first.focus()
         page.keyboard.press("Enter")
         page.locator("#detail").get_by_role("button", name="Delete").press("Enter")
@@ -143,7 +143,7 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
         until(lambda: map_of(client, method="pca")["points"] == 5)
     look_at_map(page)
     page.locator("#legend").get_by_text("No category").wait_for()
-    page.get_by_role("button", name="Show all").click()  # the clip that came last may lie outside
+    page.get_by_role("button", name="Show all").click()  # the newest clip may lie outside the view
     until(lambda: _some_dot_says(page, HOSTILE["title"]))
     page.mouse.move(1, 1)
     lasso(page, 1.0)
@@ -154,7 +154,7 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
     page.goto(own_library.url + f"/explore?video={video['id']}&q=<script>window.hit=5</script>")
     page.locator("#detail video").wait_for()
     assert page.evaluate("window.hit") is None
-    # The map that is written to a file is a page as well, with no policy but its own.
+    # The exported projection is also a page, with only its own content security policy.
     runtime = Runtime(settings_for(own_library.data_dir), model=tiny, decoder=decoder)
     write_projection(runtime, tmp_path / "map.html", runtime.projections.spec("aggregated", "pca", 2))
     runtime.close()
@@ -165,7 +165,7 @@ def test_what_strangers_write_is_text_wherever_it_is_shown(
 
 
 def _some_dot_says(page: Page, words: str) -> bool:
-    # A dot that is placed anew while it is pointed at shows nothing: whoever asks tries again.
+    # A dot that moves while the pointer is on it shows nothing, so try the next one.
     from playwright.sync_api import TimeoutError as TooLong
 
     for place in dots(page):

@@ -1,4 +1,4 @@
-"""The map: dots that are chosen, lit, hidden and pointed at, and a map that grows, takes long or is given up."""
+"""Tests of the map: select, highlight, hide and point at dots; growth, slow fits and cancelled fits."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_a_selection_says_what_to_be_like_and_unlike(visit: Visit, mapped: Servi
     with mapped.client() as client:
         expected = ids_of(client.post("/v1/recommendations", json={"positive": positive, "k": PAGE}))
         expect_shown(page, expected)
-        # The farthest of those is what it shall be less like.
+        # The least similar result becomes the negative example.
         unlike = expected[-1]
         page.goto(f"{page.url}&unlike={unlike}")
         body = {"positive": positive, "negative": [{"id": unlike}], "k": PAGE}
         expect_shown(page, ids_of(client.post("/v1/recommendations", json=body)))
-        page.locator("#examples").get_by_role("button").last.click()  # taken away again
+        page.locator("#examples").get_by_role("button").last.click()  # remove the negative example
         expect_shown(page, expected)
         assert "unlike" not in page.url
     page.get_by_role("button", name="Back to the library").click()
@@ -151,8 +151,8 @@ def test_a_map_grows_where_it_stands(own_library: Service, visit: Visit, clips: 
     page.get_by_text("1 placed since it was laid out").wait_for()
     after = page.evaluate(view)
     assert len(after["dots"]) == 4
-    assert set(before["dots"]) < set(after["dots"])  # nothing jumped
-    assert (after["x"], after["y"]) == (before["x"], before["y"])  # and nobody was taken elsewhere
+    assert set(before["dots"]) < set(after["dots"])  # no dot moved
+    assert (after["x"], after["y"]) == (before["x"], before["y"])  # the view did not move
     page.get_by_role("button", name="Lay out again").click()
     page.get_by_text("1 placed since it was laid out").wait_for(state="hidden")
     page.locator("#map-note", has_text="Being laid out").wait_for(state="hidden")

@@ -1,4 +1,4 @@
-"""A service that goes away and comes back: the page says so, waits, and loses nothing."""
+"""Tests of a service that stops and restarts: the page says so, waits and loses nothing."""
 
 from __future__ import annotations
 

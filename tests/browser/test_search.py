@@ -1,4 +1,4 @@
-"""Searches on the page: in words, with a picture, with a clip; what the list then shows is what the service answers."""
+"""Tests of text, image and clip searches on the page: the list shows the service's search results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_slider_orders_as_the_service_does(visit: Visit, library: Service, w
             orders.add(tuple(expected))
     assert len(orders) > 1
     asked(page, w="1")
-    # By keyboard, too: a step towards what is written.
+    # The keyboard works too: one step towards the text weight.
     page.locator("#weight").press("ArrowRight")
     with library.client() as client:
         expect_shown(page, ids_of(client.post("/v1/search/text", json={"query": words, "k": PAGE, **weights(0.95)})))
@@ -58,9 +58,9 @@ def test_a_hit_says_its_score_and_plays_from_its_moment(visit: Visit, library: S
     page.wait_for_function("() => document.querySelector('#detail video').currentTime > 0.3")
     first = player.evaluate("video => video.currentTime")
     assert start - 0.05 <= first < start + 2
-    until(lambda: player.evaluate("video => video.currentTime") != first)  # it runs
+    until(lambda: player.evaluate("video => video.currentTime") != first)  # it plays
     assert not player.evaluate("video => video.paused")
-    # In the list, it plays from there under the pointer.
+    # In the list, the clip plays from there under the pointer.
     page.keyboard.press("Escape")
     page.locator("#detail").wait_for(state="hidden")
     page.mouse.move(1, 1)
@@ -77,7 +77,7 @@ def test_a_picture_and_a_clip_are_searched_with(visit: Visit, library: Service, 
     with library.client() as client:
         wanted = client.get("/v1/videos", params={"category": "sea"}).json()["items"][0]["id"]
         picture = client.get(f"/v1/videos/{wanted}/thumbnail").content
-        # A picture has nowhere else to go.
+        # An image can only be dropped on the search.
         assert drop(page, "main", "waves.jpg", "image/jpeg", picture) == ["drop-search"]
         page.get_by_role("heading", name="waves.jpg").wait_for()
 
@@ -89,7 +89,7 @@ def test_a_picture_and_a_clip_are_searched_with(visit: Visit, library: Service, 
         assert shown(page)[0] == wanted
         for weight in (0.2, 1.0):
             weigh(page, weight)
-            asked(page, w=f"{weight:g}")  # from then on it is the service's order, not what the page expects of it
+            asked(page, w=f"{weight:g}")  # wait for the service's order; before, the page shows its own estimate
             answered(page)
             expect_shown(page, by_picture(weight))
         assert page.locator("#asked-picture").evaluate("image => image.naturalWidth") > 0
@@ -102,8 +102,8 @@ def test_a_picture_and_a_clip_are_searched_with(visit: Visit, library: Service, 
         form = {"k": str(PAGE), **{name: str(value) for name, value in weights(1).items()}}
         with clip.open("rb") as file:
             expect_shown(page, ids_of(client.post("/v1/search/video", files={"file": (clip.name, file)}, data=form)))
-        assert client.get("/v1/info").json()["videos"] == {"ready": len(clips)}  # nothing was kept
-    page.go_back()  # the picture is still at hand
+        assert client.get("/v1/info").json()["videos"] == {"ready": len(clips)}  # the query clip was not stored
+    page.go_back()  # the query image is still available
     page.get_by_role("heading", name="waves.jpg").wait_for()
     page.reload()
     page.get_by_text("no longer has the file").wait_for()

@@ -1,4 +1,4 @@
-"""Clips that are sent from the page, and that it plays from where they are kept."""
+"""Tests of uploads from the page, and of playback from where the clips are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.page import Visit, shown
 from tests.support.rest import upload
 from tests.support.server import serving_here
 
-# The head of an MP4 file, and then nothing of what such a file has.
+# The head of an MP4 file, followed by bytes that are not MP4 content.
 BROKEN = b"\0\0\0\x14ftypisom\0\0\x02\0mp41\0\0\0\x08free\0\0\x10\x08mdat" + bytes(range(256)) * 16
 
 
@@ -37,7 +37,7 @@ def test_an_empty_library_fills_by_upload(
         chosen.value.set_files([*clips[:3], broken])
         page.locator(".upload [role=progressbar]").first.wait_for()
         page.locator(".upload[data-stage=ready]").nth(2).wait_for()
-        # The one that is no video says so, and can be tried again.
+        # The file that is not a video shows an error and can be retried.
         failed = page.locator(".upload[data-stage=failed]")
         assert "broken_mp4.mp4" in failed.inner_text()
         assert "not a video" in failed.inner_text()
@@ -70,8 +70,8 @@ def test_a_key_is_asked_for_once(
         page.locator("#grid .card img").nth(2).wait_for()
         page.wait_for_function("() => [...document.querySelectorAll('#grid img')].every(image => image.naturalWidth)")
         page.locator("#grid .card h2 a").first.click()
-        page.wait_for_function("() => document.querySelector('#detail video')?.currentTime > 0")  # plays, with the key
-        page.reload()  # kept in this tab
+        page.wait_for_function("() => document.querySelector('#detail video')?.currentTime > 0")  # plays with the key
+        page.reload()  # the API key is kept in this tab
         page.locator("#grid .card").nth(2).wait_for()
 
 
@@ -84,7 +84,7 @@ def test_a_clip_that_an_object_store_lends_plays(
     tiny: Encoder,
     decoder: Decoder,
 ) -> None:
-    """The browser is sent on to the store, by a link that holds for a while."""
+    """The service redirects the browser to the object store, by a link with an expiry time."""
     for name, value in objects.environment.items():
         monkeypatch.setenv(name, value)
     settings = settings_for(tmp_path / "data", storage_url=objects.url("lent"), link_seconds=300)

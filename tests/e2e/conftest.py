@@ -1,4 +1,4 @@
-"""What end-to-end tests share."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.support.disks import mounted
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
+    """Mount a file system of 24 MiB."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=24m", "tmpfs") as folder:
         yield folder

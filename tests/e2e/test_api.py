@@ -1,4 +1,4 @@
-"""The REST service over a real socket."""
+"""Tests of the REST service over a real socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.server import Service, logged, serving_here
 
 
 class TestRest(RestProperties):
-    """With everything in files."""
+    """Run the REST properties with all data in files."""
 
 
 def test_limits_keys_and_origins(tmp_path: Path, make_clip: ClipMaker, tiny: Encoder) -> None:
@@ -54,7 +54,7 @@ def test_limits_keys_and_origins(tmp_path: Path, make_clip: ClipMaker, tiny: Enc
 
 
 def _too_large(server: Service) -> None:
-    """A body without an end, and one that says its length: both are refused before it was sent."""
+    """Check that oversized bodies, with and without a length, are refused before they are complete."""
     host, port = server.url.removeprefix("http://").split(":")
     head = (
         "POST /v1/videos HTTP/1.1\r\nHost: x\r\nX-API-Key: key-one\r\nContent-Type: multipart/form-data; boundary=b\r\n"
@@ -69,7 +69,7 @@ def _too_large(server: Service) -> None:
                 for _ in range(chunks):
                     connection.sendall(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
             except OSError:
-                pass  # the service has closed the door already
+                pass  # the service has already closed the connection
             answer = b""
             try:
                 while not answer.endswith(b"}"):

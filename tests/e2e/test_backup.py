@@ -1,4 +1,4 @@
-"""A library as one file, taken while it is in use, and put back; and files that are no backup, or are made to harm."""
+"""Tests of backups: taken under traffic, restored, and refused if damaged or malicious."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _select(path: Path, query: str) -> list[Any]:
 
 
 def _traffic(server: Service, clip: bytes, stop: threading.Event, seed: int) -> None:
-    """Uploads, edits and deletions of one client."""
+    """Upload, edit and delete videos as one client until `stop` is set."""
     rng = random.Random(seed)
     mine: list[str] = []
     with server.client() as client, suppress(httpx.TransportError):
@@ -49,7 +49,7 @@ def _traffic(server: Service, clip: bytes, stop: threading.Event, seed: int) -> 
             answer = client.post("/v1/videos", files={"file": ("a.mp4", data)}, data=form)
             assert answer.status_code == 202, answer.text
             mine.append(answer.json()["id"])
-            stop.wait(0.1)  # what comes in is embedded before the end
+            stop.wait(0.1)  # leave time so that uploads are embedded before the end
             if rng.random() < 0.6:
                 client.patch(f"/v1/videos/{rng.choice(mine)}", json={"caption": f"edited {rng.randrange(1000)}"})
             if rng.random() < 0.6:
@@ -73,7 +73,7 @@ def test_backups_taken_under_traffic_are_whole(
     clip = make_clip("a.mp4", numbered(8)).read_bytes()
     files = []
     with serving_here(settings_for(tmp_path / "live"), tiny, decoder) as server, server.client() as client:
-        client.timeout = httpx.Timeout(120)  # longer than anything here waits
+        client.timeout = httpx.Timeout(120)  # longer than any wait here
         for number in range(4):
             form = {"caption": f"first {number}"}
             first = {"file": ("a.mp4", clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))}
@@ -121,7 +121,7 @@ def test_backups_taken_under_traffic_are_whole(
 def library(
     tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Path:
-    """A folder with a data folder of the drawn clips in it, and its backup `backup.tar`."""
+    """Return a folder with the data folder of the synthetic clips and its backup `backup.tar`."""
     folder = tmp_path_factory.mktemp("backup")
     prepared.copied(folder / "data", drawn, tiny, decoder)
     done = run("backup", "backup.tar", cwd=folder)
@@ -237,7 +237,7 @@ def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, member: Callable
 
 
 def test_a_row_without_its_bytes_is_refused(library: Path, tmp_path: Path) -> None:
-    """By a backup that is whole by its manifest."""
+    """The manifest of the backup is valid."""
     with tarfile.open(library / "backup.tar") as tar:
         content = {one.name: tar.extractfile(one).read() for one in tar.getmembers()}  # type: ignore[union-attr]
     gone = next(name for name in content if name.endswith("/video"))
@@ -284,7 +284,7 @@ def test_a_clip_that_goes_while_a_backup_is_taken_is_left_out(
     gone = []
 
     def step(number: int, _: int) -> None:
-        """Called once the database was copied, before any bytes are."""
+        """Delete two videos after the database is copied and before any file is copied."""
         if number == 0:
             for video in (first, last):
                 runtime.ingest.delete(video.id)

@@ -1,4 +1,4 @@
-"""The command line as a user has it: exit statuses, what goes where; one real process for each status."""
+"""Tests of the command line: exit statuses and output streams; each status is also tested in a real process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.cli import reelsrs, run
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> Path:
-    """A folder where `reelsrs embed` has run with the small model."""
+    """Return a folder in which `reelsrs embed` has run with the small model."""
     folder = tmp_path_factory.mktemp("cli")
     done = run("embed", "--data-folder", str(drawn), "--json", cwd=folder, REELSRS_MODEL="tiny")
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_help_answers_without_heavy_imports() -> None:
 
 
 def test_version_and_usage(tmp_path: Path) -> None:
-    for way in (run, reelsrs):  # 0 and 2 of a real process, too
+    for way in (run, reelsrs):  # a real process also returns 0 and 2
         assert way("--version", cwd=tmp_path).stdout.strip() == f"reelsrs {__version__}"
         assert way("nonsense", cwd=tmp_path).returncode == 2
     assert run("similar", "x", "--k", "0", cwd=tmp_path).returncode == 2
@@ -78,7 +78,7 @@ def test_similar_by_path_by_id_and_for_a_stranger(embedded: Path, drawn: Path, t
     by_id = json.loads(run("similar", first, "--k", "11", "--json", cwd=embedded).stdout)
     assert len(by_id["items"]) == 11
     stranger = tmp_path / "renamed.mp4"
-    stranger.write_bytes(clips[1].read_bytes() + b"\0")  # other bytes, the same pictures
+    stranger.write_bytes(clips[1].read_bytes() + b"\0")  # other bytes, same frames
     found = json.loads(
         run(
             "similar", str(stranger), "--k", "1", "--video-weight", "1", "--text-weight", "0", "--json", cwd=embedded
@@ -226,7 +226,7 @@ def test_a_bad_file_gives_status_3_and_its_name(tmp_path: Path, drawn: Path) -> 
     folder.mkdir(parents=True)
     (folder / "good.mp4").write_bytes(next(iter(sorted(drawn.rglob("*.mp4")))).read_bytes())
     (folder / "bad.mp4").write_bytes(b"bad")
-    done = reelsrs("embed", cwd=tmp_path, REELSRS_MODEL="tiny")  # a real process, up to its exit status
+    done = reelsrs("embed", cwd=tmp_path, REELSRS_MODEL="tiny")  # a real process, to test its exit status
     assert (done.returncode, done.stdout.strip()) == (3, "1 embedded, 0 updated, 0 unchanged, 0 duplicates, 1 failed")
     assert "bad.mp4: the file is not a video" in done.stderr
     assert run("embed", "--data-folder", "nowhere", cwd=tmp_path, REELSRS_MODEL="tiny").returncode == 2

@@ -1,4 +1,4 @@
-"""A library copied to other files. (To servers and back: tests/external/test_copying.py.)"""
+"""Test of a library copied to other files; tests/external/test_copying.py copies to servers and back."""
 
 from __future__ import annotations
 

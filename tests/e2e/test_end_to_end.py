@@ -1,4 +1,4 @@
-"""The real clips through the real service: uploads side by side, a kill, a start, the command line."""
+"""Tests of the real service with real clips: parallel uploads, a kill, a restart, and the command line."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.support.rest import check_recommendations, items, upload
 from tests.support.rows import settled
 from tests.support.server import serving, serving_here
 
-# What PyAV cannot decode: three that are no videos, one that is only sound.
+# Files that PyAV cannot decode: three are not videos, one is only audio.
 UNREADABLE = {"audio_only_mp4.mp4", "broken_mp4.mp4", "empty_flv.flv", "wrong_file_mp4.mp4"}
-# Re-encodings and cuts, and the clip of another folder that each was made from.
+# Re-encoded or cut clips, and the original of each in another folder.
 ORIGINALS = {
     "red_flower_webm": "red_flower",
     "toy_frog_webm": "toy_frog",
@@ -77,7 +77,7 @@ def test_two_folders_eight_at_a_time_through_a_kill(tmp_path: Path, shared_clips
 def test_what_was_acknowledged_outlives_a_kill(
     tmp_path: Path, make_clip: ClipMaker, tiny: Encoder, decoder: Decoder
 ) -> None:
-    """Killed right behind the acknowledgement: queued uploads are embedded after the next start."""
+    """The service is killed after the acknowledgement; queued uploads are embedded after the restart."""
     data = tmp_path / "data"
     clips = [make_clip(f"{count}.mp4", numbered(count)) for count in range(10, 22)]
     with serving(data, "--no-worker") as server, server.client() as client:
@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, make_clip: ClipMake
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, shared_clips: Path) -> Path:
-    """`reelsrs embed` over all shared clips, with what it said beside it."""
+    """Return a folder where `reelsrs embed` ran over all shared clips; its output is in `said.json`."""
     folder = tmp_path_factory.mktemp("shared")
     done = run("embed", "--data-folder", str(shared_clips), "--json", cwd=folder, REELSRS_MODEL="tiny")
     (folder / "said.json").write_text(done.stdout)

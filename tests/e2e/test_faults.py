@@ -1,7 +1,7 @@
-"""Faults of the machine, one by one, against a real server: what is refused, what goes on, what is there afterwards.
+"""Tests of machine faults against a real server: refusals, what still works, and the state afterwards.
 
-The data folder is a file system of its own, which can be filled (tmpfs) or told that it is broken (ext4, which then
-goes read-only under the open files, as it would in earnest). The model fails because its towers are told to.
+The data folder is a separate file system. Tests fill it (tmpfs) or report an error to it (ext4). On an error, ext4
+becomes read-only under the open files, as after a real fault. The model fails because its towers are told to.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tests.support.wait import until
 
 @pytest.fixture
 def clip(make_clip: ClipMaker) -> bytes:
-    """A clip of half a second."""
+    """Return a clip of half a second."""
     return make_clip("a.mp4", numbered(5)).read_bytes()
 
 
@@ -64,7 +64,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encode
         for _ in range(3):
             assert library.upload(wait=60).status_code == 201
         library.reads()
-        # Full while clips wait: what was acknowledged is to be embedded later.
+        # The disk fills while clips are queued: acknowledged uploads must be embedded later.
         for _ in range(12):
             assert library.upload().status_code == 202
         ballast = fill(small_disk)
@@ -75,7 +75,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encode
         status, checks = library.checks()
         assert status == "degraded"
         assert "No space left" in checks["storage"]
-        waits = "worker paused after a fault"  # more often than a job may be tried
+        waits = "worker paused after a fault"  # more often than a job may be attempted
         until(lambda: log.read_text().count(waits) > 10, 60, lambda: log.read_text()[-2000:])
         library.reads()
         nothing_half_written(server.data_dir / "media")
@@ -87,7 +87,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, clip: bytes, tiny: Encode
 def test_a_nearly_full_disk_leaves_nothing_behind(
     small_disk: Path, clip: bytes, tiny: Encoder, decoder: Decoder
 ) -> None:
-    """Some kilobytes are left, again and again, so that the refusal comes at every step of an upload."""
+    """Leave only some kilobytes free, in growing amounts, so that each step of an upload is refused once."""
     settings = settings_for(small_disk / "data")
     with (
         serving_here(settings, tiny, decoder, timing=QUICK) as server,
@@ -116,7 +116,7 @@ def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny:
     ):
         for _ in range(4):
             assert library.upload(wait=60).status_code == 201
-        fill(small_disk, 64 << 10)  # SQLite writes down what it changes
+        fill(small_disk, 64 << 10)  # SQLite writes its changes to the disk first
         gone = library.known.pop()
         assert library.client.delete(f"/v1/videos/{gone}").status_code == 204
         assert library.client.get(f"/v1/videos/{gone}").status_code == 404
@@ -124,7 +124,7 @@ def test_a_clip_can_be_deleted_to_make_room(small_disk: Path, clip: bytes, tiny:
 
 
 def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
-    """ext4 goes read-only by itself when it finds itself damaged, under all files that are open."""
+    """ext4 becomes read-only when it detects damage, under all open files."""
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(64 << 20)
@@ -153,7 +153,7 @@ def test_a_disk_that_goes_read_only(tmp_path: Path, clip: bytes, tiny: Encoder, 
 
 
 def test_a_store_that_is_read_only_for_a_while(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: Decoder) -> None:
-    """Only the clips lie there, so that it can be made writable again under the running service."""
+    """Only the clips are on this disk, so that it can become writable again while the service runs."""
     with (
         mounted(tmp_path / "disk", "-t", "tmpfs", "tmpfs") as disk,
         serving_here(
@@ -211,12 +211,12 @@ def test_a_locked_database(tmp_path: Path, clip: bytes, tiny: Encoder, decoder: 
         other.execute("ROLLBACK")
         other.close()
         library.recovered()
-        assert len(library.known) == 7  # eight, and one deleted
+        assert len(library.known) == 7  # eight uploaded, one deleted
 
 
 @pytest.fixture(scope="module")
 def failing() -> FailingModel:
-    """A model of these tests' own."""
+    """Return a failing model for these tests."""
     return FailingModel()
 
 
@@ -224,7 +224,7 @@ def failing() -> FailingModel:
 def test_a_model_that_fails(tmp_path: Path, clip: bytes, failing: FailingModel, decoder: Decoder, how: str) -> None:
     failing.how = ""
     settings = settings_for(tmp_path / "data")
-    # Where every third call fails a video has three attempts: they are not to be used up within a second.
+    # If every third call fails, the three attempts of a video must not be used up within a second.
     timing = replace(QUICK, backoff_seconds=2) if how == "some" else QUICK
     with serving_here(settings, failing.model, decoder, timing=timing) as server, Library(server, clip) as library:
         for _ in range(3):
@@ -268,7 +268,7 @@ def test_a_clip_that_the_model_fails_at_fails_alone(
 
 
 def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path) -> None:
-    """A full disk under the index alone: what is committed is found, and a snapshot is whole or not there."""
+    """Fill only the disk of the index: committed rows are found, and a snapshot is complete or absent."""
     url = f"sqlite:///{tmp_path}/reelsrs.db"
     db.upgrade(url)
     library = Database(url)
@@ -314,7 +314,7 @@ def test_the_compressed_index_goes_on_in_memory(small_disk: Path, tmp_path: Path
     assert found(last) == pytest.approx(1, abs=1e-5)
 
     def on_disk() -> bool:
-        with follower.current() as (now, _):  # a question begins the renewal again that failed just now
+        with follower.current() as (now, _):  # a search restarts the renewal that failed before
             assert isinstance(now, CompressedIndex)
             return not now.in_memory
 

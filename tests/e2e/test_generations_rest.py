@@ -1,4 +1,4 @@
-"""Another model over REST: asked for, embedded beside the one that answers under traffic, through a kill."""
+"""Tests of re-embedding over REST: requested, run beside the active generation under traffic, and killed once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.wait import until
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Another architecture with random weights, and vectors of another length."""
+    """Return a checkpoint of another architecture: random weights and another vector dimension."""
     return small_vit(tmp_path_factory.mktemp("vit"), seed=0)
 
 
@@ -42,7 +42,7 @@ def _state(client: httpx.Client, url: str, condition: Callable[[dict[str, Any]],
 
 
 def _begin(server: Server, clips: list[Path], model: str) -> str:
-    """Clips in, another model asked for, and the plug pulled in the middle of it; where its state is asked for."""
+    """Upload clips, request another model and kill the server during re-embedding; return the address of its state."""
     with server.client() as client:
         for clip in clips:
             assert upload(client, clip, wait=0, caption=f"clip {clip.stem}").status_code == 202
@@ -65,7 +65,7 @@ def _begin(server: Server, clips: list[Path], model: str) -> str:
 
 @contextmanager
 def _asking(server: Service, least: int) -> Iterator[None]:
-    """Somebody who searches all the while, and is always answered."""
+    """Search in a loop during the block and check that each search succeeds."""
     wrong: list[str] = []
     done = threading.Event()
 
@@ -75,7 +75,7 @@ def _asking(server: Service, least: int) -> Iterator[None]:
                 answer = client.post("/v1/search/text", json={"query": "grey", "k": 50})
                 if answer.status_code != 200 or len(answer.json()["items"]) < least:
                     wrong.append(answer.text)
-                done.wait(0.2)  # else it takes all the time that the other model gets
+                done.wait(0.2)  # leave CPU time for the re-embedding
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -118,7 +118,7 @@ def test_a_model_is_changed_under_traffic_and_a_kill(
         assert upload(client, make_clip("after.mp4", numbered(50)), wait=60).status_code == 201
         names = {one["id"]: one["status"] for one in client.get("/v1/generations").json()["items"]}
         assert names == {first: "ready", state["id"]: "active"}
-    with serving_here(settings, tiny, decoder) as server, server.client() as client:  # the same settings are no wish
+    with serving_here(settings, tiny, decoder) as server, server.client() as client:  # unchanged settings: no switch
         assert client.get("/v1/info").json()["model"] == checkpoint
         now = items(client)
         assert len(now) == 21

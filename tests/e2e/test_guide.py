@@ -1,4 +1,4 @@
-"""The guide is served, and every command and call in it does what it says: typed as it stands, over a real library."""
+"""Tests of the guide: it is served, and each of its commands and calls works on a real library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.rest import upload
 from tests.support.server import Service, serving_here
 from tests.support.wait import until
 
-# What cannot be typed here: it installs, runs until it is stopped, or needs servers or weights that are not here.
+# Commands that cannot run here: they install, run until stopped, or need servers or weights that are not here.
 ELSEWHERE = re.compile(
     r"python3 -m venv|\S*pip |\S*uv pip|docker |export (AWS|REELSRS)|(\S*/)?reelsrs (demo|worker)\b|.*\breelsrs serve\b"
     r"|\S+ -m pytest|embedding-atlas |(\S*/)?just |reelsrs copy --to-database postgresql"
@@ -36,7 +36,7 @@ ELSEWHERE = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with what the guide's commands name, a service over its library, and ids that stand for the guide's."""
+    """A folder with the files that the guide names, a service over its library, and ids for the guide's variables."""
 
     folder: Path
     service: Service
@@ -47,7 +47,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder, drawn: Path) -> Iterator[Place]:
-    """Made once: every page has an example of its own, since some delete theirs."""
+    """Yield one place for all pages. Some pages delete their example, so each page has its own."""
     folder = tmp_path_factory.mktemp("guide")
     clips = sorted(drawn.rglob("*.mp4"))
     for category, name in (("animals", "dog"), ("Category", "video"), ("travel", "beach")):
@@ -85,7 +85,7 @@ def test_every_command_of_a_page_does_its_work(place: Place, page: str) -> None:
 
 
 def _type_reelsrs(place: Place, command: str, names: dict[str, str]) -> None:
-    """In this process, with folders at the root moved into the test's."""
+    """Run a command in this process, with folders at the root moved into the test's folder."""
     typed = re.sub(r"(?<![\w.])/(backups|new)\b", f"{place.folder}/\\1", command.removeprefix(".venv/bin/"))
     for name, value in names.items():
         typed = typed.replace(f"${name}", value)

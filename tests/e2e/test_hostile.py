@@ -1,4 +1,4 @@
-"""What strangers send on purpose: files that name other files, bombs, and code that would break out of a decoder."""
+"""Tests of hostile uploads: files that refer to other files, bombs, and code that tries to leave the sandbox."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from service.models import ImageSpec, Sampling
 from tests.support.clips import ClipMaker, numbered
 
 MODEL = ImageSpec(224, 224)
-LIMITS = Limits(max_duration_seconds=3600, max_pixels=8192 * 4352)  # as the service has them
+LIMITS = Limits(max_duration_seconds=3600, max_pixels=8192 * 4352)  # as in the service
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters system calls")
 
 
-# --- the jail
+# --- the sandbox
 
 BREAK_OUT = """
 import json, os, resource, signal, socket, subprocess, threading
@@ -91,12 +91,12 @@ def test_every_decoder_is_in_the_jail(decoder: Decoder, make_clip: ClipMaker) ->
         assert "NoNewPrivs:\t1" in status
 
 
-# --- files that name others
+# --- files that refer to other files
 
 
 @pytest.fixture
 def bait(make_clip: ClipMaker) -> Iterator[tuple[Path, str, list[str]]]:
-    """A clip that nobody may read, an address that nobody may call, and who called it."""
+    """Yield a clip that must not be read, an address that must not be called, and the list of calls to it."""
     secret = make_clip("secret.mp4", numbered(20))
     called: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -147,7 +147,7 @@ def _subtitle(target: str) -> bytes:
 
 
 def _reference(target: str) -> bytes:
-    """A QuickTime file whose samples lie in another one: `dref` with an alias and an address."""
+    """Return a QuickTime file whose samples are in another file: `dref` with an alias and an address."""
     clip = io.BytesIO()
     with av.open(clip, "w", format="mov") as container:
         stream = container.add_stream("mpeg4", rate=10, width=64, height=48)
@@ -172,7 +172,7 @@ def test_a_file_that_names_another_is_refused_and_the_other_never_opened(
     secret, address, called = bait
     for target in (str(secret), f"file:{secret}", address, f"concat:{secret}|{secret}", f"subfile:,,:{secret}"):
         answer = client.post("/v1/videos", params={"wait": 30}, files={"file": (name, make(target))})
-        if make is _reference and answer.is_success:  # the container is sound: what it refers to is not
+        if make is _reference and answer.is_success:  # the container is valid, but its reference is refused
             assert answer.json()["status"] == "failed", answer.text
             client.delete(f"/v1/videos/{answer.json()['id']}")
         else:
@@ -194,7 +194,7 @@ def _element(name: str, content: bytes) -> bytes:
 
 
 def _with_tags(mkv: bytes, count: int, size: int) -> bytes:
-    """A Matroska file with so many tags of so many bytes before its first cluster."""
+    """Return a Matroska file with `count` tags of `size` bytes each before its first cluster."""
     tags = b"".join(
         _element("67c8", _element("45a3", b"T%d" % number) + _element("4487", b"x" * size)) for number in range(count)
     )
@@ -207,7 +207,7 @@ def _with_tags(mkv: bytes, count: int, size: int) -> bytes:
 
 
 def _with_comments(mp4: bytes, comments: bytes) -> bytes:
-    """An MP4 file with these items in the list of its metadata."""
+    """Return an MP4 file with these items in its metadata list."""
     place = mp4.index(b"moov") - 4
     size = struct.unpack(">I", mp4[place : place + 4])[0]
     handler = _box(b"hdlr", b"\0" * 8 + b"mdirappl" + b"\0" * 9)
@@ -221,7 +221,7 @@ def _item(words: bytes) -> bytes:
 
 
 def _still(path: Path, count: int, rate: int, size: tuple[int, int]) -> Path:
-    """A clip of so many frames, in which only the first is a keyframe and nothing changes."""
+    """Write a clip of `count` frames in which only the first is a keyframe and nothing changes."""
     with av.open(str(path), "w") as container:
         options = {"preset": "ultrafast", "x264-params": "keyint=infinite:scenecut=0"}
         stream = container.add_stream("libx264", rate=rate, width=size[0], height=size[1], options=options)
@@ -247,7 +247,7 @@ def _nested(tmp_path: Path, _: ClipMaker) -> Path:
 
 
 def _matryoshka(tmp_path: Path, make_clip: ClipMaker) -> Path:
-    """An MP4 in a Matroska file in an MP4: only the outermost counts."""
+    """Write an MP4 file that holds a Matroska file that holds an MP4 file: only the outermost counts."""
     inner = make_clip("inner.mp4", numbered(5)).read_bytes()
     mkv = make_clip("middle.mkv", numbered(5)).read_bytes()
     path = tmp_path / "outer.mp4"
@@ -302,8 +302,8 @@ def _hour_of_a_still(tmp_path: Path, _: ClipMaker) -> Path:
 BOMBS: dict[Callable[[Path, ClipMaker], Path], str | None] = {
     _nested: "not a video",
     _matryoshka: "not a video",
-    _one_long_comment: None,  # a sound clip, whose comment is not kept
-    # FFmpeg 9, in PyAV 19, puts all comments of a file together, one by one: the square of their number. It kept one.
+    _one_long_comment: None,  # a valid clip; its comment is not stored
+    # FFmpeg 9 (PyAV 19) joins all comments one by one, in quadratic time. Earlier releases kept only one comment.
     _many_comments: "longer than 8 seconds" if av.library_versions["libavformat"][0] >= 63 else None,
     _many_tags: "longer than 8 seconds",
     _huge_frame: "",
@@ -340,7 +340,7 @@ def test_a_bomb_costs_ten_seconds_and_a_gigabyte_at_most(
 
 
 class _Peak:
-    """The most memory that a process had, MiB, read until it is gone."""
+    """Measure the peak memory of a process in MiB, until the process ends."""
 
     def __init__(self, pid: int) -> None:
         self._path, self._most = Path(f"/proc/{pid}/status"), 0.0

@@ -1,4 +1,4 @@
-"""Words of a stranger stay words: in headers and in the log. (In the page, see tests/test_page.py.)"""
+"""Tests that untrusted text stays text in headers and in the log; tests/browser/test_editing.py tests the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = [
 
 
 def _form(name: str, caption: str, clip: bytes) -> bytes:
-    """Written by hand: a client's library would have escaped what is tried here."""
+    """Return a multipart body built by hand, because a client library would escape the hostile parts."""
     quoted = name.replace('"', '\\"').encode()
     parts = (
         b'--reelsrs-boundary\r\nContent-Disposition: form-data; name="caption"\r\n\r\n' + caption.encode() + b"\r\n",
@@ -46,7 +46,7 @@ def test_names_and_captions_inject_nothing(
             body = _form(name, caption, clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))
             sent_as = {"content-type": "multipart/form-data; boundary=reelsrs-boundary"}
             answer = client.post("/v1/videos", content=body, headers=sent_as)
-            if "\r\n" in name:  # the rest of the name is where the clip should be
+            if "\r\n" in name:  # the rest of the name takes the place of the clip
                 assert answer.status_code in (415, 422)
                 continue
             assert answer.status_code == 202, (name, answer.text)

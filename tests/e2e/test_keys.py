@@ -1,4 +1,4 @@
-"""API keys: who may do what, over every operation that there is; made and taken back under a running server."""
+"""Tests of API keys: the rights of every operation, and keys created and revoked while a server runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.support.openapi import document
 from tests.support.paths import ROOT
 from tests.support.server import Service, logged, serving_here
 
-# By POST for the length of what is asked, and nothing is changed.
+# These searches use POST because of the length of the query; they change nothing.
 QUESTIONS = ("/v1/recommendations", "/v1/search/text", "/v1/search/image", "/v1/search/video")
 OPEN = ("/", "/livez", "/readyz", "/metrics")
 
 
 def needed(verb: str, path: str) -> str | None:
-    """The right that an operation must ask for, None where nobody is asked."""
+    """Return the right that an operation requires; None if it needs no API key."""
     if path in OPEN:
         return None
     if path.startswith("/v1/generations") and verb != "get":
@@ -43,7 +43,7 @@ def needed(verb: str, path: str) -> str | None:
 
 
 def make(data_dir: Path, name: str, right: str) -> str:
-    """A key by the command."""
+    """Create an API key by the command line and return it."""
     done = run("keys", "create", name, "--rights", right, cwd=data_dir.parent, REELSRS_DATA_DIR=str(data_dir))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() not in done.stderr
@@ -54,8 +54,10 @@ def make(data_dir: Path, name: str, right: str) -> str:
 def guarded(
     tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder
 ) -> Iterator[tuple[Service, dict[str, str]]]:
-    """A service that needs keys, and a key of each right; one of them stands in the settings. Its log is beside its
-    data."""
+    """Yield a service that requires API keys, with one key of each right and one from the settings.
+
+    Its log is beside its data.
+    """
     data = tmp_path_factory.mktemp("keys") / "data"
     settings = settings_for(data, api_keys="of-the-settings")
     with serving_here(settings, tiny, decoder) as running:
@@ -64,7 +66,7 @@ def guarded(
 
 
 def call(client: httpx.Client, verb: str, path: str, key: str | None) -> httpx.Response:
-    """An operation on things that do not exist: it gets past the keys or it does not, and changes nothing."""
+    """Send a request for things that do not exist: it passes the key check or fails there, and changes nothing."""
     address = path.replace("{video_id}", "of-nobody").replace("{projection_id}", "of-nobody").replace("{n}", "0")
     address = address.replace("{generation_id}", "of-nobody")
     headers = {} if key is None else {"X-API-Key": key}
@@ -72,7 +74,7 @@ def call(client: httpx.Client, verb: str, path: str, key: str | None) -> httpx.R
 
 
 def operations() -> list[tuple[str, str]]:
-    """All of them, as the document has them."""
+    """Return the method and path of every operation in the OpenAPI document."""
     return [(verb, path) for path, verbs in document()["paths"].items() for verb in verbs]
 
 
@@ -128,7 +130,7 @@ def test_an_upload_needs_its_key_before_its_bytes(
 
 
 def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: Path) -> None:
-    """Whatever a client does with it: in a header, in a query, in an address, in what cannot be parsed."""
+    """An API key is sent in a header, in a query, in an address, and in bodies that cannot be parsed."""
     server, given = guarded
     with logged(tmp_path / "log") as log, server.client() as client:
         for key in given.values():
@@ -138,7 +140,7 @@ def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: P
             client.post("/v1/search/text", json={"query": key, "k": key}, headers={"X-API-Key": key})
             client.post("/v1/videos", content=key, headers={"X-API-Key": key, "Content-Type": key})
             client.get("/nowhere", headers={"X-API-Key": key})
-        for right in api_keys.RIGHTS:  # of a key that we made, even this is known for one
+        for right in api_keys.RIGHTS:  # our own keys have a known prefix, so the log masks them even in a path
             client.get(f"/v1/videos/{given[right]}", headers={"X-API-Key": given[right]})
     text = log.read_text()
     assert '"path": "/nowhere"' in text
@@ -155,7 +157,7 @@ def test_the_log_has_no_key(guarded: tuple[Service, dict[str, str]], tmp_path: P
 
 
 def test_an_unexpected_error_shows_no_key_on_a_terminal_either() -> None:
-    """The console's own tracebacks would print local variables."""
+    """The default console tracebacks would print local variables."""
     code = (
         "import sys; sys.stderr.isatty = lambda: True\n"
         "import structlog; from service import telemetry; telemetry.configure_logging()\n"
@@ -224,7 +226,7 @@ def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:
     database.close()
 
 
-# --- who may connect at all
+# --- addresses without API keys
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
@@ -256,7 +258,7 @@ def test_where_others_could_come_in_it_does_not_start(tmp_path: Path, command: s
 
 
 def test_the_last_key_gone_lets_nobody_in_where_others_can_come(tmp_path: Path, tiny: Encoder) -> None:
-    """Without a socket there: the settings say where it would listen."""
+    """No socket is opened: the settings give the address that the service would listen on."""
     from fastapi.testclient import TestClient
 
     from service.api.app import create_app, start_runtime

@@ -1,4 +1,4 @@
-"""What Prometheus is shown by services and workers, and that the dashboard asks for nothing else."""
+"""Tests of the Prometheus metrics of services and workers, and that the dashboard uses only these."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_worker_shows_what_it_does_and_the_dashboard_knows_it(
         with make_clip("a.mp4", numbered(5)).open("rb") as file:
             assert client.post("/v1/videos", files={"file": ("a.mp4", file)}).status_code == 202
         database = Database(settings.database)
-        with database.write() as connection:  # as if it had waited for a second
+        with database.write() as connection:  # as if the job had waited for a second
             connection.execute(sa.update(db.jobs).values(available_at=db.jobs.c.available_at - 1))
         database.close()
         waiting = client.get("/metrics").text

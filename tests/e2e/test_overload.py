@@ -1,4 +1,4 @@
-"""Too much, too often, too slowly: against real servers on 127.0.0.1, some with little patience."""
+"""Tests of overload by number, rate and slow clients, against real servers on 127.0.0.1 with short timeouts."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\
 
 
 def impatient(settings: Settings, model: Encoder, decoder: Decoder) -> AbstractContextManager[Service]:
-    """A service with little patience and no worker."""
+    """Return a service with short timeouts and no worker."""
     return serving_here(settings, model, decoder, worker=False, timeouts=SHORT)
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder) -> Iterator[int]:
-    """Of an impatient service with an empty library."""
+    """Yield the port of a service with short timeouts and an empty library."""
     with impatient(settings_for(tmp_path_factory.mktemp("overload") / "data"), tiny, decoder) as service:
         yield service.port
 
 
 def connect(port: int) -> socket.socket:
-    """A client that waits for ten seconds at most."""
+    """Return a connection with a timeout of ten seconds."""
     return socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
 def rest(client: socket.socket) -> bytes:
-    """What comes until the server ends the connection."""
+    """Return all bytes until the server ends the connection."""
     found = b""
     try:
         while data := client.recv(65536):
             found += data
     except ConnectionResetError:
-        pass  # its way of ending one whose bytes it has not read
+        pass  # the server resets a connection whose bytes it has not read
     return found
 
 
 def problem(answer: bytes) -> tuple[int, dict[str, object]]:
-    """Status and body of an answer that is a problem."""
+    """Return the status and the body of a problem response."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head, answer
     return int(head.split()[1]), json.loads(body)
 
 
-# --- slowly
+# --- slow clients
 
 
 def test_headers_that_drip_are_cut(port: int) -> None:
@@ -103,7 +103,7 @@ def test_the_next_request_of_a_connection_may_not_drip_either(port: int) -> None
 
 
 def test_one_that_is_quick_is_not_cut(port: int) -> None:
-    """Many requests on one connection, over longer than the headers of one may take."""
+    """Send many requests on one connection, over a longer time than the headers of one request may take."""
     with connect(port) as client:
         for _ in range(8):
             client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -157,7 +157,7 @@ def test_another_body_that_does_not_come(port: int) -> None:
 
 
 def test_an_answer_that_nobody_takes(port: int) -> None:
-    """Far more than what the two ends of a connection hold for one another."""
+    """The response is much larger than the buffers at both ends of the connection."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(10)
@@ -182,11 +182,11 @@ def test_an_answer_that_is_taken_slowly_comes_to_its_end(port: int) -> None:
     assert found > PLOTLY_BYTES
 
 
-# --- lengths that lie
+# --- wrong lengths
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    """Send, say that this was all, and read to the end."""
+    """Send a request and return all bytes until the server ends the connection."""
     with connect(port) as client:
         client.sendall(request)
         return rest(client)
@@ -198,8 +198,8 @@ def test_lengths_that_lie(port: int) -> None:
         client.sendall(UPLOAD.format(len(body) - 12).encode() + body[:-12])
         assert b"broke off" in client.recv(65536)
         client.sendall(body[-12:])
-        assert problem(rest(client))[0] == 400  # what follows is no request
-    # All at once the parser sees first that it is none, and nothing of the upload is kept.
+        assert problem(rest(client))[0] == 400  # the bytes that follow are not a valid request
+    # In one write, the parser sees the invalid request first, and nothing of the upload is stored.
     assert problem(exchange(port, UPLOAD.format(len(body) - 12).encode() + body))[0] == 400
     large = problem(exchange(port, UPLOAD.format(len(body) + 12).encode() + body))
     assert large[0] in (408, 415)
@@ -216,7 +216,7 @@ def test_lengths_that_lie(port: int) -> None:
 def test_a_large_body_that_is_no_upload(port: int) -> None:
     with httpx.Client(trust_env=False, base_url=f"http://127.0.0.1:{port}") as client:
         answer = client.post("/v1/search/text", content=b'{"query": "' + b"x" * (MAX_BODY_BYTES - 20))
-        assert answer.status_code == 422  # read, and wrong
+        assert answer.status_code == 422  # read completely, then refused as invalid
     with connect(port) as raw:
         raw.sendall(b"POST /v1/search/text HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         raw.sendall(b"x" * (MAX_BODY_BYTES + 1))
@@ -235,7 +235,7 @@ def test_a_client_that_hangs_up_in_an_upload(port: int, caplog: pytest.LogCaptur
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-# --- too much
+# --- too many requests
 
 
 def test_a_concurrency_limit() -> None:
@@ -248,7 +248,7 @@ def test_a_concurrency_limit() -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Decoder) -> Iterator[Service]:
-    """A service with room for four requests, whose patience with silent connections ends soon."""
+    """Yield a service with room for four requests and a short timeout for silent connections."""
     settings = settings_for(tmp_path_factory.mktemp("small") / "data", max_requests=4)
     allow_many_connections()
     with serving_here(settings, tiny, decoder, timeouts=ClientTimeouts(headers_seconds=4)) as running:
@@ -270,7 +270,7 @@ def test_seventeen_uploads(small: Service, make_clip: ClipMaker) -> None:
             assert problem(answer)[0] == 429
             assert b"retry-after: " in answer.lower()
             assert b"connection: close" in answer.lower()
-        with small.client() as hurried:  # one that sends all before it listens hears of it too
+        with small.client() as hurried:  # a client that sends everything before it reads also receives the response
             refused = hurried.post("/v1/videos", files={"file": ("large.mp4", b"x" * 20_000_000)})
             assert refused.status_code == 429
         with small.client() as others:
@@ -278,7 +278,7 @@ def test_seventeen_uploads(small: Service, make_clip: ClipMaker) -> None:
             assert others.get("/readyz").status_code == 200
         held[0].sendall(body[100:])
         assert held[0].recv(65536).startswith(b"HTTP/1.1 202 ")
-        with connect(port) as again:  # its place is free
+        with connect(port) as again:  # the slot of the finished upload is free
             again.sendall(head + body)
             assert again.recv(65536).startswith(b"HTTP/1.1 200 ")
     with small.client() as client:
@@ -286,7 +286,7 @@ def test_seventeen_uploads(small: Service, make_clip: ClipMaker) -> None:
 
 
 def test_more_requests_than_there_is_room_for(small: Service) -> None:
-    """A burst: each is answered, or told at once to come again; then all is as before."""
+    """Each request of a burst is served or refused at once; then the service works as before."""
 
     def ask(number: int) -> tuple[int, float, str | None]:
         with small.client() as client:
@@ -307,8 +307,7 @@ def test_more_requests_than_there_is_room_for(small: Service) -> None:
 
 
 def test_ready_ends_before_the_room_does(tmp_path: Path, tiny: Encoder) -> None:
-    """Three of four places taken, by requests that are being answered: the limit itself is asked, for how long a
-    request takes is nobody's to choose."""
+    """Take slots of the limit directly, because a test cannot control how long a real request takes."""
     settings = settings_for(tmp_path / "data", max_requests=4)
     app = create_app(settings, worker=None, runtime=start_runtime(settings, model=tiny))
     from fastapi.testclient import TestClient
@@ -334,7 +333,7 @@ def test_a_queue_that_is_full(tmp_path: Path, make_clip: ClipMaker, tiny: Encode
             clip = make_clip(f"{number}.mp4", numbered(9 + number)).read_bytes()
             answer = client.post("/v1/videos", files={"file": ("a.mp4", clip)})
             statuses.append(answer.status_code)
-        assert statuses == [202, 202, 429]  # no worker takes them off
+        assert statuses == [202, 202, 429]  # no worker takes jobs off the queue
         assert answer.headers["retry-after"] == "60"
         assert "2 videos wait" in answer.json()["detail"]
 
@@ -347,7 +346,7 @@ def test_a_rate(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> None:
         refused = client.get("/v1/videos", headers=mine)
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.headers["content-type"] == "application/problem+json"
-        # Who guesses keys is counted too, by address and not by guess, and takes nothing away from who has one.
+        # Guessed keys are counted per address, not per guess, and do not reduce the rate of a valid key.
         guesses = [client.get("/v1/videos", headers={"X-API-Key": f"guess {n}"}).status_code for n in range(4)]
         assert guesses == [403, 403, 403, 429]
         assert client.get("/livez").status_code == 200
@@ -358,7 +357,7 @@ def test_a_rate(tmp_path: Path, tiny: Encoder, decoder: Decoder) -> None:
 
 
 def test_a_thousand_idle_connections(small: Service) -> None:
-    """Searches go on as if there were none, and the idle ones are gone in the end."""
+    """Searches stay fast with idle connections, and the server closes the idle ones in the end."""
     port = small.port
     idle = []
     try:
@@ -373,7 +372,7 @@ def test_a_thousand_idle_connections(small: Service) -> None:
             assert sorted(times)[10] < 1
             assert client.get("/readyz").status_code == 200
         began = time.monotonic()
-        assert idle[-1].recv(1) == b""  # once its patience has ended
+        assert idle[-1].recv(1) == b""  # after its timeout
         assert time.monotonic() - began < 8
     finally:
         for one in idle:

@@ -1,4 +1,4 @@
-"""The wheel, installed away from the checkout, has all that it needs."""
+"""Tests of the wheel, installed outside the checkout: it has all files that it needs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from tests.support.processes import CHILD_ENVIRONMENT
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the project's wheel in it, to be put first on the path; the packages it needs are this
-    environment's."""
+    """Return a folder with the project's wheel, to put first on the path.
+
+    Its dependencies come from this environment.
+    """
     folder = tmp_path_factory.mktemp("wheel")
-    # By the build's own command: not every environment has pip.
+    # The build backend runs directly, because not every environment has pip.
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True)
     with zipfile.ZipFile(next(folder.glob("reelsrs-*.whl"))) as wheel:
@@ -52,7 +54,7 @@ def test_an_installed_wheel_embeds_and_answers(installed: Path, drawn: Path, tmp
 
 
 def test_help_needs_nothing_heavy_and_a_server_no_maps(tmp_path: Path) -> None:
-    """What a command imports is what it takes to start: the answer is in its modules, whatever the machine."""
+    """The imported modules determine the startup time of a command; they do not depend on the machine."""
 
     def loaded(script: str) -> set[str]:
         done = subprocess.run(

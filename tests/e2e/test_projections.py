@@ -1,4 +1,4 @@
-"""Maps over REST, laid out by a real worker."""
+"""Tests of projections over REST, fitted by a real worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 def _state(client: httpx.Client, url: str, met: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The state of a map, once it is as `met` wants it."""
+    """Return the state of a projection once `met` returns true for it."""
     states: list[dict[str, Any]] = []
 
     def asked() -> bool:
@@ -53,7 +53,7 @@ def test_a_map_is_asked_for_watched_and_drawn(client: httpx.Client) -> None:
     assert state["parameters"] == {"perplexity": 30.0}
     assert client.post("/v1/projections", json=wanted).status_code == 200
     early = client.get(state["points_url"])
-    if early.status_code != 200:  # the worker may have been quick
+    if early.status_code != 200:  # the worker may already have finished
         assert early.status_code == 409
         assert "projection" in early.json()["detail"]
     state = _ready(client, **wanted)
@@ -86,7 +86,7 @@ def test_points_of_frames_as_json_and_as_arrow(client: httpx.Client) -> None:
         assert row["time"] == pytest.approx(point["time"], abs=1e-4)
         assert [row["x"], row["y"], row["z"]] == pytest.approx(point["coordinates"], rel=1e-5)
     beside = sum(table.column(name).nbytes for name in table.column_names if name != "video_id")
-    assert beside <= 24 * len(rows) + 200  # names of categories, and flags for what is null
+    assert beside <= 24 * len(rows) + 200  # category names, and null masks
     times = {row["frame"]: row["time"] for row in rows if row["video_id"] == rows[0]["video_id"]}
     frames = client.get(f"/v1/videos/{rows[0]['video_id']}/frames").json()["items"]
     assert times == pytest.approx({frame["n"]: frame["time"] for frame in frames})
@@ -159,7 +159,7 @@ def test_a_wrong_question_is_named(client: httpx.Client, field: str, wanted: dic
 def test_maps_grow_with_the_library(
     tmp_path: Path, make_clip: ClipMaker, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
-    """From an empty library on: a small map is laid out again when it doubles."""
+    """Start with an empty library: a small projection is fitted again each time it doubles."""
     with serving_here(settings_for(tmp_path / "data"), tiny, decoder) as running, running.client() as client:
         empty = _ready(client, method="tsne")
         assert (empty["points"], client.get(empty["points_url"]).json()["items"]) == (0, [])
@@ -176,7 +176,7 @@ def test_maps_grow_with_the_library(
 def test_a_map_outlives_a_worker_and_a_restart(
     tmp_path: Path, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> None:
-    """A worker that is killed at a layout is replaced, and so is the whole service."""
+    """A worker killed during a fit is replaced, and so is the whole service."""
     data = prepared.copied(tmp_path / "data", drawn, tiny, decoder)
     with serving(data) as running, running.client() as client:
         asked = client.post("/v1/projections", json={"method": "tsne", "seed": 5}).json()
@@ -209,5 +209,5 @@ def _kill_worker(server: Server) -> None:
 def test_a_failed_video_is_tried_again(client: httpx.Client) -> None:
     ready = client.get("/v1/videos", params={"status": "ready", "limit": 1}).json()["items"][0]
     answer = client.post(f"/v1/videos/{ready['id']}/retry")
-    assert (answer.status_code, answer.json()) == (200, ready)  # it had not failed
+    assert (answer.status_code, answer.json()) == (200, ready)  # the video had not failed
     assert client.post("/v1/videos/of-nobody/retry").status_code == 404

@@ -1,4 +1,4 @@
-"""Searches of every kind over REST."""
+"""Tests of every kind of search over REST."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.search_properties import SearchProperties
 
 
 class TestSearch(SearchProperties):
-    """With everything in files."""
+    """Run the search properties with all data in files."""
 
 
 def test_the_same_example_is_embedded_once(runtime: Runtime, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of outside parts share."""
+"""Fixtures of the tests that use external servers."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.support import services
 
 @pytest.fixture
 def url(postgresql: services.PostgreSQL) -> str:
-    """The address of a database in PostgreSQL that has no schema yet."""
+    """Return the address of a PostgreSQL database without a schema."""
     return postgresql.url(secrets.token_hex(8))

@@ -27,7 +27,7 @@ def _rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
         found = {
             table.name: sorted(map(tuple, connection.execute(sa.select(table))), key=repr)
             for table in db.metadata.sorted_tables
-            if table is not db.collections  # what is derived of it, over there
+            if table is not db.collections  # derived data, which the target makes itself
         }
     database.close()
     return found
@@ -121,7 +121,7 @@ def test_from_files_to_servers_and_back(
     )
     with serving_here(there, tiny, decoder) as server, server.client() as client:
         assert _answers(client) == before
-        new = _upload(client, clip, 20, wait=60)  # numbers go on where they were
+        new = _upload(client, clip, 20, wait=60)  # primary keys continue from the last
         assert client.get(f"/v1/videos/{new}/recommendations").status_code == 200
         assert client.delete(f"/v1/videos/{new}").status_code == 204
 

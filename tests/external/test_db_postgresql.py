@@ -1,4 +1,4 @@
-"""The database in PostgreSQL."""
+"""Database tests on PostgreSQL."""
 
 import secrets
 
@@ -11,11 +11,11 @@ from tests.support.database_properties import DatabaseAcrossProcesses, DatabaseP
 
 
 class TestDatabase(DatabaseProperties):
-    """With the `url` of this folder."""
+    """Use the fixture `url` of this folder's conftest."""
 
 
 class TestProcesses(DatabaseAcrossProcesses):
-    """With the `url` of this folder."""
+    """Use the fixture `url` of this folder's conftest."""
 
 
 def test_a_server_that_stops_is_said_and_met_again(postgresql: services.PostgreSQL) -> None:

@@ -1,5 +1,7 @@
-"""Several services and workers over one PostgreSQL, one Milvus and one object store, each of which dies or goes away at
-work; beside them a service with an index of its own."""
+"""Several services and workers over one PostgreSQL, one Milvus and one object store, under failures.
+
+Each of these servers and workers dies or becomes unreachable during work. One more service has its own index.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,14 @@ AWAY_SECONDS = 4.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Services that answer, and no worker yet."""
+    """Start the services, without a worker."""
     with ExitStack() as stack:
         yield Cluster(tmp_path_factory.mktemp("cluster"), stack)
 
 
 @pytest.fixture
 def clip(make_clip: ClipMaker) -> bytes:
-    """A clip of half a second."""
+    """Make a clip of half a second."""
     return make_clip("a.mp4", numbered(5)).read_bytes()
 
 
@@ -49,7 +51,7 @@ def _upload(client: httpx.Client, clip: bytes, number: int) -> httpx.Response:
 
 
 def _found(client: httpx.Client, words: str = "clip") -> list[dict[str, Any]]:
-    """Everything that can be searched, best first."""
+    """Return every searchable video, best first."""
     answer = client.post("/v1/search/text", json={"query": words, "k": 1000})
     assert answer.status_code == 200, answer.text
     items: list[dict[str, Any]] = answer.json()["items"]
@@ -57,15 +59,15 @@ def _found(client: httpx.Client, words: str = "clip") -> list[dict[str, Any]]:
 
 
 def _watch(client: httpx.Client, seen: dict[str, float], stop: threading.Event, every: float) -> None:
-    """When each video was first found by this service."""
+    """Record when this service first found each video."""
     while not stop.is_set():
         for hit in _found(client):
             seen.setdefault(hit["video"]["id"], time.monotonic())
-        stop.wait(every)  # answers of hundreds of hits take the time that workers need
+        stop.wait(every)  # responses with hundreds of hits take time that workers need
 
 
 def _agree(cluster: Cluster, ids: set[str]) -> None:
-    """All is ready, once, and every service answers the same."""
+    """Check that every video is ready exactly once and that every service gives the same responses."""
     clients = cluster.clients()
     database = Database(cluster.url)
     with database.read() as connection:
@@ -79,7 +81,7 @@ def _agree(cluster: Cluster, ids: set[str]) -> None:
         one, *others = (_found(client, words) for client in clients)
         for other in others:
             assert [hit["video"] for hit in one] == [hit["video"] for hit in other]
-            # The sums behind a z-score were added up in another order.
+            # The sums behind a z-score were added in a different order.
             assert [hit["score"] for hit in one] == pytest.approx([hit["score"] for hit in other], abs=1e-9)
         assert [hit["video"]["id"] for hit in one] == list(dict.fromkeys(hit["video"]["id"] for hit in one))
         assert {hit["video"]["id"] for hit in one} == ids
@@ -109,7 +111,7 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
             answer = _upload(clients[number % 2], clip, number)
             assert answer.status_code == 202, answer.text
             acknowledged[answer.json()["id"]] = began
-            if number >= wanted:  # the workers are to have something to do, not to be buried
+            if number >= wanted:  # keep the workers busy, but do not overload them
                 killed.wait(2)
 
     clients = cluster.clients()
@@ -148,8 +150,7 @@ def test_every_upload_is_ready_once_though_workers_die(cluster: Cluster, clip: b
 
 
 def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # noqa: PLR0915 one story, told in order
-    """The object store, the vectors, the database, and all workers: one after another, while clips come and questions
-    are asked."""
+    """Stop the object store, Milvus, the database and all workers in turn, during uploads and searches."""
     if not cluster.workers:
         cluster.work()
     cluster.started()
@@ -172,7 +173,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         upload(202)
     until(lambda: _found(first), 60, "nothing is embedded")
 
-    # The object store: what is known is searched as before; clips are neither taken nor given.
+    # Object store away: known videos are still searchable; clips can be neither uploaded nor downloaded.
     cluster.cable.cut()
     try:
         upload(503)
@@ -188,7 +189,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         cluster.cable.mend()
     upload(202)
 
-    # The vectors: questions are refused, by those services that have them there; clips are taken, and embedded.
+    # Milvus away: services that use it refuse searches; clips are still accepted and embedded.
     cluster.vectors.cut()
     try:
         for client in (first, second):
@@ -209,7 +210,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
     until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
     assert {hit["video"]["id"] for hit in _found(first)} == known
 
-    # The database: nothing can be answered, and whoever asks is told so.
+    # Database away: all requests that need it get a 503.
     cluster.postgresql.stop("immediate")
     try:
         upload(503)
@@ -225,7 +226,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
     until(lambda: first.get("/readyz").status_code == second.get("/readyz").status_code == 200, 60, "not ready again")
     upload(202)
 
-    # All workers: clips are taken, and wait.
+    # No workers: clips are accepted and wait in the queue.
     cluster.kill_all()
     for _ in range(4):
         upload(202)

@@ -1,4 +1,4 @@
-"""The queue in PostgreSQL."""
+"""Job queue tests on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from tests.support.queue_properties import QueueProperties
 
 
 class TestQueue(QueueProperties):
-    """With the `url` of this folder."""
+    """Use the fixture `url` of this folder's conftest."""

@@ -1,5 +1,7 @@
-"""What is particular to vectors in Milvus: crashes, losses, several processes, renewal. That answers are the same is
-held by `tests/support/recommend_properties.py`."""
+"""Tests specific to vectors in Milvus: crashes, losses, several processes, rebuilds.
+
+`tests/support/recommend_properties.py` tests that search results equal those of the oracle.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,13 @@ TABLE = "reelsrs_"
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    """Of a Milvus Lite."""
+    """Return the address of a Milvus Lite database."""
     return str(tmp_path / "vectors.db")
 
 
 @pytest.fixture
 def library(tmp_path: Path, uri: str) -> Iterator[VectorLibrary]:
-    """Thirty videos."""
+    """Open a library of thirty videos."""
     made = VectorLibrary(tmp_path, milvus=uri)
     fill(made, np.random.default_rng(1), 30)
     yield made
@@ -48,7 +50,10 @@ def library(tmp_path: Path, uri: str) -> Iterator[VectorLibrary]:
 
 
 def _agrees(library: VectorLibrary, recommender: Recommender | None = None) -> None:
-    """Every kind of number is that of the oracle: candidates, moments of both parts, imputed captions."""
+    """Check results with both fusions against the oracle.
+
+    They depend on candidates, the running statistics of both parts and imputed captions.
+    """
     name = next(one for one, item in library.items.items() if item.t is not None)
     for fusion in ("cosine", "zscore"):
         answer = like_video(recommender or library.recommender, name, weights=Weights(0.6, 0.4), fusion=fusion, k=50)
@@ -102,7 +107,7 @@ def test_a_crash_on_the_way_is_made_good_by_the_next(
         like_video(library.recommender, next(iter(library.items)), weights=Weights(1, 0))
     monkeypatch.undo()
     follower.close()
-    for _ in range(3):  # and the library goes on meanwhile
+    for _ in range(3):  # The library changes meanwhile.
         change(library, rng)
     library.follower = MilvusIndex(library.db, uri, GENERATION, "mean")
     library.frames.close()
@@ -184,7 +189,7 @@ def test_a_library_that_outgrows_the_exact_index_gets_another_beside_it(library:
     library.follower.exact_up_to = 40
     first = _name(library)
     fill(library, np.random.default_rng(5), 20)
-    _agrees(library)  # exact, and the other one is being made
+    _agrees(library)  # still exact; the other collection is being built
     until(lambda: _name(library) != first, 30, "the other collection serves")
     with library.follower.current() as (index, _):
         assert (index.kind, index.exact, len(index)) == ("milvus hnsw", False, 50)
@@ -200,7 +205,7 @@ def test_a_renewal_that_fails_is_begun_again_though_nothing_changes(
 ) -> None:
     _agrees(library)
     assert isinstance(library.follower, MilvusIndex)
-    first, client = _name(library), library.follower.client  # a file of Lite has one client
+    first, client = _name(library), library.follower.client  # a file of Milvus Lite can have only one client
     timing = Timing(renewal_pause_seconds=0.3)
     follower = MilvusIndex(library.db, uri, GENERATION, "mean", exact_up_to=20, client=client, timing=timing)
     tries = []
@@ -235,7 +240,7 @@ def test_processes_that_share_a_server_answer_alike(tmp_path: Path, milvus: serv
         change(library, rng)
     _agrees(library, elsewhere)
     _agrees(library)
-    library.follower.rebuild()  # in this process; the other one comes along
+    library.follower.rebuild()  # in this process; the other process follows
     _agrees(library, elsewhere)
     other.close()
     library.close()
@@ -333,7 +338,7 @@ def test_settings_that_name_no_engine(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_names_that_would_be_syntax_are_names(library: VectorLibrary) -> None:
-    """A category is a literal of Milvus's filter language, and nothing but that."""
+    """Odd category names stay literals in Milvus's filter language."""
     rng = np.random.default_rng(10)
     odd = ['a" or id >= 0 or category == "', "it's", "кошка 猫 😀", "a in [1]", "%", "{x}", "x" * 200, "é" * 200]
     names = {category: library.add(unit(rng), unit(rng), category) for category in odd}

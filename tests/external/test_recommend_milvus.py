@@ -1,4 +1,4 @@
-"""Every kind of question against the oracle, over Milvus."""
+"""Search tests against the oracle, with vectors in Milvus."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from tests.support.recommend_properties import MilvusAt, RecommendProperties
 
 
 class TestOverMilvusLite(RecommendProperties):
-    """In this process."""
+    """Use Milvus Lite in this process."""
 
     def examples(self, wanted: int) -> int:
-        """To make collections takes a tenth of a second a library."""
+        """Return a fifth, because creating the collections takes a tenth of a second per library."""
         return wanted // 5
 
     @pytest.fixture
     def milvus_at(self) -> MilvusAt:
-        """A file of its own for each library."""
+        """Return a function that gives each library its own file."""
         return lambda folder: str(folder / "vectors.db")
 
 
 class TestOverAServer(RecommendProperties):
-    """All libraries on one server."""
+    """Keep all libraries on one Milvus server."""
 
     def examples(self, wanted: int) -> int:
-        """To make collections takes the server three seconds a library."""
+        """Return at most 2, because creating the collections takes the server three seconds per library."""
         return min(2, wanted)
 
     @pytest.fixture
     def milvus_at(self, milvus: services.Milvus) -> MilvusAt:
-        """The server's."""
+        """Return the server's address for every library."""
         return lambda _: milvus.uri

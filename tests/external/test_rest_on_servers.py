@@ -1,4 +1,4 @@
-"""The REST service with everything on servers: the same tests, the same service, other settings."""
+"""REST and search tests with all data on servers: the same tests and service, other settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def service(
     objects: services.ObjectStore,
     milvus: services.Milvus,
 ) -> Iterator[Service]:
-    """Its rows are in PostgreSQL, its vectors in Milvus, its bytes in S3."""
+    """Serve the drawn clips with rows in PostgreSQL, vectors in Milvus and bytes in S3."""
     data = tmp_path_factory.mktemp("servers") / "data"
     with services.used(services.Servers(postgresql, objects, milvus)):
         settings = settings_for(data)
@@ -42,8 +42,8 @@ def service(
 
 
 class TestRest(RestProperties):
-    """On servers."""
+    """REST tests with all data on servers."""
 
 
 class TestSearch(SearchProperties):
-    """On servers."""
+    """Search tests with all data on servers."""

@@ -1,4 +1,4 @@
-"""Stored bytes in an object store: whole or not there."""
+"""Store tests on S3: an object is either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.store_properties import StoreProperties, read_all, store
 
 
 class TestStore(StoreProperties):
-    """In a bucket."""
+    """Store tests in an S3 bucket."""
 
     @pytest.fixture
     def files(self, tmp_path: Path, objects: services.ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Store:
-        """An empty one."""
+        """Open an empty store."""
         for name, value in objects.environment.items():
             monkeypatch.setenv(name, value)
         return open_store(objects.url(secrets.token_hex(4)), tmp_path)

@@ -1,4 +1,4 @@
-"""Maps: asked for once, laid out, kept, grown; and what they make of changes beneath them."""
+"""Tests of projections: request, fit, storage, new points, and changes of the library during their life."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_new_videos_are_placed_and_nothing_else_moves(library: Library, method: 
     assert (after.points, after.transformed, after.missing) == (154, 4, 0)
     assert after.version > before.version
     assert {key: now[key] for key in at} == at
-    # Each lies among those that it is like: of the same centre.
+    # Each new point is near points of the same cluster centre.
     owner = {video: number % 4 for number, video in enumerate(library.video_pks)}
     for number, video in enumerate([*new, twin]):
         place = np.array(now[(video, -1)])
@@ -125,7 +125,7 @@ def test_a_place_does_not_depend_on_who_else_comes(library: Library, tmp_path: P
         wanted = vector_rows.vectors_of(connection, library.video_pks.values(), GENERATION, "mean")
     apart = Database(f"sqlite:///{other}/reelsrs.db")
     alone = Projections(apart, other / "atlas", lambda: GENERATION, "mean")
-    with apart.write() as connection:  # the second one alone, by the same vector
+    with apart.write() as connection:  # the second video alone, with the same vector
         video = add_row(connection, 999)
         vector = wanted[library.video_pks[second[0]]]
         vector_rows.put_embeddings(connection, video.pk, GENERATION, Embeddings(vector, vector[0], vector[0], None))
@@ -145,7 +145,7 @@ def test_a_map_of_tsne_in_three_dimensions_says_what_it_lacks(library: Library) 
     library.projections.update_all()
     after = library.projections.find(state.id)
     assert (after.points, after.transformed, after.missing, after.version) == (120, 0, 2, state.version)
-    assert not library.projections.update_all()  # it does not try again and again
+    assert not library.projections.update_all()  # no endless retries
     fresh = library.projections.fit_and_wait(after.spec, refit=True)
     assert (fresh.points, fresh.missing) == (122, 0)
 
@@ -204,7 +204,7 @@ def test_a_small_map_is_laid_out_anew_each_time_it_doubles(library: Library) -> 
             fits += 1
             library.projections.fit_and_wait(state.spec)
     after = library.projections.find(state.id)
-    assert (after.points, fits) == (16, 5)  # at 1, 2, 4, 8 and 16
+    assert (after.points, fits) == (16, 5)  # at 1, 2, 4, 8 and 16 videos
 
 
 @pytest.mark.parametrize("method", ["umap", "tsne", "pca"])
@@ -239,7 +239,7 @@ def test_a_layout_can_be_cancelled_and_asked_for_again(library: Library) -> None
     assert (cancelled.status, cancelled.error, cancelled.points) == ("failed", "cancelled", 0)
     again, queued = library.projections.request(spec)
     assert (again.id, again.status, queued) == (state.id, "queued", True)
-    # Of a map that is laid out already, the points stay.
+    # A cancelled refit keeps the points of the earlier fit.
     done = library.fitted()
     library.projections.refit(done.id)
     kept = library.projections.cancel(done.id)
@@ -297,7 +297,7 @@ def test_a_map_whose_vectors_are_lost_is_laid_out_anew(library: Library) -> None
     state = library.fitted("frame", "umap")
     for path in library.folder.iterdir():
         path.unlink()
-    with library.db.write() as connection:  # other frames than those that the map was laid out from
+    with library.db.write() as connection:  # frames other than those that the projection was fitted to
         frames = normalise(library.random.normal(size=(5, D)))
         vector_rows.put_embeddings(connection, library.video_pks[ids[0]], GENERATION, aggregate(frames, None))
         video_rows.update_video(connection, library.video_pks[ids[0]], frame_times=[0.1, 0.2, 0.3, 0.4, 0.5])
@@ -344,7 +344,7 @@ def test_files_that_are_lost_are_made_again(library: Library) -> None:
     found = library.coordinates(library.projections.find(state.id))
     assert found.keys() - wanted.keys() == {(late, -1)}
     assert (library.folder / f"{_basis(library, state)}.npy").exists()
-    # Also where some of those below are gone by now.
+    # This also works if some of the fitted videos are deleted by now.
     for path in library.folder.iterdir():
         path.unlink()
     library.delete(ids[0])

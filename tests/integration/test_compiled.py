@@ -1,4 +1,4 @@
-"""The towers that OpenVINO compiles, against torch's own, with a vision transformer of random weights."""
+"""Tests of the towers compiled by OpenVINO against those of torch, for a vision transformer of random weights."""
 
 from __future__ import annotations
 
@@ -21,31 +21,34 @@ from tests.support.processes import CHILD_ENVIRONMENT
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """As REELSRS_MODEL names it."""
+    """Return the checkpoint as a value of REELSRS_MODEL."""
     return small_vit(tmp_path_factory.mktemp("vit"), seed=0)
 
 
 @pytest.fixture(scope="module")
 def torchs(checkpoint: str) -> Encoder:
-    """The model as it is everywhere."""
+    """Return the float32 model that torch runs."""
     return load(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where towers are kept."""
+    """Return the folder that caches compiled towers."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")
 def quantised(checkpoint: str, kept: Path) -> Encoder:
-    """The same in 8 bits."""
+    """Return the same model in 8 bits."""
     return load(checkpoint, precision="int8", cache_dir=kept)
 
 
 @pytest.fixture
 def cosines(torchs: Encoder) -> Callable[[Encoder], np.ndarray]:
-    """Of another model's vectors to torch's, of pictures and captions that neither was fitted to."""
+    """Return a function that gives the cosines between another model's vectors and torch's.
+
+    Its images and captions were not used to calibrate either model.
+    """
     captions = ["a dog on a beach", "fireworks over a lake at night #nofilter " * 20, "x", ""]
 
     def compare(other: Encoder) -> np.ndarray:
@@ -99,7 +102,7 @@ def test_a_tower_is_made_once_and_anew_where_it_is_damaged(checkpoint: str, kept
 
 
 def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quantised: Encoder, tmp_path: Path) -> None:
-    """Whole by their checksums, and wrong: as after a folder was restored to the wrong place."""
+    """The files match their checksums but hold other weights, as after a restore to the wrong folder."""
     (tmp_path / "other").mkdir()
     other = load(
         small_vit(tmp_path / "other", seed=1), precision="int8", cache_dir=tmp_path / "models", image_tower=False
@@ -113,7 +116,7 @@ def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quanti
 
 
 def test_a_model_that_eight_bits_are_too_few_for_is_refused() -> None:
-    """The small one is a convolutional network, and one of few numbers."""
+    """The small model is a convolutional network with few parameters."""
     with pytest.raises(ConfigurationError, match="REELSRS_PRECISION=int8 embeds wrongly here"):
         load("tiny", precision="int8")
 

@@ -1,7 +1,7 @@
-"""Several processes over one SQLite file."""
+"""Tests of several processes that share one SQLite file."""
 
 from tests.support.database_properties import DatabaseAcrossProcesses
 
 
 class TestProcesses(DatabaseAcrossProcesses):
-    """With the fixture `url`."""
+    """Run the multi-process properties with the fixture `url`."""

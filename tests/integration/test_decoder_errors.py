@@ -1,4 +1,4 @@
-"""What is said when a decoder's process fails: what happened, and never a guess."""
+"""Tests of the errors of failing decoder processes: the message states the true cause."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SMALL = ImageSpec(32, 32)
 
 @dataclass(frozen=True, slots=True)
 class ImageSpecOfANewerVersion(ImageSpec):
-    """Has a field that the decoder's process does not know: what a mistake in the service's code looks like there."""
+    """A specification with a field that the decoder's process cannot load, like a bug in the service's code."""
 
     colours: int = 3
 
 
 @pytest.fixture
 def single() -> Iterator[Decoder]:
-    """A decoder with one process."""
+    """Yield a decoder with one process."""
     started = Decoder(Limits(600, 2_000_000), processes=1)
     yield started
     started.close()
@@ -80,7 +80,7 @@ def test_a_process_that_ends_in_the_middle_says_by_what(
     (pid,) = single.child_pids
 
     def read(start: int, length: int) -> bytes:
-        os.kill(pid, number)  # it has asked for bytes of the clip, and waits for them
+        os.kill(pid, number)  # the process has requested bytes of the clip and waits for them
         until(lambda: ended(pid))
         return data[start : start + length]
 
@@ -106,7 +106,7 @@ def test_a_process_that_cannot_start_is_not_the_clips_fault(
 
 
 def test_odd_errors_of_libraries_are_the_files(single: Decoder, tmp_path: Path) -> None:
-    """A GIF whose size is nothing, and a PNG whose chunk lies about its length: not one crash, not one mistake."""
+    """A GIF of size 0 and a PNG with a wrong chunk length cause neither a crash nor an internal error."""
     for name, data in {
         "a.gif": b"GIF89a\x00\x00\x00\x00\x80\x00\x00" + b"\0" * 20,
         "b.png": b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR" + b"\0" * 40,

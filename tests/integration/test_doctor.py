@@ -1,4 +1,4 @@
-"""What is wrong with a library is found and named, and nothing else is."""
+"""Tests of the library check: each kind of damage is found and named, a sound library has no findings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.server import Service
 def sound(
     tmp_path_factory: pytest.TempPathFactory, prepared: PreparedLibrary, drawn: Path, tiny: Encoder, decoder: Decoder
 ) -> Path:
-    """The data folder of the twelve drawn clips."""
+    """Return the data folder of the twelve synthetic clips."""
     return prepared.copied(tmp_path_factory.mktemp("doctor") / "data", drawn, tiny, decoder)
 
 
@@ -110,7 +110,7 @@ def test_the_index_is_built_anew(sound: Path, tmp_path: Path) -> None:
 
 
 def test_beside_a_service(service: Service) -> None:
-    """It keeps its index; the snapshot that is built beside it is a sound one."""
+    """The service keeps its index; the snapshot built by the command is valid."""
     environment = {"REELSRS_DATA_DIR": str(service.data_dir)}
     with service.client() as client:
         client.post("/v1/search/text", json={"query": "a", "group_by": "moment"})

@@ -1,4 +1,4 @@
-"""Drawn scenes in several processes."""
+"""Tests that several processes draw the same synthetic scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: what is found, what is kept apart, and what is kept on disk."""
+"""Tests of near-duplicates: detection, distinct clips and stored fingerprints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.copies import (
 FINGERPRINT_HEADER = b"reelsrs fingerprint 1\n"
 
 
-# --- what a fingerprint is
+# --- fingerprints
 
 
 def test_every_frame_small_and_grey(make_clip: ClipMaker, decoder: Decoder) -> None:
@@ -64,7 +64,7 @@ def test_borders_go_to_a_fraction_of_a_pixel(make_clip: ClipMaker) -> None:
 def test_a_dark_corner_is_no_border(make_clip: ClipMaker) -> None:
     frames = scene(1, 6)
     for frame in frames:
-        frame[:30] = 0  # above, and nothing below
+        frame[:30] = 0  # black at the top only
     assert len(fingerprint(make_clip("a.mp4", frames), LIMITS).images) == 1
 
 
@@ -98,7 +98,7 @@ def test_limits_hold(make_clip: ClipMaker) -> None:
         Fingerprint(np.zeros((3, 16, 16), np.uint8))
 
 
-# --- what is similar
+# --- similarity
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -107,7 +107,7 @@ def test_copies_are_found(kind: str, make_clip: ClipMaker) -> None:
     copy = fingerprint(make_clip("b.mp4", COPIES[kind](scene(1)), options=GOOD), LIMITS)
     assert similarity(original, copy) >= THRESHOLD + 0.05
     assert similarity(copy, original) == pytest.approx(similarity(original, copy), abs=1e-5)
-    # Somebody who takes another way through the same place.
+    # Another movement at the same place is not a near-duplicate.
     other = fingerprint(make_clip("c.mp4", COPIES[kind](scene(2)), options=GOOD), LIMITS)
     assert similarity(original, other) < THRESHOLD - 0.2
 
@@ -133,7 +133,7 @@ def test_stills_are_compared_by_what_they_show(make_clip: ClipMaker) -> None:
 
 
 def test_the_cut_of_a_dark_scene_is_found(make_clip: ClipMaker) -> None:
-    # Its first half is bright in the middle only, so that the cut seems to have borders and the whole does not.
+    # The first half is bright only in the middle: the cut seems to have borders, the whole clip does not.
     frames = scene(1, 40)
     for frame in frames[:20]:
         frame[:20] = frame[-20:] = 4
@@ -145,7 +145,7 @@ def test_the_cut_of_a_dark_scene_is_found(make_clip: ClipMaker) -> None:
 
 @pytest.fixture
 def library(tmp_path: Path, decoder: Decoder) -> Iterator[Library]:
-    """An empty one."""
+    """Yield an empty library."""
     made = Library(tmp_path, decoder)
     yield made
     made.db.close()
@@ -226,7 +226,7 @@ def test_a_compilation_makes_no_copies_of_its_parts(library: Library, make_clip:
     library.add(make_clip("compilation.mp4", resized(one + other, 0.5), options=GOOD))
     library.add(make_clip("other.mp4", other))
     (group,) = library.duplicates.groups()
-    # Each part is in the compilation, and whoever keeps "one" and "other" has everything, once.
+    # The compilation contains both parts; keeping "one" and "other" keeps all content once.
     assert (group.best.title, [copy.video.title for copy in group.near_duplicates]) == ("one", ["compilation"])
 
 
@@ -242,14 +242,14 @@ def test_one_of_two_that_proposes_the_other_is_enough(library: Library, make_cli
         assert [len(group.near_duplicates) for group in finder.groups()] == [1]
 
 
-# --- what is kept
+# --- stored fingerprints
 
 
 def test_a_fingerprint_is_made_once_and_kept(
     library: Library, make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos = [library.add(make_clip(f"{n}.mp4", scene(1), options={"crf": str(18 + n)})) for n in range(3)]
-    assert not library.fingerprint_file(videos[0]).exists()  # uploads do not wait for it
+    assert not library.fingerprint_file(videos[0]).exists()  # uploads do not wait for fingerprints
     before = library.copies(videos[0])
     assert sorted(before) == ["1", "2"]
     assert all(library.fingerprint_file(video).stat().st_size < 20_000 for video in videos)
@@ -257,7 +257,7 @@ def test_a_fingerprint_is_made_once_and_kept(
     monkeypatch.setattr(library.decoder, "fingerprint", None)
     assert library.copies(videos[0]) == before
     library.fingerprint_file(videos[0]).unlink()
-    assert library.copies(videos[0]) == before  # remembered
+    assert library.copies(videos[0]) == before  # cached in memory
 
 
 @pytest.mark.parametrize("damage", ["another version", "cut off", "flipped", "empty"])
@@ -309,7 +309,7 @@ TWINS = [
     {"near_duplicates/toy_frog_webm", "objects_indoor/toy_frog"},
     {"near_duplicates/carphone_distorted", "people_talking/carphone"},
     {"near_duplicates/pool_cleaning_1s", "objects_indoor/pool_cleaning"},
-    # One recording of a terminal four times: as it was, as VP9, without sound, with other pixels.
+    # One terminal recording in four forms: H.264, VP9, without audio, with rectangular pixels.
     *(set(pair) for pair in itertools.combinations([f"odd_files/{name}" for name in TERMINALS], 2)),
 ]
 COMPARED = ("near_identical_asl/*", "near_duplicates/*", "nature_landscape/*", "objects_indoor/toy_*")
@@ -320,7 +320,7 @@ COPIED = ["near_identical_asl/asl_no", "near_identical_asl/asl_yes", "people_tal
 def test_precision_and_recall_over_real_clips_and_their_copies(
     decoder: Decoder, shared_clips: Path, make_clip: ClipMaker
 ) -> None:
-    """Every pair of clips and copies. Twenty of the clips show people in one room, each with another gesture."""
+    """Compare all pairs. Twenty of the clips show people in one room, each with a different gesture."""
     paths = {
         f"{path.parent.name}/{path.stem}": path
         for pattern in COMPARED
@@ -339,7 +339,7 @@ def test_precision_and_recall_over_real_clips_and_their_copies(
     with ThreadPoolExecutor(decoder.processes) as pool:
         made = dict(zip(paths, pool.map(decoder.fingerprint, paths.values()), strict=True))
     found = [{a, b} for a, b in itertools.combinations(paths, 2) if similarity(made[a], made[b]) >= THRESHOLD]
-    # Copies of one clip may show other parts of it: that they are copies of each other is not asked, and not wrong.
+    # Copies of one clip may show different parts, so a match between two copies is neither required nor wrong.
     asked = TWINS + [{copy, original} for copy, original in originals.items() if copy != original]
     wrong = [pair for pair in found if not _related({originals[name] for name in pair})]
     missed = [pair for pair in asked if pair not in found]
@@ -353,7 +353,7 @@ def _related(names: set[str]) -> bool:
 
 
 def _read(path: Path) -> Frames:
-    """The first frames of a clip, at most 480 pixels wide, sides even."""
+    """Return at most the first 60 frames of a clip, at most 480 pixels wide, with even sides."""
     with av.open(str(path)) as container:
         frames = [
             np.asarray(frame.to_image().convert("RGB")) for frame in itertools.islice(container.decode(video=0), 60)

@@ -1,4 +1,4 @@
-"""The model against open_clip's own way of doing the same, and the errors of one that cannot be had."""
+"""Tests of the model against open_clip itself, and of the errors of unavailable models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.clips import ClipMaker
 
 @pytest.fixture(scope="module")
 def reference() -> tuple[torch.nn.Module, object, object]:
-    """The same checkpoint through open_clip alone."""
+    """Return the same checkpoint, loaded by open_clip alone."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{TINY}")
     return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{TINY}")
 
@@ -47,7 +47,7 @@ def test_pictures_equal_open_clips_own(tiny: Encoder, reference: tuple, drawn: P
 
 @pytest.mark.parametrize("name", ["sports_people/football_juggling.mp4", "odd_files/ios9_rotated_14frames.mov"])
 def test_real_frames_equal_open_clips_own(tiny: Encoder, reference: tuple, shared_clips: Path, name: str) -> None:
-    """Decoded by PyAV's own conversion, turned by Pillow, then open_clip's transform."""
+    """The reference frame is converted by PyAV, rotated by Pillow and preprocessed by open_clip's transform."""
     import av
 
     model, transform, _ = reference
@@ -61,7 +61,7 @@ def test_real_frames_equal_open_clips_own(tiny: Encoder, reference: tuple, share
 
 
 def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Encoder, shared_clips: Path) -> None:
-    """A frame of each clip, against open_clip's filters on the whole frame in the same colours."""
+    """Compare a frame of each clip with open_clip's filters on the whole frame in the same colours."""
     from service.media import resize_and_crop
     from service.media.container import Clip
     from service.media.pixels import Scaler, upright
@@ -75,7 +75,7 @@ def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Encoder, 
         except Undecodable:
             continue
         if frame.color_trc in (16, 18):
-            continue  # HDR: open_clip has no opinion of it
+            continue  # HDR: open_clip defines no tone mapping
         mine.append(scaler.model_input(frame, (display.width, display.height)))
         theirs.append(resize_and_crop(upright(frame), tiny.image_spec, (display.width, display.height)))
         names.append(clip.name)
@@ -115,7 +115,7 @@ def test_any_text_gives_a_unit_vector(tiny: Encoder, text: str) -> None:
 
 
 def test_out_of_memory_halves_the_batch_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The forward pass is real; only the device's memory is smaller than it is."""
+    """The forward pass is real; only the out-of-memory error is simulated."""
     one = load("tiny", device="cpu")
     texts = [f"number {number}" for number in range(40)]
     expected = one.embed_texts(texts)
@@ -151,7 +151,7 @@ def test_the_best_batch_fits_and_is_not_the_largest_for_its_own_sake(monkeypatch
 
 @pytest.mark.parametrize("damage", ["picture", "text", "nan"])
 def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    """As some releases of torch do on some devices: the weights that arrive there are not those that were sent."""
+    """Simulate a torch release that corrupts weights during the transfer to the device."""
     real = torch.nn.Module.to
 
     def arrive(self: torch.nn.Module, *arguments: object, **named: object) -> torch.nn.Module:
@@ -175,7 +175,7 @@ def test_weights_stay_in_their_file(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps").read_text()
     assert str(folder / "open_clip_model.safetensors") in maps
     assert one.embed_texts(["a cat"]).shape == (1, one.generation.dimension)
-    assert torch.nn.Module.load_state_dict.__qualname__ == "Module.load_state_dict"  # as it was
+    assert torch.nn.Module.load_state_dict.__qualname__ == "Module.load_state_dict"  # restored after loading
 
 
 def test_weights_in_half_precision_are_the_same_model(tiny: Encoder, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_model_that_does_not_exist_is_a_wrong_setting(model: str, said: str) -
 def test_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
-    # A name that no resolver knows (RFC 2606), and an empty cache: the same on a machine that has a network.
+    # A reserved name that never resolves (RFC 2606) and an empty cache: same result with or without a network.
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -259,7 +259,7 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_random_weights_by_architecture_name(tmp_path: Path, make_clip: ClipMaker) -> None:
-    """A full-size architecture, saved as a folder and loaded the way a user's own checkpoint is."""
+    """Save a full-size architecture as a folder and load this folder like a user's own checkpoint."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

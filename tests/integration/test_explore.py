@@ -1,4 +1,4 @@
-"""The explorer page: served whole, from here alone, and asking only for what the service has."""
+"""Tests of the explorer page: complete, self-hosted, and limited to operations that the service has."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TYPES = {
     ".js": ("text/javascript", "application/javascript"),
     ".svg": "image/svg+xml",
 }
-NAMESPACES = {"http://www.w3.org/2000/svg"}  # a name, never fetched
+NAMESPACES = {"http://www.w3.org/2000/svg"}  # XML namespace, never fetched
 
 
 class _Markup(HTMLParser):
-    """Collects what a page references, and whatever a strict content security policy would refuse."""
+    """Collect the references of a page and any markup that a strict content security policy would block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def _markup() -> _Markup:
 
 
 def _assets() -> set[str]:
-    """Addresses of every asset that the page, its modules and its style sheet reference."""
+    """Return the addresses of all assets that the page, its modules and its style sheet reference."""
     found = {reference for reference in _markup().references if reference.startswith("/explore/assets/")}
     for path in FILES:
         text = path.read_text(encoding="utf-8")
@@ -107,8 +107,8 @@ def test_the_page_keeps_a_strict_content_security_policy() -> None:
     assert found
     policy = {words[0]: words[1:] for words in (part.split() for part in found.group(1).split(";"))}
     assert policy["default-src"] == ["'self'"]
-    # The plotting library compiles what it draws with, and writes a style element. No script may stand in the page
-    # all the same, no attribute may hold a style, and nothing may come from or go to another host.
+    # The plotting library compiles its drawing code and writes a style element. Still, inline scripts and style
+    # attributes stay forbidden, and no other host may be contacted.
     assert policy.pop("script-src") == ["'self'", "'unsafe-eval'"]
     assert policy.pop("style-src-elem") == ["'self'", "'unsafe-inline'"]
     assert policy["style-src"] == ["'self'"]

@@ -1,4 +1,4 @@
-"""Importing a folder: once, again, and after it changed."""
+"""Tests of folder imports: the first run, a repeated run, and a run after changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLING = Sampling(3)
 
 @pytest.fixture
 def data(tmp_path: Path, make_clip: ClipMaker) -> Path:
-    """Data/<category>/<clip>, with one bad file and some that are no clips."""
+    """Return a folder Data/<category>/<clip> with one broken clip and some other files."""
     folder = tmp_path / "Data"
     for category, name, count in (("cats", "a", 5), ("cats", "b", 6), ("dogs", "c", 7)):
         (folder / category).mkdir(parents=True, exist_ok=True)
@@ -128,6 +128,6 @@ def test_an_import_that_was_cut_off_is_taken_up_again(runtime: Runtime, data: Pa
     half = FolderImport(runtime, SAMPLING)
     runtime.initialise()
     for entry in scan(data)[:2]:
-        half.import_clip(entry)  # accepted, and then the machine stopped
+        half.import_clip(entry)  # the upload was accepted, then the machine stopped
     done = _import(runtime, data)
     assert (done.embedded, len(done.failures)) == (3, 1)

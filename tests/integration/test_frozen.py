@@ -1,8 +1,9 @@
-"""Databases as each release left them, opened and used by this one.
+"""Tests that open and use databases of each earlier release.
 
-The dumps in `assets/databases` were written by the code of their time: six drawn clips with vectors of the model
-`tiny`, four captions, a seventh clip that was queued, and from 0002 on a map. The bytes of the seventh lie beside them.
-A new revision of the schema gets its dump when it is released.
+The dumps in `assets/databases` were written by the code of their release. Each has six synthetic clips with vectors
+of the model `tiny`, four captions, and a seventh clip that was queued. From revision 0002 on, each also has a
+projection. The bytes of the seventh clip lie beside the dumps. A new revision of the schema gets its dump when it
+is released.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ REVISIONS = sorted(path.stem for path in FROZEN.glob("*.sql"))
 
 @pytest.fixture(params=REVISIONS)
 def opened(request: pytest.FixtureRequest, tmp_path: Path, tiny: Encoder, decoder: Decoder) -> Iterator[Runtime]:
-    """The library of that revision, opened by today's code."""
+    """Yield the library of that revision, opened by the current code."""
     data = tmp_path / "data"
     data.mkdir()
     connection = sqlite3.connect(data / "reelsrs.db")
@@ -74,7 +75,7 @@ def _items(runtime: Runtime) -> list[Item]:
 
 
 def _check(runtime: Runtime, count: int) -> None:
-    """Every answer is the contract's, from the vectors that are in the database."""
+    """Check that all search results follow the specification, computed from the vectors in the database."""
     items = _items(runtime)
     assert len(items) == count
     for item in items:
@@ -91,7 +92,7 @@ def test_every_revision_but_the_one_in_the_making_is_frozen() -> None:
 
 
 def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: ClipMaker) -> None:
-    command.check(_config(opened))  # raises where it is not what the code describes
+    command.check(_config(opened))  # raises if the schema differs from the models in the code
     with opened.db.read() as connection:
         assert connection.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"
         assert connection.execute(sa.text("PRAGMA foreign_key_check")).all() == []
@@ -99,7 +100,7 @@ def test_what_a_release_left_is_upgraded_and_used(opened: Runtime, make_clip: Cl
         last = change_log.last_change(connection, opened.serving.generation.id)
     assert len(frozen) == 7
     _check(opened, 6)
-    Worker(opened).run_until_idle()  # what was queued then is embedded now
+    Worker(opened).run_until_idle()  # the clip queued in the dump is embedded now
     _check(opened, 7)
     late = next(video for video in frozen if video.category == "late")
     opened.ingest.edit(late.id, {"caption": "an edit", "category": None})

@@ -1,4 +1,4 @@
-"""Another model: embedded beside the one that answers, switched to in one step, and back."""
+"""Tests of re-embedding: a target generation is built beside the active one, activated, and reverted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLING = Sampling(4)
 
 @pytest.fixture
 def filled(runtime: Runtime, make_clip: ClipMaker) -> tuple[Runtime, list[Video]]:
-    """Six videos, five with captions, ready."""
+    """Return a library of six ready videos, five of them with captions."""
     videos = [accept(runtime, make_clip(f"{n}.mp4", numbered(n)), caption=f"clip {n}") for n in range(8, 13)]
     videos.append(accept(runtime, make_clip("13.mp4", numbered(13))))
     Worker(runtime).run_until_idle()
@@ -40,7 +40,7 @@ def filled(runtime: Runtime, make_clip: ClipMaker) -> tuple[Runtime, list[Video]
 
 @pytest.fixture
 def other(filled: tuple[Runtime, list[Video]]) -> Any:
-    """`other()` is a process whose settings ask for another precision, which is another generation."""
+    """Yield a function that starts a process with another precision, so with another target generation."""
     opened = []
 
     def start(**settings: object) -> Runtime:
@@ -94,7 +94,7 @@ def test_what_was_there_answers_until_everything_is_embedded_and_going_back_is_f
     after = _like(moved, videos[0])
     assert {name for name, _ in after} == {name for name, _ in before}
     assert after != before
-    runtime.follow()  # another process
+    runtime.follow()  # `runtime` is another process
     assert _like(runtime, videos[0]) == after
     back = other(precision="float32")
     assert back.initialise() == tiny.generation
@@ -130,7 +130,7 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     moved = other()
     moved.initialise()
     generation = _states(moved)["bfloat16"].generation
-    moved.request_model("tiny", "bfloat16", activate=False)  # and not switched to by itself
+    moved.request_model("tiny", "bfloat16", activate=False)  # without automatic activation
     stop = threading.Event()
     moved.reembedding(generation).run(stop, keep_up=False)
     assert _states(moved)["bfloat16"].status == "ready"
@@ -191,7 +191,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     moved = other()
     moved.initialise()
     moved.reembed(lambda _: None)
-    # `runtime` is a process that has not noticed yet.
+    # `runtime` is a process that has not noticed the switch yet.
     late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
     with pytest.raises(Unavailable, match="took over"):
         runtime.ingest.edit(videos[0].id, {"caption": "never"})

@@ -1,4 +1,4 @@
-"""The neighbour graph that UMAP and t-SNE share."""
+"""Tests of the neighbour graph that UMAP and t-SNE share."""
 
 from __future__ import annotations
 

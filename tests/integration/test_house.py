@@ -1,4 +1,4 @@
-"""What a stranger can read: files and functions of a length that fits into a head."""
+"""Tests of code size: limits on the length of files and functions, so that a reader can follow them."""
 
 from __future__ import annotations
 

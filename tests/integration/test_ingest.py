@@ -1,4 +1,4 @@
-"""The way of an upload, with the real decoder and the real model."""
+"""Tests of the upload pipeline with the real decoder and the real model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_same_bytes_are_one_video_even_at_the_same_time(runtime: Runtime, ma
 
 
 def test_batches_over_several_videos_keep_them_apart(runtime: Runtime, drawn: Path, tiny: Encoder) -> None:
-    """Each video's vectors are those it has when it is embedded alone."""
+    """The vectors of each video equal those of the video embedded alone."""
     clips = sorted(drawn.rglob("*.mp4"))[:5]
     videos = [accept(runtime, clip) for clip in clips]
     Worker(runtime).run_until_idle()
@@ -79,9 +79,9 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
     runtime: Runtime, make_clip: ClipMaker
 ) -> None:
     slow = accept(runtime, make_clip("slow.mp4", numbered(10)))
-    with ThreadPoolExecutor(2) as pool:  # starts both children
+    with ThreadPoolExecutor(2) as pool:  # start both child processes
         list(pool.map(runtime.decoder.probe, [runtime.files.video(slow.sha256)] * 2))
-    pid = runtime.decoder.child_pids[0]  # the one that is asked next
+    pid = runtime.decoder.child_pids[0]  # the process that gets the next request
     os.kill(pid, signal.SIGSTOP)
     stop = threading.Event()
     worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
@@ -95,7 +95,7 @@ def test_a_clip_that_takes_long_does_not_hold_up_those_that_come_after_it(
         os.kill(pid, signal.SIGCONT)
         stop.set()
         worker.join()
-    assert status_of(runtime, slow).status == "ready"  # what was claimed is brought to its end
+    assert status_of(runtime, slow).status == "ready"  # a claimed video is finished after `stop` is set
 
 
 def test_no_more_is_claimed_than_keeps_the_model_busy(
@@ -116,7 +116,7 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
 
     runtime.pipeline.run(claim, runtime.uploads("me"))
     assert {status_of(runtime, video).status for video in videos} == {"ready"}
-    # One more than there are decoders is on its way to the model, as many are in it, and as many are being stored.
+    # Each stage (decoding, model, storing) holds at most one video more than there are decoder processes.
     assert len(videos) > most
     assert most <= 3 * (runtime.decoder.processes + 1)
 
@@ -161,7 +161,7 @@ def test_a_clip_that_breaks_later_fails_alone_and_can_be_sent_again(runtime: Run
     Worker(runtime).run_until_idle()
     assert status_of(runtime, bad).status == "failed"
     stored.write_bytes(whole)
-    assert runtime.ingest.retry(bad.id).status == "queued"  # nothing need be sent for that
+    assert runtime.ingest.retry(bad.id).status == "queued"  # a retry needs no new upload
     Worker(runtime).run_until_idle()
     assert status_of(runtime, bad).status == "ready"
     assert runtime.ingest.retry(bad.id).status == "ready"
@@ -193,12 +193,12 @@ def test_a_fault_that_is_not_the_clips_is_tried_again_however_often(
 
 
 def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: ClipMaker) -> None:
-    """The database is locked just when the result, and then the failure, is to be written."""
+    """The database is locked when the result, and then the failure, is to be written."""
     video = accept(runtime, make_clip("a.mp4", numbered(10)))
     other = sqlite3.connect(runtime.settings.data_dir / "reelsrs.db", isolation_level=None)
 
     class Locked(Worker):
-        """From what it claims first on nothing can be written."""
+        """A worker that locks the database after its first claim."""
 
         def claim(self, stop: threading.Event | None = None) -> list[int]:
             if claimed := super().claim(stop):
@@ -214,7 +214,7 @@ def test_what_an_error_leaves_undone_is_given_back(runtime: Runtime, make_clip: 
     Worker(runtime).run_until_idle()
     assert status_of(runtime, video).status == "processing", "it is another's while its lease lasts"
     with pytest.raises(Unavailable, match="busy"):
-        worker.run_until_idle()  # who gives it back before anything else, and claims it again
+        worker.run_until_idle()  # the worker first returns the job, then claims it again
     other.execute("ROLLBACK")
     other.close()
     with runtime.db.read() as connection:
@@ -308,7 +308,7 @@ def test_another_aggregation_needs_no_decoding(runtime: Runtime, drawn: Path, ti
     videos = [accept(runtime, clip) for clip in sorted(drawn.rglob("*.mp4"))[:4]]
     Worker(runtime).run_until_idle()
     by_max = Runtime(settings_for(runtime.settings.data_dir, aggregation="max"), model=tiny)
-    for folder in Path(runtime.settings.storage).glob("??"):  # nothing is read from the clips any more
+    for folder in Path(runtime.settings.storage).glob("??"):  # the clips are not read again
         folder.rename(folder.with_name("gone" + folder.name))
     query = _vectors(runtime, videos[0], "max")
     answer = like_video(by_max.serving.recommender, videos[0].id, weights=Weights(1, 0))
@@ -326,9 +326,7 @@ def test_a_start_removes_what_a_crash_left_and_nothing_else(
 ) -> None:
     kept = accept(runtime, make_clip("kept.mp4", numbered(5)))
     gone = accept(runtime, make_clip("gone.mp4", numbered(6)))
-    foreign = (
-        Path(runtime.settings.storage) / "ab" / ("ab" * 32) / "video"
-    )  # of a library that another database stands for
+    foreign = Path(runtime.settings.storage) / "ab" / ("ab" * 32) / "video"  # belongs to a library in another database
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"not ours")
 

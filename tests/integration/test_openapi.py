@@ -1,4 +1,4 @@
-"""The whole OpenAPI document is a snapshot, complete enough to learn the API from, and true."""
+"""Tests of the OpenAPI document: equal to its snapshot, complete, and consistent with the service."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def test_errors_are_documented_as_problems() -> None:
 
 
 def test_nothing_that_can_be_sent_breaks_the_service(service: Service) -> None:
-    """Valid and invalid requests of every operation: the answers keep to the document, and there is no 500."""
+    """Send valid and invalid requests to every operation: no 500, and all responses match the document."""
     api = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     tried = 0
-    # A PNG is a file as the document describes one, and no video all the same.
+    # A PNG file satisfies the documented schema of an upload but is not a video.
     excluded = [ignored_auth, unsupported_method, positive_data_acceptance]
     for found in api.get_all_operations():
         operation = found.ok()
         if operation.path.endswith("/events"):
-            continue  # answers as a stream, which is tried in test_api.py
+            continue  # a stream, tested in test_api.py
         tried += 1
 
         @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -64,12 +64,12 @@ def test_nothing_that_can_be_sent_breaks_the_service(service: Service) -> None:
         def send(case: schemathesis.Case) -> None:
             if case.method.upper() in ("DELETE", "PATCH"):
                 for name in case.path_parameters:
-                    case.path_parameters[name] = "of-nobody"  # other tests need what is there as it is
+                    case.path_parameters[name] = "of-nobody"  # other tests need the existing rows unchanged
             if case.path == "/v1/generations" and case.method.upper() == "POST" and isinstance(case.body, dict):
-                case.body.pop("precision", None)  # the model that answers other tests is to stay
+                case.body.pop("precision", None)  # other tests need the active model unchanged
             answer = case.call(timeout=30)
             case.validate_response(answer, excluded_checks=excluded)
-            if case.path == "/v1/projections" and answer.status_code == 202:  # other tests want theirs laid out
+            if case.path == "/v1/projections" and answer.status_code == 202:  # keep the worker free for other tests
                 httpx.delete(service.url + answer.headers["location"][0], trust_env=False)
 
         send()

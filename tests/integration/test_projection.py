@@ -1,4 +1,4 @@
-"""Maps: repeatable, of any number of points, keeping near what is near; new points where they belong."""
+"""Tests of projections: reproducible for any number of points, faithful to neighbours, and able to place new points."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _placed(new: np.ndarray, vectors: np.ndarray, made: Fit, method: Method, **m
     return transform(new, made, method, neighbours=graph.nearest(vectors, new, wanted), **given)
 
 
-# --- maps
+# --- projections
 
 
 @pytest.mark.parametrize(("method", "dimensions"), KINDS)
@@ -246,7 +246,7 @@ def test_placing_does_as_umaps_own_transform_does_and_needs_no_umap() -> None:
     vectors, _ = clusters(600, clusters=6)
     new, _ = clusters(60, clusters=6, seed=7)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own, numba's and scikit-learn's
+        warnings.simplefilter("ignore")  # warnings of UMAP, numba and scikit-learn
         from umap import UMAP
 
         model = UMAP(random_state=0, n_jobs=1).fit(vectors)
@@ -304,7 +304,7 @@ def test_quality_is_scikit_learns_trustworthiness_where_all_points_are_drawn(dim
 
 
 def graph_of(points: np.ndarray) -> np.ndarray:
-    """All others of each point, nearest first."""
+    """Return the row numbers of all points, nearest first, for each point: (N, N); each row ends with the point."""
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     return distances.argsort(axis=1)

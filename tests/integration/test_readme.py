@@ -1,4 +1,4 @@
-"""The README and the guide say what is so: commands, options, settings, addresses, figures, links."""
+"""Tests that the README and the guide match the code: commands, options, settings, addresses, figures, links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.paths import ROOT, SHARED
 SEED = SHARED / "seed.txt"
 GROUPS = ("db", "keys", "index")
 SOURCES = ("service", "tests", "migrations", ".ci", ".github")
-# Words of the riddles that the texts once were.
+# Words that must not come back in any text.
 GONE = ("whoever", "anew", "afresh", "hears", "the way in", "Knows no")
 
 
@@ -82,7 +82,7 @@ def test_the_log_events_are_told_with_their_fields() -> None:
                 if isinstance(event, ast.Constant) and isinstance(event.value, str):
                     fields = {one.arg for one in node.keywords if one.arg and one.arg != "exc_info"}
                     exist.setdefault(event.value, set()).update(fields)
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run_loop":  # which logs what it is given
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run_loop":  # logs this event name
                 exist[ast.literal_eval(node.args[-1])] = {"reason"}
     exist["request"].add("request_id")
     assert told == exist

@@ -1,4 +1,4 @@
-"""The tiny model as committed: small, loaded by open_clip's own means, and right about unseen captions."""
+"""Tests of the committed tiny model: small, loadable by open_clip, and accurate on unseen captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.embedding.tiny.train import training_scenes
 from service.media.synthetic.drawing import write_clip
 from service.media.synthetic.scenes import Scene, distinct_scenes, random_scene
 
-SEED = 31_337  # neither the training's nor that of the README's figures
+SEED = 31_337  # differs from the seeds of the training and of the README's figures
 FRAMES = 10
 
 

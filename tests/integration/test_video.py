@@ -1,4 +1,4 @@
-"""Decoding in processes of its own, real clips, and pictures as open_clip fits them."""
+"""Tests of decoding in child processes, of real clips, and of image preprocessing as in open_clip."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_pictures_are_fitted_as_open_clip_fits_them(mode: str, size: tuple[int, 
     assert np.array_equal(mine, expected)
 
 
-# --- the process
+# --- the decoder process
 
 
 def test_the_process_answers_as_the_function_does(decoder: Decoder, make_clip: ClipMaker) -> None:
@@ -68,14 +68,14 @@ def test_a_process_that_dies_or_hangs_costs_one_video(make_clip: ClipMaker) -> N
     decoder = Decoder(Limits(600, 2_000_000, timeout_seconds=3), processes=1)
     assert decoder.probe(clip).width == 64
     (pid,) = decoder.child_pids
-    os.kill(pid, signal.SIGSTOP)  # hangs, and computes nothing: who can say whose fault it is?
+    os.kill(pid, signal.SIGSTOP)  # the process hangs without using CPU time, so the clip is not blamed
     started = time.monotonic()
     with pytest.raises(Overloaded, match="too busy"):
         decoder.probe(clip)
     assert time.monotonic() - started < 10
     assert decoder.probe(clip).width == 64
     (pid,) = decoder.child_pids
-    os.kill(pid, signal.SIGKILL)  # crashes
+    os.kill(pid, signal.SIGKILL)  # the process crashes
     until(lambda: ended(pid))
     assert decoder.probe(clip).width == 64
     decoder.close()
@@ -98,7 +98,7 @@ def test_a_process_that_dies_before_it_reads_the_request_costs_no_video(make_cli
 def test_a_clip_that_takes_too_long_is_at_fault(make_clip: ClipMaker) -> None:
     clip = make_clip("a.mp4", numbered(256, 640, 360))
     decoder = Decoder(Limits(600, 2_000_000, timeout_seconds=0.5), processes=1)
-    decoder.probe(make_clip("b.mp4", numbered(2)))  # started by now
+    decoder.probe(make_clip("b.mp4", numbered(2)))  # the process has started by now
     with pytest.raises(Undecodable, match="longer than"):
         decoder.sample(clip, Sampling(256), ImageSpec(640, 640))
     decoder.close()
@@ -156,8 +156,10 @@ def _small(frame: VideoFrame) -> np.ndarray:
 
 
 def test_real_clips_give_the_frames_that_reading_in_order_gives(shared_clips: Path) -> None:
-    """Whatever the codec, the container, its keyframes and its edit list. What is damaged is left out: there, each
-    library has its own way of going on."""
+    """Check every codec, container, keyframe pattern and edit list, but no damaged clips.
+
+    Decoders differ in how they continue after damage.
+    """
     import av
 
     checked = 0
@@ -170,7 +172,7 @@ def test_real_clips_give_the_frames_that_reading_in_order_gives(shared_clips: Pa
             found = [_small(frame) for _, frame in timeline.frames(opened, stamps)]
             with av.open(str(clip)) as container:
                 everything = {frame.pts: _small(frame) for frame in container.decode(video=0)}
-            if clip.name == "eye_makeup.avi":  # PyAV makes up wrong stamps for this one, in the right order
+            if clip.name == "eye_makeup.avi":  # PyAV gives wrong time stamps here, but the order is right
                 everything = dict(zip(sorted(everything), everything.values(), strict=True))
             assert len(found) == len(stamps), clip.name
             for mine, stamp in zip(found, stamps, strict=True):
@@ -182,7 +184,7 @@ def test_real_clips_give_the_frames_that_reading_in_order_gives(shared_clips: Pa
 def test_a_clip_whose_edit_list_begins_behind_a_keyframe_is_seen_from_there(shared_clips: Path) -> None:
     found = sample(shared_clips / "animals" / "orangutan.mp4", Sampling(10), SMALL, Limits(600, 10**7))
     assert found.probe.duration_seconds == pytest.approx(5.36)
-    assert found.times[0] == pytest.approx(0.24)  # not 0.8, as if it began with the keyframe behind
+    assert found.times[0] == pytest.approx(0.24)  # not 0.8, as if the clip began with the following keyframe
 
 
 def test_every_odd_file_is_decoded_or_named(decoder: Decoder, shared_clips: Path) -> None:

@@ -1,4 +1,4 @@
-"""Maps as files, and the library as a table: whole, of every kind, and harmless whatever users wrote."""
+"""Tests of exports: projections as files and the library as a table, with hostile user text escaped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)> $\\frac{"
 
 @pytest.fixture
 def library(runtime: Runtime, drawn: Path) -> Runtime:
-    """The drawn clips, with hostile words about one of them."""
+    """Return the synthetic clips, one of them with hostile text."""
     FolderImport(runtime, Sampling(3)).run(scan(drawn))
     with runtime.db.read() as connection:
         video = video_rows.list_videos(connection, limit=1)[0]
@@ -45,7 +45,7 @@ def test_a_page_needs_no_other_file_and_shows_words_as_words(
     assert "town" in page
     assert "<img src=x" not in page
     assert "onerror" in page  # as text
-    # Of the page's own tags: the library's script names addresses of maps of the world, which nobody asks for here.
+    # Check the page's own tags only: plotly's script contains addresses of map tiles, which are never requested here.
     assert re.search(r'<(?:script|link|img|iframe)\b[^>]*"http', page) is None
 
 

@@ -1,8 +1,8 @@
-"""The plug is pulled, again and again, under uploads, searches, edits and deletions.
+"""Kill the service repeatedly under uploads, searches, edits and deletions.
 
-After every start: what was acknowledged is there, nothing is stuck, the index answers as NumPy does over the rows, and
-no file lies about that no row refers to. Twice always, while jobs are held; a hundred times with `--soak`, at moments
-that are drawn from the number of the kill.
+After every start: everything acknowledged is present, no job is stuck, searches equal NumPy's over the rows, and every
+file belongs to a row. Twice by default, while jobs are held; a hundred times with `--soak`, at random moments seeded by
+the number of the kill.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _wait_for(known: Known, uploads: int) -> None:
 
 
 def _embed_one(server: Server, known: Known, clip: bytes, number: int) -> None:
-    """From here on the worker is there: it takes seconds to load its model."""
+    """Upload one clip and wait until it is ready, so that the worker has loaded its model, which takes seconds."""
     with server.client() as client:
         client.timeout = 120
         file = {"file": ("a.mp4", clip + b"\x00\x00\x00\x0cfree" + number.to_bytes(4, "big"))}
@@ -50,7 +50,7 @@ def _embed_one(server: Server, known: Known, clip: bytes, number: int) -> None:
 
 
 def _pull_the_plug(server: Server, *, whole: bool) -> None:
-    """The service alone, or all of its processes at once."""
+    """Kill the service process alone, or with `whole` all of its processes at once."""
     everybody = family(server.process.pid) if whole else {server.process.pid}
     for pid in everybody:
         with suppress(ProcessLookupError):
@@ -59,7 +59,7 @@ def _pull_the_plug(server: Server, *, whole: bool) -> None:
 
 
 def _check(server: Service, known: Known) -> int:
-    """Everything that was promised; how many videos there are."""
+    """Check everything that was acknowledged; return the number of videos."""
     with server.client() as client:
         videos = {video["id"]: video for video in settled(client)}
         assert {video["status"] for video in videos.values()} <= {"ready"}, "a sound clip failed"
@@ -103,12 +103,12 @@ def test_nothing_that_was_acknowledged_is_lost(
             if not soak:
                 _embed_one(server, known, clip, number)
             traffic = Traffic(server, known, clip, number)
-            if number % 4 or not soak:  # most in the middle of it, however slow the machine
+            if number % 4 or not soak:  # kill most in the middle of their work, also on a slow machine
                 _wait_for(known, known.uploads + 1)
             if soak:
                 time.sleep(rng.uniform(0.05, 4))
                 whole = rng.random() < 0.5
-            else:  # what is held is lost with its worker, or is given back by one that outlives the service
+            else:  # jobs are lost with their worker, or released by a worker that outlives the service
                 whole = number == 0
                 until(lambda: owners(services.database_url(data)), 60, "nobody holds a job")
             _pull_the_plug(server, whole=whole)

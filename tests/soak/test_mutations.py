@@ -1,7 +1,7 @@
-"""Damaged clips through the real upload: no exit, no 5xx, each ready or failed with a reason, memory bounded.
+"""Upload damaged clips: no crash, no 5xx, each ready or failed with a reason, memory bounded.
 
-Forty always, 2,000 with `--soak`; what a mutation does follows from its number alone. The clips are real ones where
-they are there, and drawn ones elsewhere.
+Forty by default, 2,000 with `--soak`; each mutation depends only on its number. The clips are the shared real clips if
+available, otherwise drawn ones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tests.support.processes import family
 from tests.support.server import serving
 from tests.support.wait import until
 
-_LARGEST = 3 << 20  # larger clips only take longer
+_LARGEST = 3 << 20  # bytes; larger clips only take longer
 
 
 def _bits(data: bytes, rng: random.Random, _: bytes) -> bytes:
-    """A few bits turned, anywhere."""
+    """Flip a few bits at random places."""
     out = bytearray(data)
     for _number in range(2 ** rng.randrange(10)):
         out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
@@ -30,13 +30,13 @@ def _bits(data: bytes, rng: random.Random, _: bytes) -> bytes:
 
 
 def _cut(data: bytes, rng: random.Random, _: bytes) -> bytes:
-    """The end is missing, or a piece of the middle."""
+    """Remove the end, or a piece of the middle."""
     first = rng.randrange(len(data))
     return data[:first] if rng.random() < 0.5 else data[:first] + data[rng.randrange(first, len(data)) :]
 
 
 def _splice(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """One clip's beginning, another one's end, or a piece of it inside."""
+    """Join the beginning of one clip and the end of another, or overwrite a piece with one of the other."""
     place, start = rng.randrange(len(data)), rng.randrange(len(other))
     if rng.random() < 0.5:
         return data[:place] + other[start:]
@@ -45,7 +45,7 @@ def _splice(data: bytes, rng: random.Random, other: bytes) -> bytes:
 
 
 def _boxes(data: bytes, rng: random.Random, _: bytes) -> bytes:
-    """Boxes of the outermost level swapped, doubled or left out; as blocks where the file is no MP4."""
+    """Shuffle, duplicate or remove boxes of the outermost level, or blocks if the file is no MP4."""
     parts, place = [], 0
     while place + 8 <= len(data):
         size, kind = struct.unpack(">I4s", data[place : place + 8])
@@ -67,7 +67,7 @@ def _boxes(data: bytes, rng: random.Random, _: bytes) -> bytes:
 
 
 def _header(data: bytes, rng: random.Random, _: bytes) -> bytes:
-    """Numbers in what describes the clip made extreme: sizes, counts, times."""
+    """Overwrite numbers in the clip's header (sizes, counts, times) with extreme values."""
     out = bytearray(data)
     place = max(data.find(b"moov"), 0)
     for _number in range(rng.randrange(1, 12)):
@@ -109,7 +109,7 @@ def test_damaged_clips_end_ready_or_failed_with_a_reason(drawn: Path, tmp_path: 
         assert client.get("/readyz").status_code == 200
         peak = _peak_mib(server.process.pid)
     print(f"{dict(ends)}, peak of any process {peak:.0f} MiB")
-    assert ends["ready"] > 0  # the mutations are not all so coarse that nothing gets past the door
+    assert ends["ready"] > 0  # not all mutations are so coarse that every clip is rejected
     assert ends["refused 415"] > 0
     assert peak < 4096
 
@@ -119,7 +119,7 @@ def _ended(video: dict[str, object]) -> dict[str, object] | None:
 
 
 def _peak_mib(pid: int) -> float:
-    """The most memory that the service or one of its processes has had, MiB; 0 where there is no /proc."""
+    """Return the peak memory of the service or one of its processes in MiB; 0 without /proc."""
     peaks = [0.0]
     for member in family(pid):
         try:

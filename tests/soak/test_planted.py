@@ -1,4 +1,4 @@
-"""A second that does not belong, spliced into some clips of a hundred: a picture of it finds its clip and its time."""
+"""Splice a foreign second into some of a hundred clips: an image of that second finds its clip and its time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE = 128
 
 
 def _splice(path: Path, scene: Scene, odd: Scene | None, at: int) -> None:
-    """A clip of `scene` whose second that begins at `at` shows `odd`."""
+    """Encode a clip of `scene` that shows `odd` for the second starting at `at`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "20", "preset": "veryfast"})
         stream.width = stream.height = SIDE
@@ -57,7 +57,7 @@ def test_a_picture_of_a_planted_second_finds_its_clip_and_its_time(
     found, tried = 0, 0
     for number in range(0, count, 2):
         for moment in (0.25, 0.7):
-            # Another size, another moment of the motion, another encoding than what was sampled.
+            # Size, moment of the motion and encoding differ from those of the sampled frames.
             query = tmp_path / "query.jpg"
             Image.fromarray(np.asarray(draw_frame(odd[number // 2], moment, 320, 240))).save(query, quality=85)
             example = runtime.serving.query_encoder.image(query)

@@ -1,8 +1,8 @@
-"""Sequences of requests, each made from the answers before it, over the whole OpenAPI document.
+"""Run sequences of requests over the whole OpenAPI document, each request built from earlier responses.
 
-schemathesis finds in the document which answer has what another operation needs, and walks: uploads a clip, edits it,
-asks for more like it, deletes it, asks again. What it sends must never break the service, and every answer must be what
-the document says. The clips are real and small, so that their ids are of videos that become ready.
+schemathesis finds in the document which response has what another operation needs. It then runs sequences: upload a
+clip, edit it, request recommendations, delete the clip, request again. No request may break the service, and every
+response must match the document. The clips are valid and small, so that their ids belong to videos that become ready.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.support.wait import going_on
 
 CLIPS = 24
 STEPS = 16
-SECONDS = 40  # by then all operations have been met, several times over
+SECONDS = 40  # enough to reach all operations several times
 SHORT_SECONDS = 8
-# It answers as a stream, which is tried in test_api.py.
+# Responds with a stream, which test_api.py tests.
 _LEFT_OUT = "/v1/videos/{video_id}/events"
 
 
@@ -50,9 +50,9 @@ def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Encoder, de
     settings_here = settings_for(tmp_path / "data")
     with logged(tmp_path / "log") as log, serving_here(settings_here, tiny, decoder) as server:
         api = schemathesis.openapi.from_url(f"{server.url}/openapi.json").exclude(path=_LEFT_OUT)
-        # A PNG is a file as the document describes one, and no video all the same.
+        # A PNG is a valid file by the document, but no video.
         excluded = [ignored_auth, unsupported_method, positive_data_acceptance]
-        # Nothing leads to these, in the library's eyes, and they lead nowhere: they are asked in between.
+        # schemathesis links no other operation to or from these, so they are called in between.
         others = itertools.cycle(
             one.ok()
             for one in api.get_all_operations()
@@ -88,7 +88,7 @@ def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Encoder, de
                     uploaded.append(response.json()["id"])
                 try:
                     case.validate_response(response, excluded_checks=excluded)
-                except Exception as error:  # kept: the same steps would hardly show it twice
+                except Exception as error:  # kept, because the same steps would rarely show the error twice
                     found.setdefault(f"{operation} {response.status_code}", str(error))
 
         def enough() -> bool:
@@ -103,7 +103,7 @@ def test_whatever_follows_whatever(tmp_path: Path, soak: bool, tiny: Encoder, de
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
-            # The library that the walks before left is still there, so the same steps may lead elsewhere.
+            # The library of earlier runs is still there, so the same steps may give other results.
             with suppress(FlakyStrategyDefinition):
                 run_state_machine_as_test(seed(number)(Walk), settings=walks)
         said = log.read_text()

@@ -1,7 +1,7 @@
-"""A minute of searches from threads and processes while uploads, edits, deletes and renewals of the index run.
+"""Search for a minute from threads and processes, during uploads, edits, deletions and rebuilds of the index.
 
-Eight videos are changed together, in one transaction, again and again: each shows where all of them must be. An
-answer that mixes two states, or is a state behind what was committed before it was asked for, is seen at once.
+Eight videos are changed together in one transaction, repeatedly; each one's state determines that of the others. This
+reveals results that mix two states, or that are older than the last commit before the search.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tests.support.vector_library import GENERATION, D, VectorLibrary
 from tests.support.wait import going_on
 
 SECONDS = 60
-SHORT_SECONDS = 6  # long enough for the index to be renewed as compressed, and back
+SHORT_SECONDS = 6  # long enough for the index to become compressed, and exact again
 BORDER = 150
-SHORT_BORDER = 116  # soon reached
+SHORT_BORDER = 116  # reached soon
 MARKED = 8
 AXES = np.eye(D, dtype=np.float32)
 
 
 def _turn(database: Database, keys: list[int], number: int) -> None:
-    """State `number`: video i stands at axis i + number, its title and its category say so."""
+    """Write state `number`: the vectors of video i equal axis i + number; its title and category name the state."""
     with database.write() as connection:
         for place, key in enumerate(keys):
             axis = AXES[(place + number) % MARKED]
@@ -43,7 +43,7 @@ def _turn(database: Database, keys: list[int], number: int) -> None:
 
 
 def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
-    """One question, checked; the number of the state that answered, which must be `least` at least."""
+    """Run one search and check it; return the number of the state found, which must be at least `least`."""
     answer = like(
         recommender, QueryVector(AXES[0], AXES[0]), weights=Weights(0.5, 0.5), fusion="cosine", k=40, min_score=-1.0
     )
@@ -63,7 +63,7 @@ def _ask(recommender: Recommender, keys: list[int], least: int) -> int:
 
 
 def _reader(folder: str, border: int, keys: list[int], stop: Event, failures: multiprocessing.Queue[str]) -> None:
-    """A process of its own, with its own index over the same database."""
+    """Search in a separate process, with its own index over the same database."""
     path = Path(folder)
     database = Database(f"sqlite:///{path}/reelsrs.db")
     follower = SyncedIndex(database, path / "index", GENERATION, "mean", exact_up_to=border)
@@ -84,7 +84,7 @@ def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path, soak: bool) ->
 
     def filler() -> np.ndarray:
         vector = rng.standard_normal(D)
-        vector[:MARKED] = 0  # nothing of it at any of the axes
+        vector[:MARKED] = 0  # orthogonal to all axes
         return normalise(vector)
 
     names = [library.add(filler(), filler()) for _ in range(100)]
@@ -124,7 +124,7 @@ def test_no_error_no_wrong_answer_no_mixed_answer(tmp_path: Path, soak: bool) ->
             break
         _turn(library.db, keys, number + 1)
         committed[0] = number + 1
-        # Over the border and back, so that the index is renewed as compressed and as exact all the time.
+        # Cross the border in both directions, so that the index is rebuilt as compressed and as exact repeatedly.
         growing = len(names) < 60 or (growing and len(names) < border + 60)
         if growing:
             names.append(library.add(filler(), filler()))

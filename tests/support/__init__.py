@@ -1,1 +1,1 @@
-"""Helpers of the tests. Each module says in its name what it holds; no test imports another test."""
+"""Shared helpers of the tests. Each module's name says what it holds; no test module imports another."""

@@ -1,4 +1,4 @@
-"""Models with random weights, saved as a user's own checkpoint is."""
+"""Small CLIP models with random weights, saved the way a user saves a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# A vision transformer small enough to be quantised in seconds, whose text tower takes CLIP's own tokens.
+# A vision transformer small enough to be quantised in seconds. Its text tower takes CLIP's own tokens.
 SMALL_VIT: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 64, "layers": 3, "width": 192, "head_width": 64, "patch_size": 16},
@@ -15,7 +15,7 @@ SMALL_VIT: dict[str, Any] = {
 
 
 def small_vit(folder: Path, seed: int) -> str:
-    """Write such a checkpoint in open_clip's folder format; return what REELSRS_MODEL calls it."""
+    """Write a small CLIP model with random weights in open_clip's folder format; return its REELSRS_MODEL value."""
     import open_clip
     import torch
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""The command line as a user has it: in this process, or in one of its own where that is the point."""
+"""Run the command line as a user does: in this process, or in a separate process if a test needs one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.processes import CHILD_ENVIRONMENT, tied
 
 
 def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, in a process of its own."""
+    """Run one command to its end in a separate process; return its exit status and output."""
     servers = services.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
     return subprocess.run(
         tied(sys.executable, "-m", "service", *arguments),
@@ -33,15 +33,19 @@ def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, in this process: what it prints, its settings and its exit status are a process's."""
+    """Run one command to its end in this process; return its exit status and output.
+
+    The command gets its own environment variables, working directory, output streams and logging. All are restored
+    afterwards.
+    """
     servers = services.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
     before, handlers = dict(os.environ), logging.getLogger().handlers[:]
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     try:
         os.environ.clear()
         os.environ.update({**CHILD_ENVIRONMENT, **servers, **environment})
-        logging.getLogger().handlers = []  # a command configures logging where nobody has
-        # The priority of this process is not a command's to lower: the tests to come would be slow.
+        logging.getLogger().handlers = []  # A command configures logging only if no handler is installed.
+        # Do not let a command lower the priority of this process: the tests that follow would be slow.
         with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch("service.worker.processes.lower_priority"):
             status = cli.status(list(arguments))
     finally:

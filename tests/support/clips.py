@@ -1,4 +1,4 @@
-"""Clips that the tests make: encoded frames, and scenes drawn by the project itself."""
+"""Make test clips: encoded frames, and scenes drawn by the project's own generator."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def encode(
 
 
 def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
-    """Grey frames, each of another brightness: frame i of n shows 20 + 200 i / (n - 1)."""
+    """Return `count` grey frames (height, width, 3) uint8: frame i of n has the brightness 20 + 200 i / (n - 1)."""
     return [
         np.full((height, width, 3), 20 + round(200 * number / max(1, count - 1)), np.uint8) for number in range(count)
     ]
 
 
 def quarters(width: int = 64, height: int = 48) -> np.ndarray:
-    """A picture whose quarters are red, green, blue and white: upper left, upper right, lower left, lower right."""
+    """Return an image with quarters in red, green (upper left, right), blue and white (lower left, right)."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = (220, 20, 20)
     image[: height // 2, width // 2 :] = (20, 200, 20)
@@ -69,7 +69,7 @@ def quarters(width: int = 64, height: int = 48) -> np.ndarray:
 
 
 def draw_captioned(folder: Path, count: int, *, seed: int, seconds: float) -> list[Path]:
-    """Draw `<category>/<clip>` files of 24 frames, each with a caption; return the clips, in their scenes' order."""
+    """Draw `<category>/<clip>` files of 24 frames, each with a caption; return the clips in scene order."""
     clips = []
     for number, scene in enumerate(distinct_scenes(count, seed=seed)):
         clip = folder / scene.category / f"clip{number:02d}.mp4"
@@ -81,7 +81,7 @@ def draw_captioned(folder: Path, count: int, *, seed: int, seconds: float) -> li
 
 
 def draw_folder(folder: Path, count: int = 12, *, seed: int = 11) -> Path:
-    """Draw `<category>/<clip>` files of one second; every third clip has no caption."""
+    """Draw `<category>/<clip>` files of one second into `folder`; every third clip has no caption."""
     for number, scene in enumerate(distinct_scenes(count, seed=seed)):
         clip = folder / scene.category / f"clip{number:02d}.mp4"
         clip.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Several services and workers over the same servers, and a cable that can be pulled."""
+"""Several services and workers that share the same servers, and a TCP relay that can be interrupted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from tests.support.wait import until
 
 
 class Cable:
-    """Hands on what comes to a port to another, until it is cut: then connections break, and none is made."""
+    """TCP relay to a local port that a test can interrupt.
+
+    While interrupted, existing connections are broken and new connections are closed at once.
+    """
 
     def __init__(self, port: int) -> None:
         self._to = port
@@ -35,14 +38,14 @@ class Cable:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Break it."""
+        """Break all connections and close new connections at once until `mend` is called."""
         self._whole = False
         for end in list(self._ends):
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # whoever hands on closes it
+                end.shutdown(socket.SHUT_RDWR)  # The relaying thread closes the socket.
 
     def mend(self) -> None:
-        """Whole again."""
+        """Accept and relay new connections again."""
         self._whole = True
 
     def _accept(self) -> None:
@@ -72,7 +75,11 @@ class Cable:
 
 
 class Cluster:
-    """Two services whose vectors are in Milvus, one with FAISS, workers, and what they share."""
+    """Three services and any number of workers over one PostgreSQL database and one object store.
+
+    Services "one" and "two" keep their vectors in the same Milvus server; service "alone" uses FAISS. Object store and
+    Milvus are reached through relays that a test can interrupt.
+    """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.postgresql = services.PostgreSQL()
@@ -107,7 +114,7 @@ class Cluster:
             answering(service)
 
     def work(self) -> None:
-        """Start a worker, on a machine of its own as far as files go."""
+        """Start a worker process with a data folder of its own, as if it ran on another machine."""
         number = next(self._numbers)
         with self._log(number).open("ab") as output:
             self.workers[number] = subprocess.Popen(
@@ -124,13 +131,16 @@ class Cluster:
             )
 
     def started(self) -> None:
-        """Wait until every worker has imported what it needs: beside traffic that takes minutes, for it is polite."""
+        """Wait until every worker has imported its modules.
+
+        That takes minutes beside other load, because workers run at low priority.
+        """
         for number in self.workers:
             log = self._log(number)
             until(lambda log=log: "loading the model" in log.read_text(), 300, log)
 
     def kill(self, number: int) -> None:
-        """Kill a worker."""
+        """Kill the worker with this number and wait until its process has ended."""
         process = self.workers.pop(number)
         process.kill()
         process.wait()
@@ -141,7 +151,7 @@ class Cluster:
             self.kill(number)
 
     def busy(self) -> list[int]:
-        """The workers that hold jobs."""
+        """Return the numbers of the workers that hold jobs."""
         held = owners(self.url)
         return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
 
@@ -149,7 +159,7 @@ class Cluster:
         return self._folder / f"worker-{number}.log"
 
     def ids(self) -> set[str]:
-        """Of every video that is known."""
+        """Return the ids of all videos in the database."""
         database = Database(self.url)
         with database.read() as connection:
             found = set(connection.execute(sa.select(db.videos.c.id)).scalars())
@@ -157,7 +167,7 @@ class Cluster:
         return found
 
     def clients(self) -> list[httpx.Client]:
-        """One of each service."""
+        """Return one HTTP client per service, with a timeout of 120 seconds."""
         clients = [self._stack.enter_context(service.client()) for service in self.services]
         for client in clients:
             client.timeout = httpx.Timeout(120)

@@ -1,4 +1,4 @@
-"""Clips and copies of them, and a library that finds those."""
+"""Clips, near-duplicates made of them, and a library that detects near-duplicates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ Frames = list[np.ndarray]
 
 
 def scene(seed: int, count: int = 36, *, place: int = 0, width: int = 160, height: int = 96) -> Frames:
-    """Somebody moves in a place: a spot wanders over a background, both with a texture. `seed` is the way it takes."""
+    """Draw a clip in which a textured spot moves over a textured background.
+
+    Args:
+        seed: Chooses the path of the spot.
+        count: Number of frames.
+        place: Chooses the textures of background and spot.
+        width: Frame width in pixels.
+        height: Frame height in pixels.
+
+    Returns:
+        `count` frames, each (height, width, 3) uint8.
+    """
     background = texture(place, height, width)
     spot = texture(1000 + place, height // 4, width // 8)
     rng = np.random.default_rng(seed)
@@ -44,18 +55,18 @@ def texture(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def resized(frames: Frames, factor: float) -> Frames:
-    """Each frame at `factor` of its size, even numbers of pixels."""
+    """Resize each frame by `factor`, to even numbers of pixels."""
     height, width = (max(2, round(side * factor) // 2 * 2) for side in frames[0].shape[:2])
     return [np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames]
 
 
 def barred(frames: Frames, rows: int, columns: int) -> Frames:
-    """Black bars above and below, left and right."""
+    """Add black bars: `rows` pixels above and below, `columns` pixels left and right."""
     return [np.pad(frame, ((rows, rows), (columns, columns), (0, 0))) for frame in frames]
 
 
 def black(frames: Frames, count: int) -> Frames:
-    """So many black frames."""
+    """Return `count` black frames of the size of the first frame."""
     return [np.zeros_like(frames[0])] * count
 
 
@@ -78,7 +89,10 @@ COPIES: dict[str, Callable[[Frames], Frames]] = {
 
 
 class Library:
-    """Clips in a catalogue, ready without ever having been embedded; every other clip is a candidate."""
+    """Library with a near-duplicate detector; its videos are ready but were never embedded.
+
+    The detector gets all ready videos as candidates, instead of the nearest ones.
+    """
 
     def __init__(self, folder: Path, decoder: Decoder) -> None:
         url = f"sqlite:///{folder}/reelsrs.db"
@@ -90,7 +104,7 @@ class Library:
         self.forget()
 
     def forget(self) -> None:
-        """As after a restart: nothing is remembered but what is on disk."""
+        """Replace the detector by a new one, as a restart does: only files on disk remain."""
         self.duplicates = Duplicates(self.db, self.files, self.decoder, self._others)
 
     def _others(self, _: Video) -> list[Video]:
@@ -98,7 +112,7 @@ class Library:
             return video_rows.list_videos(connection, status="ready", limit=1000)
 
     def add(self, clip: Path) -> str:
-        """Its id."""
+        """Store the clip, add its row with the status ready, and return the video's id."""
         probe = self.decoder.probe(clip)
         with self.files.receive(1 << 30) as incoming, self.db.write() as connection:
             incoming.write(clip.read_bytes())
@@ -120,9 +134,9 @@ class Library:
         return video.id
 
     def fingerprint_file(self, video_id: str) -> Path:
-        """Where it is kept."""
+        """Return the path of the video's stored fingerprint."""
         return self.files.folder(self.videos[video_id].sha256) / "fingerprint"
 
     def copies(self, video_id: str) -> list[str]:
-        """The titles of its copies."""
+        """Return the titles of the video's near-duplicates, in the detector's order."""
         return [copy.video.title for copy in self.duplicates.find(video_id)]

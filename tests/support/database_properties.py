@@ -1,4 +1,4 @@
-"""What a database holds, whichever it is."""
+"""Tests that every database (SQLite, PostgreSQL) must pass."""
 
 import subprocess
 import sys
@@ -19,15 +19,15 @@ from service.models import Generation
 
 
 class DatabaseProperties:
-    """Give a fixture `url`: the address of a database without a schema."""
+    """Database tests. A subclass gives a fixture `url`: the address of a database without a schema."""
 
     def test_upgrading_makes_the_schema_that_the_code_describes(self, url: str) -> None:
         db.upgrade(url)
-        db.upgrade(url)  # a second time changes nothing
+        db.upgrade(url)  # A second upgrade changes nothing.
         config = Config()
         config.set_main_option("script_location", str(db.migrations_folder()))
         config.attributes["url"] = url
-        command.check(config)  # raises where the models and the migrated schema differ
+        command.check(config)  # Raises if the models and the migrated schema differ.
 
     def test_a_database_of_the_first_release_is_upgraded_and_keeps_what_it_holds(self, url: str) -> None:
         config = Config()
@@ -73,7 +73,7 @@ class DatabaseProperties:
 
     def test_many_writers_take_turns_and_lose_nothing(self, url: str) -> None:
         db.upgrade(url)
-        # Two objects stand for two processes: they share no lock but the database's.
+        # Two Database objects stand for two processes: the only lock they share is the database's.
         databases = [db.Database(url), db.Database(url)]
 
         def read_then_write(number: int) -> None:
@@ -148,7 +148,7 @@ class DatabaseProperties:
 
 
 class DatabaseAcrossProcesses:
-    """The same, for what several processes do at once."""
+    """Database tests with several processes at once. A subclass gives the same fixture `url`."""
 
     def test_processes_that_start_at_once_upgrade_in_turn(self, url: str) -> None:
         if url.startswith("sqlite"):
@@ -167,7 +167,7 @@ class DatabaseAcrossProcesses:
             other.try_lock("something else") as another,
         ):
             assert (mine, theirs, another) == (True, False, True)
-            with one.write() as connection:  # nobody waits for it
+            with one.write() as connection:  # The named lock does not block writers.
                 change_log.record_change(connection, 1)
         with other.try_lock("work") as theirs, one.try_lock("work") as mine:
             assert (mine, theirs) == (False, True)

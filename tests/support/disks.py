@@ -1,4 +1,4 @@
-"""File systems that tests mount, fill and break."""
+"""Mount, fill and break file systems for tests of disk faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
 
 
 def fill(folder: Path, leave: int = 0) -> Path:
-    """A file that takes all the room there is, but for some bytes."""
+    """Write a file that fills the file system except for `leave` bytes; return its path."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         size = 1 << 20

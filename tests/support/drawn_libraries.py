@@ -1,4 +1,4 @@
-"""Libraries that hypothesis draws, for properties of answers."""
+"""Libraries drawn by hypothesis, for property tests of search results."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tests.support.vector_library import VectorLibrary
 
 WEIGHTS = st.tuples(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 0.7, 1.0])).filter(any)
 FUSIONS = st.sampled_from(["cosine", "zscore"])
-# Exact, and an index that is renewed as compressed once there are a few videos. So few are all compared exactly.
+# An exact index, and an index that is rebuilt as a compressed index at 18 videos. So few are all compared exactly.
 SIZES = st.sampled_from([EXACT_UP_TO, 18])
 MilvusAt = Callable[[Path], str]
-"""The address of a Milvus for a library in this folder; empty where FAISS keeps the vectors."""
+"""Function from a library's folder to the address of its Milvus; an empty address means FAISS."""
 
 
 def through_libraries(max_examples: int, **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A property of libraries that hypothesis draws; of each a new one is made. The class says how many examples it
-    tries of `max_examples`."""
+    """Decorate a property test so that it runs on libraries drawn by hypothesis, a new library per example.
+
+    The test class reduces `max_examples` by its method `examples`.
+    """
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
         def test(self: Any, tmp_path_factory: pytest.TempPathFactory, milvus_at: MilvusAt) -> None:

@@ -1,4 +1,4 @@
-"""A library under a fault of the machine, and what it has to do meanwhile and afterwards."""
+"""A library during a machine fault: client, checks during the fault, and checks after recovery."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ QUICK = Timing(0.02, fault_pause_seconds=0.05, max_fault_pause_seconds=0.2, back
 
 
 class Library:
-    """A client of a server, who remembers what was acknowledged."""
+    """HTTP client of a server that remembers the ids of the acknowledged uploads."""
 
     def __init__(self, server: Service, clip: bytes) -> None:
         self.server = server
         self.client = server.client()
-        self.client.timeout = httpx.Timeout(120)  # longer than anything here waits
+        self.client.timeout = httpx.Timeout(120)  # Seconds; longer than any wait in these tests.
         self.known: list[str] = []
         self._clip = clip
         self._rng = random.Random(5)
@@ -43,7 +43,7 @@ class Library:
         self.client.close()
 
     def upload(self, **parameters: int) -> httpx.Response:
-        """A clip of its own, with a caption."""
+        """Upload a clip with unique bytes and a caption; remember its id if the upload succeeded."""
         number = self._rng.randrange(1 << 30)
         data = self._clip + b"\x00\x00\x00\x18free" + number.to_bytes(16, "big")
         form = {"caption": f"clip {number}", "category": "a"}
@@ -53,7 +53,7 @@ class Library:
         return answer
 
     def reads(self, *, words: bool = True) -> None:
-        """What only asks is answered."""
+        """Check that all read requests succeed, including text search if `words`."""
         one = self.known[0]
         for path in ("", "/recommendations", "/content", "/thumbnail", "/frames", "/embeddings", "/duplicates"):
             answer = self.client.get(f"/v1/videos/{one}{path}")
@@ -67,13 +67,17 @@ class Library:
                 assert answer.status_code == 200, answer.text
 
     def checks(self) -> tuple[str, dict[str, str]]:
-        """What /readyz says."""
+        """Return the status and the checks that /readyz reports."""
         answer = self.client.get("/readyz")
         assert answer.status_code == 200, answer.text
         return answer.json()["status"], answer.json()["checks"]
 
     def recovered(self) -> None:
-        """Everything works, all that was acknowledged is ready, and the answers are NumPy's over the rows."""
+        """Check that the library has recovered from a fault.
+
+        Uploads, edits and deletions work. Every acknowledged video is ready within `RECOVERY_SECONDS`.
+        The recommendations equal NumPy's over the database rows.
+        """
         assert self.upload(wait=60).status_code == 201
         deadline = time.monotonic() + RECOVERY_SECONDS
         videos = {}
@@ -86,7 +90,7 @@ class Library:
         assert {video["status"] for video in videos.values()} == {"ready"}, videos
         assert not set(self.known) - videos.keys(), "acknowledged, and lost"
         self.reads()
-        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # the service tries again once a second at most
+        until(lambda: self.checks()[0] == "ok", 10, self.checks)  # The service checks again at most once a second.
         database = Database(services.database_url(self.server.data_dir))
         with database.read() as connection:
             assert jobs.depth(connection) == 0
@@ -104,7 +108,7 @@ def refused(answer: httpx.Response, status: int) -> None:
 
 
 def tried_in_vain(data_dir: Path) -> None:
-    """Wait until the worker has put some job off, and has begun it anew after that."""
+    """Wait until the worker has postponed and retried jobs more than 30 times."""
     database = Database(services.database_url(data_dir))
     put_off: set[float] = set()
 
@@ -118,7 +122,10 @@ def tried_in_vain(data_dir: Path) -> None:
 
 
 def nothing_half_written(folder: Path) -> None:
-    """The worker may be in the midst of trying: a file that is still there later was left."""
+    """Check that no temporary file remains.
+
+    The worker may be writing now, so only a file that still exists seconds later counts.
+    """
     seen = set(folder.rglob("*.tmp"))
     deadline = time.monotonic() + 5
     while seen and time.monotonic() < deadline:
@@ -128,7 +135,11 @@ def nothing_half_written(folder: Path) -> None:
 
 
 class FailingModel:
-    """The small model, whose towers fail as `how` says."""
+    """Small model whose towers fail according to `how`.
+
+    Values of `how`: "" (no failure), "all" (every call), "some" (every third call), "memory" (MemoryError),
+    "device" (out of device memory for batches larger than 1), "bright" (bright images only).
+    """
 
     def __init__(self) -> None:
         self.how = ""

@@ -1,4 +1,4 @@
-"""An index that follows a library of vectors."""
+"""Helpers for an index that follows the database of a vector library."""
 
 from __future__ import annotations
 

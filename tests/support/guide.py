@@ -34,5 +34,5 @@ def prose(text: str) -> str:
 
 
 def page_of(path: str) -> Path:
-    """Return the file of a page by the path that a link in the guide has."""
+    """Return the file of a guide page from the path used in a link."""
     return (DOCS / path).resolve()

@@ -1,4 +1,4 @@
-"""A plain table of what an index holds, to compare it with."""
+"""A plain table of the expected contents of an index, to compare an index with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Make = Callable[[Layout, Entries], Index]
 
 
 def entries(count: int, seed: int = 0, captions: bool = True, dimension: int = D) -> Entries:
-    """Made-up rows: clusters, a fifth without a caption, three categories and none."""
+    """Generate rows in 40 clusters: a fifth without a caption, in three categories or none."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((40, dimension))
     near = centres[rng.integers(40, size=count)]
@@ -34,14 +34,14 @@ def entries(count: int, seed: int = 0, captions: bool = True, dimension: int = D
 
 
 def some(all_of_them: Entries, rows: Any) -> Entries:
-    """A part."""
+    """Return the entries at the given rows."""
     text = None if all_of_them.text is None else all_of_them.text[rows]
     names = tuple(np.array(all_of_them.categories, dtype=object)[rows])
     return Entries(all_of_them.video_pks[rows], all_of_them.visual[rows], text, all_of_them.has_text[rows], names)
 
 
 class Table:
-    """What should be in an index."""
+    """The rows that an index should contain, by video primary key."""
 
     def __init__(self, layout: Layout, rows: Entries) -> None:
         self.layout = layout
@@ -49,7 +49,10 @@ class Table:
         self.names = dict(zip(rows.video_pks.tolist(), rows.categories, strict=True))
 
     def check(self, index: Index, where: CategoryFilter = EVERY_CATEGORY, count: int = 20, seed: int = 9) -> None:
-        """The best keys and products are NumPy's, and are bit by bit those of the rows that were put in."""
+        """Check that searches in the index equal NumPy's exact search over the rows.
+
+        The dot products must agree within 1e-5. The vectors returned by the index must equal the inserted rows exactly.
+        """
         rng = np.random.default_rng(seed)
         kept = [key for key in self.rows if self.names[key] in where]
         matrix = np.array([self.rows[key] for key in kept]).reshape(-1, self.layout.width)

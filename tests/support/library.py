@@ -17,13 +17,13 @@ from tests.support import services
 
 
 def settings_for(folder: Path, **changes: object) -> Settings:
-    """Settings of a test library."""
+    """Return the settings of a test library in `folder`, with the given fields changed."""
     servers = {name.removeprefix("REELSRS_").lower(): value for name, value in services.environment(folder).items()}
     return Settings(**{"data_dir": folder, "model": "tiny", "device": "cpu", **servers, **changes})  # type: ignore[arg-type]
 
 
 def embed_folder(clips: Path, data: Path, model: Encoder, decoder: Decoder) -> None:
-    """Do what `reelsrs embed` does, over `<category>/<clip>` below `clips`, into an empty data folder."""
+    """Embed all `<category>/<clip>` files below `clips` into an empty data folder, as `reelsrs embed` does."""
     runtime = Runtime(settings_for(data), model=model, decoder=decoder)
     runtime.initialise()
     summary = FolderImport(runtime, Sampling(10)).run(scan(clips))
@@ -34,13 +34,13 @@ def embed_folder(clips: Path, data: Path, model: Encoder, decoder: Decoder) -> N
 
 
 class PreparedLibrary:
-    """The data folder of the drawn clips, made by the first who asks: under xdist, once for all processes."""
+    """The embedded library of the drawn clips, made once on first use (under xdist, once for all processes)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def made(self, clips: Path, model: Encoder, decoder: Decoder) -> Path:
-        """Return the folder, which nobody may change."""
+        """Return the shared data folder; embed the clips first if needed. Callers must not change the folder."""
         data = self._folder / "data"
         with FileLock(self._folder / "lock"):
             if not (self._folder / "done").exists():
@@ -49,6 +49,6 @@ class PreparedLibrary:
         return data
 
     def copied(self, to: Path, clips: Path, model: Encoder, decoder: Decoder) -> Path:
-        """Return a copy of it, which the caller may change."""
+        """Copy the library to the folder `to` and return that folder. The caller may change the copy."""
         shutil.copytree(self.made(clips, model, decoder), to, ignore=shutil.ignore_patterns("*.lock"))
         return to

@@ -1,4 +1,4 @@
-"""A library of vectors with maps of them."""
+"""A library of vectors and their projections."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def empty() -> Path:
 
 
 class Library:
-    """Made-up vectors around a few centres, and their projections."""
+    """Library of generated vectors around four centres, with projections."""
 
     def __init__(self, folder: Path) -> None:
         shutil.copy(empty(), folder / "reelsrs.db")
@@ -45,7 +45,10 @@ class Library:
         self.count = 0
 
     def add(self, count: int = 1, *, near: np.ndarray | None = None, category: str | None = None) -> list[str]:
-        """Ready videos of three frames; every other one has a caption."""
+        """Add ready videos of three frames, every other one with a caption; return their ids.
+
+        The vectors lie around the centres in turn. If `near` is given, all frame vectors equal `near`.
+        """
         made = []
         with self.db.write() as connection:
             for _ in range(count):
@@ -69,11 +72,11 @@ class Library:
             video_rows.delete_video(connection, self.video_pks.pop(video_id))
 
     def fitted(self, embedding: Embedding = "aggregated", method: Method = "pca", dimensions: int = 2) -> Projection:
-        """A map as `visualize` has it made."""
+        """Fit a projection of the library as the command `visualize` does, and wait for the fit."""
         return self.projections.fit_and_wait(self.projections.spec(embedding, method, dimensions))
 
     def coordinates(self, state: Projection) -> dict[tuple[str, int], tuple[float, ...]]:
-        """Coordinates by video and frame."""
+        """Return the coordinates of a projection by (video id, frame)."""
         found = self.projections.points(state)
         rows = zip(found.ids, found.frames.tolist(), found.coordinates.tolist(), strict=True)
         return {(video, frame): tuple(at) for video, frame, at in rows}

@@ -1,10 +1,13 @@
-"""Runs a server in a network namespace of its own and passes on what comes to one port outside: for a server that opens
-its ports on every address. A socket stays in the namespace that it was made in, so the one that listens is made before
-(and inherited), those that reach the server after.
+"""Run a server in its own network namespace and relay one port from outside to the server.
 
-    unshare -n python alone.py LISTENING_FD PORT COMMAND...
+For servers that open their ports on every address. A socket stays in the namespace in which it was created.
+The listening socket is therefore created before the namespace (and inherited). The sockets to the server are created
+inside.
 
-It ends, and the server with it, when its standard input does."""
+    unshare -n python network_relay.py LISTENING_FD PORT COMMAND...
+
+The relay and the server end when the relay's standard input ends.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ SIOCSIFFLAGS, IFF_UP_AND_RUNNING = 0x8914, 0x41
 
 
 def main() -> None:
-    """As above."""
+    """Bring up the loopback interface, start the server and relay connections until standard input ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP_AND_RUNNING))

@@ -1,6 +1,6 @@
-"""The OpenAPI document of the application as it is now, and its snapshot.
+"""The application's current OpenAPI document and its snapshot.
 
-`python -m tests.support.openapi` writes the snapshot again after a wanted change.
+`python -m tests.support.openapi` rewrites the snapshot after an intended change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SNAPSHOT = ASSETS / "openapi.json"
 
 
 def document() -> dict[str, Any]:
-    """The document of the application as it is now."""
+    """Return the application's current OpenAPI document."""
     return create_app(Settings(model="tiny")).openapi()
 
 

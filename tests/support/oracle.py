@@ -1,4 +1,4 @@
-"""The contract's answers in plain NumPy, over plain lists, written apart from the service's code."""
+"""Reference implementation of the search contract in plain NumPy, independent of the service's code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Item:
-    """A video of the oracle; `frames` are (seconds, vector)."""
+    """A video of the oracle: unit vectors (D,), `t` None without a caption, `frames` as (seconds, vector)."""
 
     id: str
     v: np.ndarray
@@ -21,11 +21,11 @@ class Item:
 
 
 Example = tuple[np.ndarray, np.ndarray | None, float]
-"""What is seen, what is written, and the weight; below 0: to be unlike."""
+"""Visual vector, text vector or None, and weight; a weight below 0 asks for dissimilar videos."""
 
 
 def _to_examples(vector: np.ndarray, examples: list[tuple[np.ndarray, float]]) -> float:
-    """The mean of the single similarities, each with its weight, those to be unlike counted as negative."""
+    """Return the weighted mean of the similarities to the examples, divided by the sum of absolute weights."""
     total = sum(abs(weight) for _, weight in examples)
     return sum(weight * float(np.dot(query.astype(np.float64), vector)) for query, weight in examples) / total
 
@@ -33,7 +33,7 @@ def _to_examples(vector: np.ndarray, examples: list[tuple[np.ndarray, float]]) -
 def score(
     items: list[Item], examples: list[Example], w_v: float, w_t: float, *, fusion: str = "cosine"
 ) -> dict[str, float]:
-    """Every video's score, from similarities to each example."""
+    """Return every video's score by id, computed from the similarities to each example."""
     seen = [(v, weight) for v, _, weight in examples]
     read = [(t, weight) for _, t, weight in examples if t is not None]
     if not read:
@@ -55,7 +55,7 @@ def score(
 
 
 def best(scores: dict[str, float]) -> list[tuple[str, float]]:
-    """Best first, ties by id."""
+    """Sort scores best first; equal scores (to 9 decimals) by id."""
     return sorted(scores.items(), key=lambda pair: (-round(pair[1], 9), pair[0]))
 
 
@@ -70,7 +70,21 @@ def rank(
     without: str | None = None,
     keep: Callable[[Item], bool] = lambda _: True,
 ) -> list[tuple[str, float]]:
-    """(id, score) of every item but `without` that `keep` lets through, for one example, best first."""
+    """Rank the items for one query, best first.
+
+    Args:
+        items: The library; statistics are taken over all its items.
+        q_v: Visual query vector (D,).
+        q_t: Text query vector (D,), or None.
+        w_v: Visual weight.
+        w_t: Text weight.
+        fusion: "cosine" or "zscore".
+        without: Id of an item to leave out of the result.
+        keep: Returns whether an item may be in the result.
+
+    Returns:
+        (id, score) pairs.
+    """
     scores = score(items, [(q_v, q_t, 1.0)], w_v, w_t, fusion=fusion)
     return best({item.id: scores[item.id] for item in items if item.id != without and keep(item)})
 
@@ -85,7 +99,10 @@ def diverse(
     diversity: float,
     k: int,
 ) -> list[str]:
-    """Maximal marginal relevance, one comparison at a time. A missing caption is the mean caption."""
+    """Select `k` candidates by maximal marginal relevance, comparing pair by pair; return their ids.
+
+    A missing caption is replaced by the mean text vector.
+    """
     captions = [item.t for item in items if item.t is not None]
     mean = np.mean(captions, axis=0, dtype=np.float64) if captions else np.zeros_like(items[0].v)
     by_id = {item.id: item for item in items}
@@ -123,8 +140,11 @@ def diverse(
 def moments(
     items: list[Item], query: np.ndarray, fusion: str = "cosine"
 ) -> list[tuple[str, float, float, float, float]]:
-    """(id, score, time, start, end) of every moment, best first: each best frame left takes the frames beside it
-    that are within half a standard deviation."""
+    """Return (id, score, time, start, end) of every moment, best first; times in seconds.
+
+    The best frame not yet taken starts a moment. The moment takes the adjacent frames whose similarity is within half a
+    standard deviation of that frame's.
+    """
     everything = [float(np.dot(query.astype(np.float64), vector)) for item in items for _, vector in item.frames]
     mean, std = float(np.mean(everything)), float(np.std(everything))
     found = []
@@ -153,8 +173,10 @@ def moments(
 
 
 def same(answer: list[tuple[str, float]], expected: list[tuple[str, float]], tolerance: float = 1e-5) -> None:
-    """The scores are equal in order; the ids too, but for neighbours whose scores differ by less than the
-    tolerance."""
+    """Check that two rankings are equal within the tolerance.
+
+    Scores must agree in order. Ids must agree too, except for neighbours whose scores differ by at most the tolerance.
+    """
     assert len(answer) == len(expected)
     np.testing.assert_allclose([score for _, score in answer], [score for _, score in expected], atol=tolerance)
     wanted = dict(expected)

@@ -1,4 +1,4 @@
-"""What a user does on the explorer page and sees of it, in the words of Playwright."""
+"""Actions and observations of a user on the explorer page, through Playwright."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 Visit = Callable[..., "Page"]
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 360, "height": 740}
-PAGE = 48  # hits that the page asks for
+PAGE = 48  # Search results per request of the page.
 
 
 # --- the list
 
 
 def shown(page: Page, grid: str = "grid") -> list[str]:
-    """The ids of the clips on show, in their order."""
+    """Return the ids of the displayed clips, in their order."""
     ids: list[str] = page.locator(f"#{grid} .card h2 a").evaluate_all(
         "all => all.map(link => new URL(link.href).searchParams.get('video'))"
     )
@@ -31,12 +31,12 @@ def shown(page: Page, grid: str = "grid") -> list[str]:
 
 
 def expect_shown(page: Page, ids: list[str], grid: str = "grid") -> None:
-    """Wait until these clips are on show, in this order."""
+    """Wait until exactly these clips are displayed, in this order."""
     until(lambda: shown(page, grid) == ids, what=lambda: f"{ids}, on show are {shown(page, grid)}", every=0.05)
 
 
 def search(page: Page, words: str) -> None:
-    """Ask, and wait for the answer."""
+    """Type a query, press Enter and wait for the search results."""
     page.get_by_role("searchbox").fill(words)
     page.keyboard.press("Enter")
     page.locator("#results-title", has_text=words).wait_for()
@@ -44,7 +44,7 @@ def search(page: Page, words: str) -> None:
 
 
 def asked(page: Page, **parameters: str) -> None:
-    """Wait until the address says so."""
+    """Wait until the page's address has these query parameters."""
     for name, value in parameters.items():
         page.wait_for_function(
             "([name, value]) => new URLSearchParams(location.search).get(name) === value", arg=[name, value]
@@ -52,34 +52,34 @@ def asked(page: Page, **parameters: str) -> None:
 
 
 def answered(page: Page) -> None:
-    """Wait until the list shows the answer to what was asked last."""
+    """Wait until the list displays the results of the latest query."""
     page.locator("#grid:not([aria-busy])").wait_for(state="attached")
 
 
 def weigh(page: Page, weight: float) -> None:
-    """Move the slider to where what is seen counts by `weight`, and what is written by the rest."""
+    """Move the slider to the visual weight `weight`; the text weight is 1 - `weight`."""
     page.locator("#weight").fill(str(round((1 - weight) * 100)))
 
 
 def weights(weight: float) -> dict[str, float]:
-    """The same in a request."""
+    """Return the request parameters that correspond to `weigh(page, weight)`."""
     return {"video_weight": weight, "text_weight": round(1 - weight, 6)}
 
 
 def ids_of(answer: httpx.Response) -> list[str]:
-    """The ids of an answer's hits, in their order."""
+    """Return the video ids of a response's search results, in their order."""
     assert answer.status_code == 200, answer.text
     return [item["video"]["id"] for item in answer.json()["items"]]
 
 
 def save(page: Page, label: str) -> Download:
-    """Press a button that gives a file."""
+    """Click the button with this label and return the download that the click starts."""
     with page.expect_download() as download:
         page.get_by_role("button", name=label).click()
     return download.value
 
 
-# --- files that are dropped
+# --- dropped files
 
 _DROP = """async ({ target, name, type, bytes }) => {
     const data = new DataTransfer();
@@ -94,7 +94,18 @@ _DROP = """async ({ target, name, type, bytes }) => {
 
 
 def drop(page: Page, target: str, name: str, kind: str, content: bytes) -> list[str]:
-    """Drag a file of this media type over the page and drop it; give the ids of the places that were offered."""
+    """Drag a file over the page and drop it on the element `target` (a CSS selector).
+
+    Args:
+        page: The explorer page.
+        target: CSS selector of the element that receives the drop.
+        name: File name.
+        kind: Media type.
+        content: The file's bytes.
+
+    Returns:
+        The ids of the drop zones that were visible during the drag.
+    """
     how = {"target": target, "name": name, "type": kind, "bytes": base64.b64encode(content).decode()}
     offered: list[str] = page.evaluate(_DROP, how)
     return offered
@@ -104,13 +115,13 @@ def drop(page: Page, target: str, name: str, kind: str, content: bytes) -> list[
 
 
 def map_drawn(page: Page) -> None:
-    """Wait until the map is there."""
+    """Wait until the map is drawn."""
     page.locator("#map-tools").wait_for()
     page.locator("#map-state").wait_for(state="hidden")
 
 
 def map_of(client: httpx.Client, method: str = "umap") -> dict[str, Any]:
-    """The map of all clips in two dimensions, as the service has it; it is laid out already."""
+    """Return the service's two-dimensional projection of all clips, which must already be fitted."""
     body = {"embedding": "aggregated", "method": method, "dimensions": 2}
     answer = client.post("/v1/projections", json=body)
     assert answer.status_code == 200, answer.text
@@ -119,12 +130,15 @@ def map_of(client: httpx.Client, method: str = "umap") -> dict[str, Any]:
 
 
 def look_at_map(page: Page) -> None:
-    """Have the page ask now how far its map is, as it does every few seconds. It is one with a `clock`."""
+    """Make the page poll the state of its projection now, instead of every few seconds.
+
+    The page must have Playwright's `clock` installed.
+    """
     page.clock.fast_forward(5000)
 
 
 def dots(page: Page) -> list[tuple[float, float]]:
-    """Where the dots stand in the window, category by category."""
+    """Return the window positions of the visible dots in pixels, category by category."""
     places: list[tuple[float, float]] = page.locator("#plot").evaluate("""plot => {
         const { xaxis, yaxis } = plot._fullLayout;
         const { left, top } = plot.getBoundingClientRect();
@@ -135,14 +149,14 @@ def dots(page: Page) -> list[tuple[float, float]]:
 
 
 def point_at(page: Page, place: tuple[float, float]) -> None:
-    """Move the pointer to a dot, from beside it."""
+    """Move the pointer to a dot, starting 40 pixels to its left."""
     x, y = place
     page.mouse.move(x - 40, y)
     page.mouse.move(x, y, steps=8)
 
 
 def lasso(page: Page, share: float = 0.5) -> int:
-    """Draw around the dots of the map's left part; give how many that are."""
+    """Draw a lasso around the left `share` of the map; return the number of dots inside."""
     page.get_by_role("button", name="Select with a lasso").click()
     box = page.locator("#plot").bounding_box()
     assert box
@@ -160,7 +174,7 @@ def lasso(page: Page, share: float = 0.5) -> int:
 
 
 def settled(page: Page) -> None:
-    """Wait until the list, the map and the line about the service's health say what they have to say."""
+    """Wait until the list, the map (if visible) and the health line have finished loading."""
     answered(page)
     page.locator("#health[data-kind=ok]").wait_for()
     if page.locator("#map").is_visible():
@@ -168,7 +182,7 @@ def settled(page: Page) -> None:
 
 
 def still(page: Page) -> None:
-    """Wait until nothing moves but what moves for ever, and two frames have been drawn since."""
+    """Wait until all finite animations have ended and two more frames have been drawn."""
     page.evaluate("""async () => {
         const ends = one => Number.isFinite(one.effect?.getComputedTiming().endTime);
         await Promise.all(document.getAnimations().filter(ends).map(one => one.finished.catch(() => {})));

@@ -1,4 +1,4 @@
-"""Where things are: the checkout, and the shared data that may lie beside it."""
+"""Paths of the checkout, the test assets, and the shared data that may lie beside the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes: their environment, their descendants, and their end with ours."""
+"""Child processes: their environment, their descendants, and their end together with the test process."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from tests.support.paths import ROOT
 
 CHILD_ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("REELSRS_")},
-    "PYTHONPATH": str(ROOT),  # what is tested is this checkout, whatever is installed
+    "PYTHONPATH": str(ROOT),  # Test this checkout, even if the package is installed.
 }
-# util-linux's way to have the kernel kill a process when the thread that started it ends, however that ends.
+# util-linux's setpriv: the kernel kills a process when the thread that started that process ends, for any reason.
 _TIED = [found, "--pdeathsig", "KILL", "--"] if (found := shutil.which("setpriv")) else []
 
 
 def tied(*command: str) -> list[str]:
-    """The command of a process that does not outlive us. Start it from a thread that lives as long as it shall."""
+    """Return a command whose process is killed when the thread that starts the process ends.
+
+    Start the process from a thread that lives as long as the process should.
+    """
     return [*_TIED, *command]
 
 
 def ended(pid: int) -> bool:
-    """Whether nothing of a child runs any more, threads apart from its first among it; it is not waited for."""
+    """Return whether a child process has ended with all its threads. The child is not reaped."""
     with suppress(ChildProcessError):
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return True
 
 
 def family(pid: int) -> set[int]:
-    """A process and all that descend from it, where there is /proc."""
+    """Return a process id and those of all its descendants; only the process itself without /proc."""
     found = {pid}
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):

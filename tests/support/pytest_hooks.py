@@ -1,4 +1,4 @@
-"""How the tests are shared out among processes, and what the end of a run says in words."""
+"""pytest hooks: order of the tests among processes, and a summary of skipped tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections import Counter
 import pytest
 from hypothesis import Phase, settings
 
-# For mutation testing: that a test fails is enough, the smallest example of it is not asked for.
+# For mutation testing: a failing test is enough, so its example is not shrunk.
 settings.register_profile("first-failure", phases=(Phase.explicit, Phase.generate), database=None, max_examples=10)
 
 _PR_SET_PDEATHSIG = 1
-# The slowest first, so that no process is left with a long file when the others have nothing to do.
+# The slowest tier first, so that no process is left with a long file when the others are idle.
 _TIERS = ("external", "soak", "e2e", "browser", "integration", "unit")
 
 HOW_TO_GET = {
@@ -29,19 +29,19 @@ HOW_TO_GET = {
 
 
 def pytest_configure() -> None:
-    """Have the kernel end a process of xdist with the one that controls it, however that ends. Linux only."""
+    """Make the kernel kill an xdist worker when its controller ends, for any reason. Linux only."""
     if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@pytest.hookimpl(trylast=True)  # within a tier the order is pytest-randomly's
+@pytest.hookimpl(trylast=True)  # pytest-randomly decides the order within a tier.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests by their tier."""
     items.sort(key=lambda item: next((place for place, tier in enumerate(_TIERS) if tier in item.path.parts), -1))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was left out, why, and how to get it."""
+    """Write which tests were skipped, why, and how to get what they need."""
     reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

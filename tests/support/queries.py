@@ -1,4 +1,4 @@
-"""Questions as the tests ask them: few words, everything else as a user would have it."""
+"""Search queries with short calls; everything else has the service's defaults."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from service.search.results import SearchResults
 def like_video(
     recommender: Recommender, name: str, *, weights: Weights, fusion: str = "cosine", **rest: Any
 ) -> SearchResults:
-    """The videos most like one."""
+    """Search for videos similar to one library video."""
     return recommender.search(SearchQuery(references=(Reference(name),), weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]
 
 
 def like(
     recommender: Recommender, *examples: QueryVector, weights: Weights, fusion: str = "zscore", **rest: Any
 ) -> SearchResults:
-    """The videos most like something else."""
+    """Search for videos similar to the given query vectors."""
     return recommender.search(SearchQuery(vectors=examples, weights=weights, fusion=fusion, **rest))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the queue of jobs holds, whichever database keeps it."""
+"""Tests that the job queue must pass on every database."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _claim(database: Database, owner: str, limit: int = 8) -> list[int]:
 
 
 def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Move the clock that the queue looks at."""
+    """Set the queue's clock to the real time plus `seconds`."""
     monkeypatch.setattr(db, "now", lambda connection: dialects.dialect_of(connection).now(connection) + seconds)
 
 
 class Clock:
-    """What the queue takes for the time, seconds."""
+    """The time that the queue reads, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -49,7 +49,7 @@ def _waiting(database: Database) -> bool:
 
 
 def _claimable(database: Database) -> list[int]:
-    """What a claim would give, in its order; nothing is claimed."""
+    """Return the jobs that a claim would return, in its order, without leaving them claimed."""
     with database.write() as connection:
         found = jobs.claim(connection, "nobody", 8)
         jobs.release(connection, "nobody", count_attempt=False)
@@ -66,11 +66,11 @@ def _attempts(connection: sa.Connection) -> list[int]:
 
 
 class QueueProperties:
-    """Give a fixture `url`: the address of a database without a schema."""
+    """Job queue tests. A subclass gives a fixture `url`: the address of a database without a schema."""
 
     @pytest.fixture
     def database(self, url: str) -> Iterator[Database]:
-        """An empty one, of either kind."""
+        """Open an empty database at `url`."""
         db.upgrade(url)
         opened = Database(url)
         yield opened
@@ -78,7 +78,7 @@ class QueueProperties:
 
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """A clock that stands still unless a test moves it."""
+        """Replace the queue's clock by one that stands still unless a test moves the clock."""
         made = Clock()
         monkeypatch.setattr(db, "now", lambda _: made.now)
         return made
@@ -170,7 +170,7 @@ class QueueProperties:
     def test_what_is_given_back_counts_unless_it_is_said_not_to(self, database: Database) -> None:
         videos = [_queued(database, name) for name in "abc"]
         with database.write() as connection:
-            jobs.postpone(connection, videos[2].pk, "not yet", 0.0)  # which was never begun: no attempt is taken back
+            jobs.postpone(connection, videos[2].pk, "not yet", 0.0)  # never claimed: no attempt is taken back
         for owner, count in (("one", 1), ("two", 2)):
             _claim(database, owner, count)
         for owner, counts, expected in (("one", True, [1, 1, 1]), ("two", False, [1, 0, 0])):

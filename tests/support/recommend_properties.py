@@ -1,5 +1,7 @@
-"""Every kind of question against the oracle, whichever engine keeps the vectors: random libraries, weights, examples,
-filters, pages, ties, changes."""
+"""Tests of all kinds of queries against the oracle, for every vector engine.
+
+They cover random libraries, weights, examples, filters, pages, ties and changes.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,20 @@ from tests.support.vector_library import VectorLibrary, change, fill, unit
 
 
 class RecommendProperties:
-    """Give a fixture `milvus_at` where Milvus keeps the vectors."""
+    """Search tests. A subclass overrides the fixture `milvus_at` if Milvus holds the vectors."""
 
     def examples(self, wanted: int) -> int:
-        """How many examples are tried where a fast engine takes so many; no more than hypothesis's profile says."""
+        """Return the number of examples to try, at most that of hypothesis's profile; slow engines reduce it."""
         return min(wanted, settings.default.max_examples)
 
     @pytest.fixture
     def milvus_at(self) -> MilvusAt:
-        """FAISS."""
+        """Return no address: FAISS holds the vectors."""
         return lambda _: ""
 
     @pytest.fixture
     def library(self, tmp_path: Path, milvus_at: MilvusAt) -> Iterator[VectorLibrary]:
-        """An empty one."""
+        """Open an empty library."""
         made = VectorLibrary(tmp_path, milvus=milvus_at(tmp_path))
         yield made
         made.close()
@@ -133,7 +135,7 @@ class RecommendProperties:
     ) -> None:
         rng = np.random.default_rng(seed)
         for _ in range(int(rng.integers(2, 12))):
-            # Frames that stay alike for a while, as those of a clip do.
+            # Frames that stay similar for a while, as frames of a clip do.
             scenes = [unit(rng) for _ in range(3)]
             frames = np.stack([normalise(scenes[n // 3] + 0.3 * unit(rng)) for n in range(int(rng.integers(1, 9)))])
             library.add(frames[0], None, str(rng.choice(["a", "b"])), frames)
@@ -159,7 +161,7 @@ class RecommendProperties:
     def test_moments_among_far_more_frames_than_are_looked_at(
         self, library: VectorLibrary, fusion: str, k: int
     ) -> None:
-        """Page by page, in every category and in one; equal moments of a clip come as they do in it."""
+        """All pages, unfiltered and by category; moments of equal score in one clip follow their time."""
         rng = np.random.default_rng(31)
         peak = unit(rng)
         twice = library.add(peak, None, "a", np.stack([peak, -peak, peak]))
@@ -380,7 +382,7 @@ class RecommendProperties:
         name = library.add(frames[0], None, frames=frames)
         for _ in range(110):
             library.add(frames[0], None, frames=np.stack([unit(rng) for _ in range(2)]))
-        copies = [library.add(frame, None) for frame in frames[:2]]  # of the two, every third frame shows the first
+        copies = [library.add(frame, None) for frame in frames[:2]]  # every third frame includes only the first
         nearest = {
             library.keys[item.id]: max(float(shown @ looked) for _, shown in item.frames for looked in frames[::3])
             for item in library.items.values()

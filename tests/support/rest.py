@@ -1,4 +1,4 @@
-"""A library over REST: upload, read it whole, and hold its answers against NumPy."""
+"""A library over REST: upload clips, read all vectors, and compare recommendations with NumPy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.support.oracle import Item, rank, same
 
 
 def upload(client: httpx.Client, clip: Path, wait: float = 60, **form: str) -> httpx.Response:
-    """Send a clip."""
+    """Upload a clip, wait up to `wait` seconds for its embedding, and return the response."""
     with clip.open("rb") as file:
         return client.post("/v1/videos", params={"wait": wait}, files={"file": (clip.name, file)}, data=form)
 
 
 def items(client: httpx.Client) -> list[Item]:
-    """The whole library by way of `/embeddings`, for the oracle."""
+    """Read all ready videos through `/embeddings`, as items for the oracle."""
     found, cursor = [], None
     while True:
         page = client.get("/v1/videos", params={"limit": 5, **({"cursor": cursor} if cursor else {})}).json()
@@ -37,7 +37,7 @@ def items(client: httpx.Client) -> list[Item]:
 
 
 def check_recommendations(client: httpx.Client, everything: list[Item], names: list[str]) -> None:
-    """The contract's score at four pairs of weights equals NumPy's from `/embeddings`, order included."""
+    """Check that recommendations equal NumPy's over `/embeddings`, including order, at four pairs of weights."""
     by_id = {item.id: item for item in everything}
     for name in names:
         query = by_id[name]
@@ -58,7 +58,7 @@ def check_recommendations(client: httpx.Client, everything: list[Item], names: l
 
 
 def upload_folder(client: httpx.Client, folder: Path) -> None:
-    """Upload every `<category>/<clip>` with the caption beside it, one after another; wait until each is ready."""
+    """Upload every `<category>/<clip>` one after another, with the caption beside each; wait until each is ready."""
     for clip in sorted(folder.rglob("*.mp4")):
         text = clip.with_suffix(".txt")
         form = {"caption": text.read_text(encoding="utf-8")} if text.exists() else {}

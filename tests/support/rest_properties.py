@@ -1,4 +1,4 @@
-"""What the REST service promises, whatever keeps its rows, vectors and bytes."""
+"""Tests that the REST service must pass with every database, vector store and object store."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _events(client: httpx.Client, video_id: str) -> Any:
 
 
 class RestProperties:
-    """Give a fixture `service`: one with the twelve drawn clips in it. Tests leave those as they are."""
+    """REST tests. A subclass gives a fixture `service` with the twelve drawn clips, which tests do not change."""
 
     @pytest.fixture
     def mine(self, client: httpx.Client, make_clip: ClipMaker) -> Any:
-        """`mine(...)` uploads a clip of this test's own, which is deleted afterwards."""
+        """Yield a function that uploads a clip for this test. The clips are deleted afterwards."""
         made = []
 
         def send(count: int = 9, **form: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class RestProperties:
         assert (video["status"], video["progress"], video["thumbnail_url"]) == ("queued", 0.0, None)
         assert (video["title"], video["caption"], video["category"]) == ("Fog", "grey #fog", "weather")
         early = client.get(f"/v1/videos/{video['id']}/recommendations")
-        if early.status_code != 200:  # the worker may have been quick
+        if early.status_code != 200:  # The worker may have been quick.
             assert early.status_code == 409
             assert early.json()["video_status"] in ("queued", "processing")
         events = list(_events(client, video["id"]))

@@ -1,4 +1,4 @@
-"""The rows behind a service, and its answers held against them."""
+"""Read and prepare the database rows behind a service, and compare recommendations with the rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_row(
     frames: int = 1,
     seconds: float = 3.0,
 ) -> Video:
-    """A video that is made up, in the rows only: no two numbers have the same bytes."""
+    """Add a made-up video, in the database only. Different numbers give different content hashes."""
     return video_rows.add_video(
         connection,
         sha256=f"{number:064x}",
@@ -38,7 +38,7 @@ def add_row(
 
 
 def owners(url: str) -> set[str]:
-    """Who holds jobs in this database."""
+    """Return the owners that hold jobs in the database at `url`."""
     database = Database(url)
     with database.read() as connection:
         held = connection.execute(sa.select(db.jobs.c.owner).where(db.jobs.c.owner.is_not(None)))
@@ -48,7 +48,7 @@ def owners(url: str) -> set[str]:
 
 
 def end_leases(url: str) -> None:
-    """As if the time of every lease had passed: what a killed worker held is anybody's. Nothing may be at work."""
+    """Expire every lease, so that any worker can claim what a killed worker held. No worker may be running."""
     database = Database(url)
     with database.write() as connection:
         for held in (db.jobs, db.projections):
@@ -57,7 +57,7 @@ def end_leases(url: str) -> None:
 
 
 def settled(client: httpx.Client) -> list[dict[str, Any]]:
-    """All videos, once none is on its way."""
+    """Wait until every video is ready or failed; return all videos. Raises AssertionError after about two minutes."""
     for _ in range(1200):
         found: list[dict[str, Any]] = []
         cursor = None
@@ -74,7 +74,7 @@ def settled(client: httpx.Client) -> list[dict[str, Any]]:
 
 
 def items_of_rows(connection: sa.Connection, videos: dict[str, dict[str, Any]]) -> list[Item]:
-    """The oracle's view of the rows."""
+    """Read the vectors of these videos from the database, as items for the oracle."""
     generation = generation_rows.active_generation(connection)
     assert generation is not None
     keys = {row.id: row.key for row in connection.execute(sa.select(db.videos.c.id, db.videos.c.key))}
@@ -89,7 +89,7 @@ def items_of_rows(connection: sa.Connection, videos: dict[str, dict[str, Any]]) 
 
 
 def check_against_rows(client: httpx.Client, items: list[Item]) -> None:
-    """Recommendations equal NumPy's over the rows."""
+    """Check that recommendations equal NumPy's over the items read from the database."""
     for one in items[:: max(1, len(items) // 5)]:
         found = client.get(f"/v1/videos/{one.id}/recommendations", params={"k": 50}).json()["items"]
         scores = score(items, [(one.v, one.t, 1.0)], 0.7, 0.3)

@@ -1,4 +1,4 @@
-"""Searches of every kind: examples, pictures, clips, moments, pages, copies."""
+"""Tests of all kinds of searches over REST: examples, images, clips, moments, pages, near-duplicates."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from tests.support.rest import items, upload
 
 
 def image_file(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture file."""
+    """Encode pixels (H, W, 3) uint8 as an image file of the given format."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
 def by_image(client: httpx.Client, data: bytes, **form: Any) -> httpx.Response:
-    """Search with a picture."""
+    """Search with a query image."""
     return client.post("/v1/search/image", files={"file": ("query", data)}, data=form)
 
 
 def names(answer: httpx.Response) -> list[str]:
-    """Ids of the hits."""
+    """Return the video ids of the search results."""
     assert answer.status_code == 200, answer.text
     return [hit["video"]["id"] for hit in answer.json()["items"]]
 
 
 class SearchProperties:
-    """Give a fixture `service`: one with the twelve drawn clips in it. Tests leave those as they are."""
+    """Search tests. A subclass gives a fixture `service` with the twelve drawn clips, which tests do not change."""
 
     @pytest.fixture
     def ready(self, client: httpx.Client) -> list[dict[str, Any]]:
-        """The drawn videos, the oldest first."""
+        """Return the drawn videos, the oldest first."""
         return client.get("/v1/videos", params={"status": "ready", "limit": 100}).json()["items"][::-1]  # type: ignore[no-any-return]
 
     def test_more_like_these_and_less_like_those_equals_the_oracle(
@@ -107,7 +107,7 @@ class SearchProperties:
                 if page["next_cursor"] is None:
                     break
                 cursor = {"cursor": page["next_cursor"]}
-            if "diversity" in parameters:  # candidates are drawn anew for each page: the same videos, each once
+            if "diversity" in parameters:  # Candidates are selected again for each page: the same videos, each once.
                 assert {hit["video"]["id"] for hit in paged} == {hit["video"]["id"] for hit in whole}
                 assert len(paged) == len(whole)
             else:
@@ -145,7 +145,7 @@ class SearchProperties:
             answers += names(answer)
         assert len(set(answers)) == 1
         turned = Image.Exif()
-        turned[0x0112] = 6  # to be turned a quarter to the right
+        turned[0x0112] = 6  # Orientation 6: display rotated by 90 degrees clockwise.
         straight = by_image(client, image_file(pixels, "JPEG", quality=95), k="3").json()["items"]
         sideways = by_image(client, image_file(np.rot90(pixels), "JPEG", quality=95, exif=turned), k="3").json()[
             "items"
@@ -168,7 +168,7 @@ class SearchProperties:
 
         for width, height in ((30_000, 30_000), (2_000_000_000, 2_000_000_000)):
             header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-            rows = zlib.compress(bytes(1 << 24), 9)  # small, and unpacks to as much as you like
+            rows = zlib.compress(bytes(1 << 24), 9)  # A small file that expands to 16 MiB.
             bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
             answer = by_image(client, bomb)
             assert answer.status_code == 422, answer.text
@@ -180,7 +180,7 @@ class SearchProperties:
     ) -> None:
         clip = sorted(drawn.rglob("*.mp4"))[5]
         stranger = tmp_path / "stranger.mp4"
-        stranger.write_bytes(clip.read_bytes() + b"\0")  # other bytes, the same pictures
+        stranger.write_bytes(clip.read_bytes() + b"\0")  # Different bytes, the same frames.
         before = client.get("/v1/info").json()["videos"]
         for form in (
             {},

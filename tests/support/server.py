@@ -1,4 +1,4 @@
-"""Services to send requests to: in this process by default, in a process of its own where that is the point."""
+"""Services for tests to send requests to: in this process by default, in a separate process if a test needs one."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from tests.support.wait import until
 
 @dataclass(frozen=True)
 class Service:
-    """A service that answers."""
+    """A running service: its address and its data folder."""
 
     url: str
     data_dir: Path
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Port that the service listens on."""
         return int(self.url.rsplit(":", 1)[1])
 
     def client(self, **options: object) -> httpx.Client:
-        """A client of it."""
+        """Return an HTTP client of the service with a timeout of 60 seconds."""
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Server(Service):
-    """A service in a process of its own."""
+    """A service in a separate process."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -62,8 +62,10 @@ class Server(Service):
 
 
 class WorkerThread:
-    """A worker in this process, with a runtime of its own as a worker process has. Sharing model and decoder spares the
-    seconds that loading and starting them takes."""
+    """Worker in a thread of this process, with its own runtime as a worker process has.
+
+    The model and the decoder are shared, which saves the seconds that loading and starting them takes.
+    """
 
     def __init__(self, settings: Settings, model: Encoder, decoder: Decoder, timing: Timing) -> None:
         self._stop = threading.Event()
@@ -74,11 +76,11 @@ class WorkerThread:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the worker's thread is running."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Let it bring to its end what it holds."""
+        """Stop the worker after the jobs that it holds."""
         self._stop.set()
         self._thread.join()
 
@@ -101,8 +103,21 @@ def serving_here(
     before: Callable[[Runtime], None] = lambda _: None,
     port: int = 0,
 ) -> Iterator[Service]:
-    """A real service on a socket, in a thread of this process; its worker is in another thread. `before` is called with
-    the runtime that answers, before the first request. `port` is one that a service had before; 0: any that is free."""
+    """Serve on a socket in a thread of this process; the worker runs in another thread.
+
+    Args:
+        settings: Settings of the service.
+        model: Model shared by service and worker.
+        decoder: Decoder shared by service and worker.
+        worker: Whether to start a worker.
+        timeouts: Timeouts of client connections; the service's own if None.
+        timing: Intervals of service and worker; the service's own if None.
+        before: Called with the service's runtime before the first request.
+        port: Port of an earlier service to take again; 0 for any free port.
+
+    Raises:
+        RuntimeError: If the service does not start.
+    """
 
     def start_worker(settings: Settings, _: Runtime) -> WorkerThread:
         return WorkerThread(settings, model, decoder, timing or Timing())
@@ -117,7 +132,7 @@ def serving_here(
     beside: StartWorker | None = start_worker if worker else None
     app = create_app(settings, worker=beside, runtime=runtime, timeouts=timeouts)
     with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections may still linger on it
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Closed connections may still occupy the port.
         listening.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, http=Quick, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="service", daemon=True)
@@ -135,7 +150,7 @@ def serving_here(
 
 @contextmanager
 def logged(path: Path) -> Iterator[Path]:
-    """Write the log to a file as a service's process writes it to its standard error, until the block ends."""
+    """Write the log to a file, in the format a service process writes to standard error, until the block ends."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with path.open("w", encoding="utf-8") as stream:
@@ -153,7 +168,7 @@ def logged(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def launched(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """`reelsrs serve` over a data folder, until the block ends; `answering` waits for it."""
+    """Run `reelsrs serve` over a data folder until the block ends. Call `answering` to wait until it is ready."""
     port = services.free_port()
     said = data_dir.with_suffix(".log")
     with said.open("ab") as output:
@@ -179,7 +194,7 @@ def launched(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Se
 
 
 def answering(server: Server) -> Server:
-    """The same server, once it is ready."""
+    """Wait until the server is ready and return the server. Raises RuntimeError if its process ends."""
 
     def ready() -> bool:
         if server.process.poll() is not None:
@@ -196,6 +211,6 @@ def answering(server: Server) -> Server:
 
 @contextmanager
 def serving(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """`reelsrs serve` over a data folder, which answers, until the block ends."""
+    """Run `reelsrs serve` over a data folder until the block ends; wait until the service is ready."""
     with launched(data_dir, *arguments, **environment) as server:
         yield answering(server)

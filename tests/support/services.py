@@ -1,5 +1,8 @@
-"""Servers that tests start, from the packages that the README names; and where a library keeps what it keeps: in its
-data folder, or on the servers that are `used`."""
+"""Start servers for tests (PostgreSQL, S3, Milvus), and locate the data of a library.
+
+The data is in the library's data folder or, inside a `used` block, on the servers. Servers come from the packages that
+the README names.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from tests.support.wait import until
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -38,15 +41,17 @@ def free_port() -> int:
 
 
 def missing(what: str) -> NoReturn:
-    """Skip, for a part of the machine is not there; but never where the tests are run for good."""
+    """Skip the test because the machine lacks something it needs; fail instead if CI is "true"."""
     if os.environ.get("CI") == "true":
         pytest.fail(what)
     pytest.skip(what)
 
 
 class PostgreSQL:
-    """A cluster of its own, on a port of the loopback, without a password, gone with `remove`. The server is our child
-    and ends with us; nothing of it is outside its folder."""
+    """A PostgreSQL server without password on a loopback port, removed by `remove`.
+
+    The server is a child process that ends with the test process. All its files are in one temporary folder.
+    """
 
     def __init__(self, *, durable: bool = False) -> None:
         binaries = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
@@ -56,7 +61,7 @@ class PostgreSQL:
         self._binaries = found[0]
         self._folder = Path(tempfile.mkdtemp(prefix="reelsrs-postgresql-"))
         self.port = free_port()
-        if os.getuid() == 0:  # it refuses to run as root; the package makes a user for it
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root; its package creates the user postgres.
             shutil.chown(self._folder, "postgres")
         with (self._folder / "out").open("ab") as output:
             made = self._command("initdb", "-A", "trust", "-E", "UTF8", "--locale", "C", "-U", "reelsrs")
@@ -72,19 +77,19 @@ class PostgreSQL:
         self.start()
 
     def start(self) -> None:
-        """Start it, again after a `stop`."""
+        """Start the server, or start it again after `stop`; wait until it accepts connections."""
         with (self._folder / "log").open("ab") as output:
             command = self._command("postgres", "-p", str(self.port), *self._options)
             self._process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/")
         until(self._answers, 60, lambda: (self._folder / "log").read_text()[-2000:], every=0.05)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop it; its data stays. "immediate": as if the machine had lost its power."""
+        """Stop the server and keep its data. "immediate" acts as a power failure does."""
         self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
         self._process.wait(60)
 
     def remove(self) -> None:
-        """Stop it and remove its data."""
+        """Stop the server and remove its data."""
         self.stop("immediate")
         shutil.rmtree(self._folder)
 
@@ -106,7 +111,7 @@ class PostgreSQL:
         return tied(*command)
 
     def url(self, name: str) -> str:
-        """The address of a database, which is made where it is not there."""
+        """Return the address of a database; create the database if it does not exist."""
         admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with admin.connect() as connection:
             if not connection.execute(sa.text("SELECT 1 FROM pg_database WHERE datname = :n"), {"n": name}).first():
@@ -118,7 +123,7 @@ class PostgreSQL:
 
 
 class ObjectStore:
-    """An S3 of its own on a port of the loopback, whose objects are gone with it."""
+    """An S3 server (moto) on a loopback port with objects in memory only."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("moto") is None:
@@ -129,7 +134,7 @@ class ObjectStore:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # It takes whoever comes for whom he says he is, but wants to be told.
+        # moto accepts any credentials, but a request must have some.
         told = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, Signature=0"}
         for _ in range(300):
             try:
@@ -142,7 +147,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where it is, in AWS's words."""
+        """AWS environment variables that point to the server."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": "a",
@@ -151,23 +156,26 @@ class ObjectStore:
         }
 
     def url(self, name: str) -> str:
-        """Of a store that has nothing in it."""
+        """Return the address of a store; a name not used before gives an empty store."""
         return f"s3://reelsrs/{name}"
 
     def names(self, name: str) -> set[str]:
-        """Of all objects in it."""
+        """Return the object keys of the store `name`, relative to its prefix."""
         bucket = S3Store("reelsrs", prefix=name, client_options={"allow_http": True})
         return {item["path"] for page in bucket.list() for item in page}
 
     def remove(self) -> None:
-        """Stop it."""
+        """Kill the server. Its objects are lost."""
         self.process.kill()
         self.process.wait()
 
 
 class Milvus:
-    """A Milvus of its own, from the wheel `milvus`, which opens its ports everywhere: in a network of its own, and on a
-    port of the loopback here."""
+    """A Milvus server from the wheel `milvus`.
+
+    Milvus opens its ports on every address. The server therefore runs in its own network namespace, with a relay to a
+    loopback port outside.
+    """
 
     def __init__(self) -> None:
         command = shutil.which("milvus-server")
@@ -180,11 +188,11 @@ class Milvus:
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, again after a `stop`; its data is the same."""
+        """Start the server, or start it again after `stop` with the same data; wait until it is ready."""
         with socket.socket() as listener, (self._folder / "log").open("ab") as log:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self.port))
@@ -193,7 +201,7 @@ class Milvus:
             relay = [sys.executable, str(Path(__file__).parent / "network_relay.py"), str(listener.fileno()), "19530"]
             server = [self._command, "--data", str(self._folder / "data")]
             self.process = subprocess.Popen(
-                [*apart, *relay, *server],  # ends with its input, and takes the server along
+                [*apart, *relay, *server],  # The relay ends when its input closes, and kills the server.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -219,27 +227,27 @@ class Milvus:
         raise RuntimeError(f"Milvus did not start:\n{(self._folder / 'log').read_text()[-5000:]}")
 
     def stop(self) -> None:
-        """Kill it; its data stays."""
+        """Kill the server; its data stays."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
     def remove(self) -> None:
-        """Stop it and remove its data."""
+        """Stop the server and remove its data."""
         self.stop()
         shutil.rmtree(self._folder)
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Everything that a distributed library needs."""
+    """All servers that a distributed library needs."""
 
     postgresql: PostgreSQL
     objects: ObjectStore
     milvus: Milvus
 
     def environment(self, data_dir: Path) -> dict[str, str]:
-        """The settings of the library whose data folder this is."""
+        """Return the environment variables of the library with this data folder."""
         name = _name(data_dir)
         return {
             "REELSRS_DATABASE_URL": self.postgresql.url(name),
@@ -257,7 +265,7 @@ _started: list[Servers] = []
 
 @contextmanager
 def used(servers: Servers) -> Iterator[None]:
-    """Libraries are on these servers until the block ends."""
+    """Keep the data of all libraries on these servers until the block ends."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in servers.objects.environment.items():
             patch.setenv(name, value)
@@ -269,12 +277,12 @@ def used(servers: Servers) -> Iterator[None]:
 
 
 def environment(data_dir: Path) -> dict[str, str]:
-    """What a library needs beside its data folder; nothing where that holds everything."""
+    """Return a library's environment variables besides its data folder; none if the folder holds everything."""
     return _started[0].environment(data_dir) if _started else {}
 
 
 def stored(data_dir: Path) -> set[str]:
-    """The names of all that its store holds, uploads on their way among them: `ab/abcdef.../video` and so on."""
+    """Return the names of all stored objects, such as `ab/abcdef.../video`, including unfinished uploads."""
     if _started:
         on_their_way = incoming(data_dir).iterdir() if incoming(data_dir).exists() else ()
         return _started[0].objects.names(_name(data_dir)) | {f"incoming/{path.name}" for path in on_their_way}
@@ -283,7 +291,7 @@ def stored(data_dir: Path) -> set[str]:
 
 
 def overwrite(data_dir: Path, sha256: str, data: bytes) -> None:
-    """Put other bytes in the place of a stored clip's."""
+    """Replace the bytes of a stored clip."""
     name = f"{sha256[:2]}/{sha256}/video"
     if _started:
         S3Store("reelsrs", prefix=_name(data_dir), client_options={"allow_http": True}).put(name, data)
@@ -292,15 +300,15 @@ def overwrite(data_dir: Path, sha256: str, data: bytes) -> None:
 
 
 def incoming(data_dir: Path) -> Path:
-    """The folder of uploads on their way."""
+    """Return the folder of unfinished uploads."""
     return data_dir / "incoming" if _started else data_dir / "media" / "incoming"
 
 
 def clips(data_dir: Path) -> set[str]:
-    """The SHA-256 of every clip that its store holds anything of."""
+    """Return the SHA-256 of every clip that has any object in the store."""
     return {path.split("/")[1] for path in stored(data_dir) if path[2] == "/"}
 
 
 def database_url(data_dir: Path) -> str:
-    """Where its rows are."""
+    """Return the address of the library's database."""
     return environment(data_dir).get("REELSRS_DATABASE_URL", f"sqlite:///{data_dir}/reelsrs.db")

@@ -1,4 +1,4 @@
-"""What a store of clips holds, wherever the bytes lie."""
+"""Tests that every object store (folder, S3) must pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_all(blob: Blob) -> bytes:
 
 
 class StoreProperties:
-    """Give a fixture `files`: an empty store, whose uploads come in through tmp_path / "incoming"."""
+    """Store tests. A subclass gives a fixture `files`: an empty store with its uploads in tmp_path / "incoming"."""
 
     def test_bytes_lie_under_their_hash(self, files: Store, tmp_path: Path) -> None:
         sha256 = store(files, b"clip")

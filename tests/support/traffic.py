@@ -1,4 +1,4 @@
-"""Clients that upload, search, edit and delete at once, and remember what the service acknowledged."""
+"""Clients that upload, search, edit and delete concurrently, and record what the service acknowledged."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UPLOADERS = 8
 
 @dataclass
 class Known:
-    """What the service has acknowledged, and what it may have done without a word before it died."""
+    """What the service acknowledged, and changes that may have been made without a response."""
 
-    captions: dict[str, set[str]] = field(default_factory=dict)  # by id: the ones that may be
+    captions: dict[str, set[str]] = field(default_factory=dict)  # by video id: the captions that it may have
     deleted: set[str] = field(default_factory=set)
-    doubtful: set[str] = field(default_factory=set)  # deletions without an answer
+    doubtful: set[str] = field(default_factory=set)  # deletions without a response
     answers: int = 0
     uploads: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -30,7 +30,10 @@ class Known:
 
 
 class Traffic:
-    """Clients of one run of the server; each ends when the server is gone."""
+    """Client threads of one run of the server: 8 upload, the others search, edit and delete.
+
+    Each thread ends at the first connection error or after `stop`.
+    """
 
     def __init__(self, server: Server, known: Known, clip: bytes, number: int) -> None:
         self._server, self._known, self._clip, self._number = server, known, clip, number
@@ -48,7 +51,7 @@ class Traffic:
             thread.start()
 
     def stop(self) -> None:
-        """Wait for all of them."""
+        """Stop the client threads and wait for them."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -93,7 +96,7 @@ class Traffic:
             return
         caption = f"edited {rng.randrange(1_000_000)}"
         with self._known.lock:
-            self._known.captions.get(name, set()).add(caption)  # it may be written, and the answer lost
+            self._known.captions.get(name, set()).add(caption)  # may be written although the response is lost
         answer = client.patch(f"/v1/videos/{name}", json={"caption": caption})
         self._answered(answer)
         if answer.is_success:

@@ -1,4 +1,4 @@
-"""Uploads without HTTP: into a runtime, as the service's handler does."""
+"""Uploads without HTTP: pass a clip to a runtime as the upload handler does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.models import Sampling, Video
 def offer(
     runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None
 ) -> tuple[Video, Outcome]:
-    """Take a clip in, to be embedded later; and whether it was there."""
+    """Accept a clip and queue its job. Return the video and the outcome, such as "existing"."""
     with runtime.ingest.receive() as incoming:
         incoming.write(clip.read_bytes())
         incoming.finish()
@@ -21,11 +21,11 @@ def offer(
 
 
 def accept(runtime: Runtime, clip: Path, *, sampling: Sampling | None = None, **words: str | None) -> Video:
-    """Take a clip in, to be embedded later."""
+    """Accept a clip and queue its job; return the video."""
     return offer(runtime, clip, sampling=sampling, **words)[0]
 
 
 def status_of(runtime: Runtime, video: Video) -> Video:
-    """The video as it is now."""
+    """Return the current row of the video."""
     with runtime.db.read() as connection:
         return video_rows.video(connection, video.id)

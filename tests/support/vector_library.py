@@ -1,4 +1,4 @@
-"""A library of made-up vectors without clips, and the oracle's copy of it."""
+"""A library of generated vectors without clips, with the same data for the oracle."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _empty_database() -> Path:
 
 
 class VectorLibrary:
-    """A catalogue of made-up vectors, and the oracle's copy of it."""
+    """Library of generated vectors; `items` holds the same data for the oracle."""
 
     def __init__(self, folder: Path, exact_up_to: int = EXACT_UP_TO, milvus: str = "") -> None:
-        shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis wants hundreds of libraries
+        shutil.copy(_empty_database(), folder / "reelsrs.db")  # made once: hypothesis needs hundreds
         self.db = Database(f"sqlite:///{folder}/reelsrs.db")
         with self.db.write() as connection:
             generation_rows.activate_generation(connection, GENERATION)
@@ -61,7 +61,10 @@ class VectorLibrary:
     def add(
         self, v: np.ndarray, t: np.ndarray | None, category: str | None = None, frames: np.ndarray | None = None
     ) -> str:
-        """A ready video, a frame a second; with one frame it is `v`, with more their mean."""
+        """Add a ready video with one frame per second; return its id.
+
+        Without `frames` the video has the single frame `v`. With `frames` (N, D) float32 its vector is their mean.
+        """
         self._count += 1
         shown = v[None] if frames is None else frames
         embeddings = aggregate(shown, t)
@@ -85,21 +88,21 @@ class VectorLibrary:
         return video.id
 
     def caption(self, name: str, t: np.ndarray | None) -> None:
-        """Change a caption's vector."""
+        """Change the text vector of a video; None removes the caption."""
         with self.db.write() as connection:
             vector_rows.put_text(connection, self.keys[name], GENERATION, t)
             change_log.record_change(connection, self.keys[name])
         self.items[name] = replace(self.items[name], t=t)
 
     def categorise(self, name: str, category: str | None) -> None:
-        """Change a category."""
+        """Change the category of a video."""
         with self.db.write() as connection:
             video_rows.update_video(connection, self.keys[name], category=category)
             change_log.record_change(connection, self.keys[name])
         self.items[name] = replace(self.items[name], category=category)
 
     def delete(self, name: str) -> None:
-        """Remove a video."""
+        """Delete a video."""
         with self.db.write() as connection:
             video_rows.delete_video(connection, self.keys[name])
         del self.items[name]
@@ -114,7 +117,7 @@ class VectorLibrary:
         k: int,
         keep: Callable[[Item], bool] = lambda _: True,
     ) -> None:
-        """The oracle agrees, and every breakdown adds up."""
+        """Check that the search results equal the oracle's and that every score breakdown adds up."""
         query = self.items[name]
         expected = rank(list(self.items.values()), query.v, query.t, w_v, w_t, fusion=fusion, without=name, keep=keep)[
             :k
@@ -128,7 +131,7 @@ class VectorLibrary:
         assert answer.exact
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close both indexes and the database."""
         self.follower.close()
         self.frames.close()
         self.db.close()
@@ -139,7 +142,7 @@ def unit(rng: np.random.Generator) -> np.ndarray:
 
 
 def fill(library: VectorLibrary, rng: np.random.Generator, count: int) -> list[str]:
-    """Random videos; a third without a caption, some of them copies of one another."""
+    """Add random videos, a third without a caption and some identical to others; return their ids."""
     names: list[str] = []
     for _ in range(count):
         copied = library.items[rng.choice(names)] if names and rng.random() < 0.15 else None

@@ -1,4 +1,4 @@
-"""How long tests wait, and how long they go on."""
+"""Wait for conditions, and repeat steps for a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], seconds: float = 60, what: object = "", *, every: float = 0.02) -> T:
-    """Return what `condition` gives once it is true. Fail after `seconds`, saying `what` was waited for; a callable
-    `what` is called then."""
+    """Wait until `condition` returns a true value; return that value.
+
+    Args:
+        condition: Called again and again.
+        seconds: Longest wait.
+        what: Named in the error; a callable is called only for the error.
+        every: Seconds between calls.
+
+    Raises:
+        AssertionError: If the condition is not true within `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -23,7 +32,7 @@ def until(condition: Callable[[], T], seconds: float = 60, what: object = "", *,
 
 
 def going_on(seconds: float, enough: Callable[[], bool], patience_seconds: float = 120) -> Iterator[int]:
-    """Count from 0 for so long, and longer on a slow machine: until there is `enough`, or patience ends."""
+    """Count from 0 for `seconds`; until `enough` returns true, up to `patience_seconds` longer on a slow machine."""
     ends = time.monotonic() + seconds
     for number in count():
         if time.monotonic() > ends + (0 if enough() else patience_seconds):

@@ -1,4 +1,4 @@
-"""Stored bytes are not sent again to a client that has them, and compressed only for one that takes it."""
+"""Tests of conditional requests (ETag, 304) and gzip negotiation for stored bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to the compressed index: its scan, its files, its segments."""
+"""Tests of behaviour specific to the compressed index: its scan, its files and its segments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.index_table import NOBODY, D, Table, entries, some
 
 
 def test_recall_of_the_scan_at_every_weight_and_filter(tmp_path: Path) -> None:
-    """Over two segments and far more rows than are looked at closely."""
+    """Use two segments and far more rows than the scan compares exactly."""
     wide = 64
     layout = Layout(wide, has_text=True)
     rows = entries(80_000, seed=4, dimension=wide)
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_on_the_way_leaves_the_index_as_it_was(
         index.replace(NOBODY, some(rows, slice(250, 500)))
     monkeypatch.setattr(os, "pwrite", real)
     Table(layout, some(rows, slice(0, index.rows))).check(index)
-    index.replace(np.arange(250, 500), some(rows, slice(250, 500)))  # as the follower tries again
+    index.replace(np.arange(250, 500), some(rows, slice(250, 500)))  # the follower retries the same rows
     Table(layout, rows).check(index)
     assert len(index) == 500
     index.close()
@@ -97,7 +97,7 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
             CompressedIndex.load(layout, tmp_path, broken)
     with pytest.raises(ValueError, match="segments do not fit its table"):
         CompressedIndex.load(layout, tmp_path, {**state, "segments": []})
-    for name in (state["table"], state["codec"]):  # what is unpickled may run anything
+    for name in (state["table"], state["codec"]):  # unpickling could run arbitrary code
         whole = (tmp_path / name).read_bytes()
         with np.load(tmp_path / name) as arrays:
             pickled = {key: values.astype(object) for key, values in arrays.items()}
@@ -113,7 +113,7 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments of 200 rows, of which a scan takes 64, and at first 25 of each."""
+    """Use segments of 200 rows; the scan passes on 64 rows and first takes 25 from each segment."""
     for name, value in {
         "_SEGMENT_ROWS": 200,
         "_COPY_BELOW_ROWS": 50,
@@ -131,7 +131,7 @@ def test_the_scan_goes_on_in_a_segment_that_holds_all_of_the_best(tmp_path: Path
     query = np.concatenate([normalise(np.random.default_rng(1).standard_normal(D)), np.zeros(D + 1)]).astype(np.float32)
     joined = layout.join(rows.visual, rows.text, rows.has_text)
     order = np.argsort(-(joined @ query))
-    places = np.concatenate([order[200:600], order[:200], order[600:]])  # the best are the third segment
+    places = np.concatenate([order[200:600], order[:200], order[600:]])  # the best rows are in the third segment
     rows, joined = some(rows, places), joined[places]
     categories = np.where(np.arange(1000) < 200, "first", np.where(np.arange(1000) % 2, "odd", "even"))
     rows = Entries(np.arange(1000), rows.visual, rows.text, rows.has_text, tuple(categories))
@@ -139,7 +139,7 @@ def test_the_scan_goes_on_in_a_segment_that_holds_all_of_the_best(tmp_path: Path
     index.replace(NOBODY, rows)
     for where, kept in (
         (EVERY_CATEGORY, np.ones(1000, dtype=np.bool_)),
-        (CategoryFilter(include=frozenset({"odd"})), categories == "odd"),  # nobody in the first segment
+        (CategoryFilter(include=frozenset({"odd"})), categories == "odd"),  # no match in the first segment
     ):
         found, products = index.search(query, 40, where)
         best = np.flatnonzero(kept)[np.argsort(-(joined[kept] @ query))][:40]
@@ -156,7 +156,7 @@ def test_the_scan_goes_on_in_a_segment_that_holds_all_of_the_best(tmp_path: Path
 def test_a_filter_may_leave_fewer_in_a_scan_than_are_looked_at(tmp_path: Path) -> None:
     layout = Layout(D, has_text=True)
     rows = entries(1000)
-    categories = tuple(np.where(np.arange(1000) < 70, "few", "many"))  # all of them in one segment
+    categories = tuple(np.where(np.arange(1000) < 70, "few", "many"))  # all in one segment
     rows = Entries(rows.video_pks, rows.visual, rows.text, rows.has_text, categories)
     joined = layout.join(rows.visual, rows.text, rows.has_text)
     index = CompressedIndex.train(layout, tmp_path, joined, len(joined))
@@ -170,7 +170,7 @@ def test_a_filter_may_leave_fewer_in_a_scan_than_are_looked_at(tmp_path: Path) -
 
 
 def test_a_loaded_index_is_written_again_only_as_far_as_it_changed(tmp_path: Path) -> None:
-    """Of more rows than are copied at once; when it is stale goes with it."""
+    """Use more rows than are copied in one step; the training size behind `stale` is stored too."""
     layout = Layout(D, has_text=True)
     rows = entries(5000)
     joined = layout.join(rows.visual, rows.text, rows.has_text)

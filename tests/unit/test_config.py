@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is wrong with them, and what is not shown."""
+"""Tests of settings: their sources, validation errors and masked secrets."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The schema and the two doors of the database."""
+"""Tests of the database schema and of read and write transactions."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.database_properties import DatabaseProperties
 
 
 class TestDatabase(DatabaseProperties):
-    """SQLite, which the fixture `url` gives."""
+    """Run the database properties against SQLite, which the fixture `url` provides."""
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The rules that values must keep."""
+"""Tests of the validation rules of domain values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The drawn scenes: the same for a seed, told apart by their captions, and playable once encoded."""
+"""Tests of the synthetic scenes: deterministic per seed, distinct by caption, playable after encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored bytes in a folder: whole or not there."""
+"""Tests of stored bytes in a folder: each object is complete or absent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support.store_properties import StoreProperties, store
 
 
 class TestStore(StoreProperties):
-    """In a folder."""
+    """Run the store properties against a folder."""
 
     @pytest.fixture
     def files(self, tmp_path: Path) -> Store:
-        """An empty one."""
+        """Return an empty folder store."""
         return FolderStore(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Both engines behind one protocol against NumPy, and what only the compressed one has to show."""
+"""Tests of both index engines against NumPy, through the protocol that they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.index_table import FILTERS, NOBODY, D, Make, Table, entries, 
 
 @pytest.fixture(params=["flat", "compressed"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """An engine with these rows in it."""
+    """Return a factory that builds an index of this engine and fills it with the given rows."""
 
     def made(layout: Layout, rows: Entries) -> Index:
         index: Index = FlatIndex(layout)
@@ -50,7 +50,7 @@ def test_searches_filters_changes_and_snapshots(make: Make, tmp_path: Path) -> N
     folder = tmp_path / "snapshot"
     folder.mkdir()
     write = index.freeze()
-    index.replace(np.array([10]), some(rows, [10]))  # what comes after `freeze` is not in it
+    index.replace(np.array([10]), some(rows, [10]))  # changes after `freeze` are not in the snapshot
     state, files = write(folder if index.kind == "flat" else tmp_path / "index")
     where_files = folder if index.kind == "flat" else tmp_path / "index"
     for file in files:
@@ -61,7 +61,7 @@ def test_searches_filters_changes_and_snapshots(make: Make, tmp_path: Path) -> N
             table.check(one, where)
         assert sorted(one.video_pks(one.rows_of(np.array([3, 5, 8, 700])))) == [3, 8, 700]
     assert loaded.rows == 603
-    loaded.replace(np.array([20]), some(rows, [20]))  # on top of files that are not its own
+    loaded.replace(np.array([20]), some(rows, [20]))  # a loaded index does not own its files
     table.check(loaded)
     for name, mine, its in zip(
         "vt", index.similarity(*rows.visual[:2]), loaded.similarity(*rows.visual[:2]), strict=True
@@ -179,7 +179,7 @@ def test_filters_are_right_after_every_change_and_however_many_there_were(make: 
     rows = entries(200)
     index, table = make(layout, rows), Table(layout, rows)
     where = CategoryFilter(include=frozenset({"a"}))
-    for number in range(40):  # more than are remembered
+    for number in range(40):  # more filters than the index caches
         table.check(index, CategoryFilter(exclude=frozenset({"b", f"nobody {number}"})), count=5)
     table.check(index, where)
     gone = next(key for key in table.rows if table.names[key] == "a")
@@ -198,7 +198,7 @@ def test_a_video_that_is_put_in_again_is_in_once(make: Make) -> None:
     rows = entries(50)
     index = make(layout, rows)
     for _ in range(3):
-        index.replace(np.array([49, 48]), some(rows, [49, 48]))  # the last keys are as well known as the first
+        index.replace(np.array([49, 48]), some(rows, [49, 48]))  # the last primary keys are tracked like the first
     assert (len(index), index.rows) == (50, 56)
     Table(layout, rows).check(index)
 

@@ -1,4 +1,4 @@
-"""The queue: leases, attempts, and the end of both."""
+"""Tests of the job queue: leases, attempts and their expiry."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from tests.support.queue_properties import QueueProperties
 
 
 class TestQueue(QueueProperties):
-    """In SQLite, which the fixture `url` gives."""
+    """Run the queue properties against SQLite, which the fixture `url` provides."""

@@ -1,4 +1,4 @@
-"""What may be asked, and cursors: what is written is read, and anything else is refused."""
+"""Tests of search queries and cursors: valid cursors survive encoding, invalid input is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5)
 
 @contextmanager
 def _not_ours(reason: str) -> Iterator[None]:
-    """A cursor is refused, for this reason, which is for those who read a traceback."""
+    """Expect that a cursor is refused with this cause, which only the traceback shows."""
     with _refused("cursor", "is not one that this service gave") as caught:
         yield
     assert re.fullmatch(reason, str(caught.value.__cause__))
@@ -134,7 +134,7 @@ def test_every_part_of_a_question_is_in_its_digest_but_the_page() -> None:
 
 
 def test_a_digest_is_the_same_in_the_next_release() -> None:
-    """Cursors that were given before an upgrade are to hold after it."""
+    """Cursors issued before an upgrade must stay valid after the upgrade."""
     assert ONE.digest() == "ea1514b554a0ebf2"
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of answers, number by number."""
+"""Tests of the ranking arithmetic with exact numbers."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_diverse_selections_trade_relevance_against_what_was_taken() -> None:
         return select_diverse(relevance, visual, text, PLAIN, diversity, count, NOTHING)
 
     assert take(0.0) == [0, 1, 2, 3]
-    # After 0: 1 has 0.5 x 0.95 - 0.5 x cos 10°, nearly nothing; 2 has 0.25; 3 has 0.2 + 0.5.
+    # After 0: 1 scores 0.5 x 0.95 - 0.5 x cos 10°, nearly 0; 2 scores 0.25; 3 scores 0.2 + 0.5.
     assert take(0.5) == [0, 3, 2, 1]
     assert take(0.5, 2) == [0, 3]
-    # 0.8 x relevance - 0.2 x similarity: 0.563, 0.4 and 0.52 after the first, 0.366 and 0.52 are left then.
+    # 0.8 x relevance - 0.2 x similarity: 0.563, 0.4 and 0.52 after the first; then 0.366 and 0.52 remain.
     assert take(0.2) == [0, 1, 3, 2]
     assert take(1.0, 9) == [0, 3, 2, 1]
 
@@ -68,7 +68,7 @@ def test_diverse_selections_trade_relevance_against_what_was_taken() -> None:
 def test_diverse_selections_measure_on_both_lines() -> None:
     relevance = np.array([1.0, 0.9, 0.9])
     visual, text = _at(0, 0, 60), _at(0, 120, 0)
-    # Of what they say the second differs most (cos 120°), of what they show the third (cos 60°).
+    # In text, the second differs most (cos 120°); visually, the third does (cos 60°).
     for slope, expected in ((0.1, [0, 2, 1]), (2.0, [0, 1, 2])):
         both_lines = (Line(1.0, 0.0, 0.0), Line(slope, 0.0, 0.0))
         assert select_diverse(relevance, visual, text, both_lines, 0.5, 3, NOTHING) == expected
@@ -90,7 +90,7 @@ def test_a_tie_within_rounding_goes_to_the_more_relevant() -> None:
 
 def test_moments_reach_over_neighbours_that_answer_nearly_as_well() -> None:
     similarities = np.array([0.1, 0.9, 1.0, 0.8, 0.4, 0.75, 0.7])
-    # Half of 0.4 below the peak reaches 0.8, and no further; then 0.75 is the best that is left.
+    # Half of 0.4 below the peak includes 0.8, but nothing lower; then 0.75 is the best remaining frame.
     assert spans(similarities, 0.4) == [FrameSpan(1, 3, 2), FrameSpan(5, 6, 5), FrameSpan(4, 4, 4), FrameSpan(0, 0, 0)]
     assert spans(similarities, 0.0)[0] == FrameSpan(2, 2, 2)
     assert spans(similarities, 2.0) == [FrameSpan(0, 6, 2)]
@@ -109,7 +109,7 @@ def test_frames_that_answer_alike_are_moments_in_their_order() -> None:
 
 
 def test_a_moment_does_not_reach_into_another() -> None:
-    # The second peak would reach 0.8 again; that frame belongs to the first.
+    # The span of the second peak would include the frame of 0.85, but that frame may belong to the first.
     assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2) == [FrameSpan(0, 0, 0), FrameSpan(1, 2, 2), FrameSpan(3, 3, 3)]
     assert spans(np.array([1.0, 0.9, 0.7, 0.85]), 0.4) == [FrameSpan(0, 1, 0), FrameSpan(2, 3, 3)]
 

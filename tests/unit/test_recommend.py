@@ -1,4 +1,4 @@
-"""Every kind of question against the oracle, over FAISS."""
+"""Tests of every kind of query against the reference implementation, over FAISS."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from tests.support.recommend_properties import RecommendProperties
 
 
 class TestRecommend(RecommendProperties):
-    """With the exact and the compressed index."""
+    """Run the recommendation properties with the exact and the compressed index."""

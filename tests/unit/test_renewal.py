@@ -1,4 +1,4 @@
-"""Another index is made beside the one that answers."""
+"""Tests of index renewal: a new index is built beside the one in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.vector_library import VectorLibrary, fill, unit
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Iterator[tuple[VectorLibrary, Path]]:
-    """A library of forty videos."""
+    """Yield a library of forty videos and its folder."""
     library = VectorLibrary(tmp_path)
     fill(library, np.random.default_rng(3), 40)
     yield library, tmp_path
@@ -107,7 +107,7 @@ def test_what_changes_while_another_index_is_built_is_in_it(
     rng = np.random.default_rng(1)
 
     def slow(*arguments: Any) -> CompressedIndex:
-        """In the meantime more than a batch of videos come, some change, and one goes."""
+        """During training, add more than one batch of videos, change some and delete one."""
         for _ in range(20):
             library.add(unit(rng), unit(rng))
         for name in list(library.items)[:3]:
@@ -168,5 +168,5 @@ def test_nothing_is_begun_once_it_is_closed(filled: tuple[VectorLibrary, Path]) 
     assert saved is not None
     assert follow(library, folder).saved_change == saved
     library.follower.check()
-    library.follower.save()  # the lock was let go of
+    library.follower.save()  # `close` released the lock
     assert library.follower.saved_change == saved

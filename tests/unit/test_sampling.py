@@ -1,4 +1,4 @@
-"""Sampling: which frames, when, which way up, and what strangers send."""
+"""Tests of sampling: frame selection, times, orientation, and invalid or hostile files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SMALL = ImageSpec(32, 32)
 
 
 def _levels(pixels: np.ndarray, count: int) -> list[int]:
-    """Which of `count` numbered frames each picture is."""
+    """Return the number of each image among `count` numbered frames."""
     return [round((float(image.mean()) - 20) / 200 * (count - 1)) for image in pixels]
 
 
-# --- which frames
+# --- frame selection
 
 
 @given(
@@ -55,7 +55,7 @@ def test_the_choice_is_ascending_inside_and_as_long_as_can_be(
 
 def test_even_frames_are_the_middles_of_equal_shares() -> None:
     assert select_frames(np.arange(100.0), 100.0, Sampling(10)).tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]
-    # Nine frames in the first second, one that stands for the nine seconds after it.
+    # Nine frames in the first second; one frame for the nine seconds after it.
     assert select_frames(np.array([*np.arange(9) / 9, 1.0]), 10.0, Sampling(2)).tolist() == [8, 9]
 
 
@@ -81,7 +81,7 @@ def test_seeking_gives_the_same_frames_as_reading(make_clip: ClipMaker, bframes:
     found = sample(clip, Sampling(6), SMALL, LIMITS)
     expected = [16, 50, 83, 116, 150, 183]
     np.testing.assert_allclose(found.times * 10, expected, atol=1e-3)
-    # 200 levels of grey in 8 bits of luma: one off is rounding.
+    # 200 grey levels in 8 bits of luma: a difference of 1 is rounding.
     np.testing.assert_allclose(_levels(found.pixels, 200), expected, atol=1)
 
 
@@ -90,7 +90,7 @@ def test_keyframes_are_the_nearest_ones_and_fewer_where_there_are_fewer(make_cli
     options = {"qp": "0", "g": "20", "bf": bframes, "sc_threshold": "0"}
     clip = make_clip("a.mp4", numbered(200), options=options)
     found = sample(clip, Sampling(4), SMALL, LIMITS, keyframes=True)
-    np.testing.assert_allclose(found.times, [2.0, 8.0, 12.0, 18.0], atol=1e-3)  # of 25, 75, 125 and 175 tenths
+    np.testing.assert_allclose(found.times, [2.0, 8.0, 12.0, 18.0], atol=1e-3)  # nearest to 2.5, 7.5, 12.5 and 17.5
     assert len(sample(clip, Sampling(30), SMALL, LIMITS, keyframes=True).times) == 10
     assert len(sample(clip, Sampling(30), SMALL, LIMITS).times) == 30
 
@@ -109,7 +109,7 @@ def test_frames_that_are_not_wanted_are_not_decoded(make_clip: ClipMaker, monkey
     monkeypatch.setattr(Clip, "decode", counting)
     found = sample(clip, Sampling(4), SMALL, LIMITS)
     np.testing.assert_allclose(found.times * 10, [25, 75, 125, 175], atol=1e-3)
-    # Each lies in the middle of a group of 50. Of the 26 frames up to it about a quarter is referred to.
+    # Each target is in the middle of a group of 50. About a quarter of the 26 frames up to it are reference frames.
     assert len(seen) < 4 * 26 / 2
 
 
@@ -119,7 +119,7 @@ def test_a_short_clip_gives_the_frames_it_has(make_clip: ClipMaker) -> None:
 
 
 def test_a_varying_frame_rate_is_sampled_in_time(make_clip: ClipMaker) -> None:
-    # Ten frames in one second, then ten in ten seconds.
+    # Ten frames in one second, then ten frames in ten seconds.
     stamps = [*range(10), *range(10, 110, 10)]
     found = sample(make_clip("a.mkv", numbered(20), stamps=stamps), Sampling(5), SMALL, LIMITS)
     assert (np.diff(found.times) >= 1.5).all()
@@ -167,11 +167,11 @@ def test_metadata_in_another_encoding(make_clip: ClipMaker) -> None:
     assert len(sample(clip, Sampling(2), SMALL, LIMITS).times) == 2
 
 
-# --- which way up, which shape, which colours
+# --- orientation, aspect ratio, colours
 
 
 def _corners(image: np.ndarray) -> str:
-    """The colours at upper left, upper right, lower left, lower right, as letters."""
+    """Return the colours at upper left, upper right, lower left and lower right, as letters."""
     height, width = image.shape[:2]
     letters = []
     for y in (height // 4, 3 * height // 4):
@@ -186,7 +186,7 @@ def _corners(image: np.ndarray) -> str:
 
 @pytest.mark.parametrize(("rotation", "corners"), [(0, "rgbw"), (90, "gwrb"), (180, "wbgr"), (270, "brwg")])
 def test_the_display_matrix_turns_the_picture(make_clip: ClipMaker, rotation: int, corners: str) -> None:
-    """Rotations count counterclockwise, as FFmpeg's av_display_rotation_get does."""
+    """Rotations are counterclockwise, as in FFmpeg's av_display_rotation_get."""
     clip = make_clip("a.mp4", [quarters()] * 3, rotation=rotation, pixel_format="yuv444p")
     found = sample(clip, Sampling(1), SMALL, LIMITS)
     image = np.asarray(Image.open(io.BytesIO(found.thumbnails[0])))
@@ -202,7 +202,7 @@ def test_rectangular_pixels_are_stretched(make_clip: ClipMaker) -> None:
 
 
 def test_hdr_is_brought_down_to_what_a_screen_shows(make_clip: ClipMaker) -> None:
-    # PQ code 0.58 is paper white (203 nits): shown as it is, it would be a middle grey.
+    # PQ code 0.58 is paper white (203 nits); without tone mapping it would be a middle grey.
     grey = [np.full((48, 64, 3), 148, np.uint8)] * 3
     plain = sample(make_clip("sdr.mp4", grey), Sampling(1), SMALL, LIMITS)
     hdr = sample(make_clip("hdr.mp4", grey, transfer=16), Sampling(1), SMALL, LIMITS)
@@ -214,7 +214,7 @@ def test_hdr_is_brought_down_to_what_a_screen_shows(make_clip: ClipMaker) -> Non
     assert float(hlg.pixels.mean()) > 235
 
 
-# --- what strangers send
+# --- invalid and hostile files
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "noise", "playlist", "concat", "song"])
@@ -253,7 +253,7 @@ def test_a_truncated_clip_gives_what_is_left_or_a_reason(make_clip: ClipMaker) -
     clip.write_bytes(whole[: len(whole) * 2 // 3])
     found = sample(clip, Sampling(5), SMALL, LIMITS)
     assert 1 <= len(found.times) <= 5
-    header_only = make_clip("b.mp4", numbered(60))  # the index of an mp4 stands at its end
+    header_only = make_clip("b.mp4", numbered(60))  # an MP4 file has its index at the end
     header_only.write_bytes(header_only.read_bytes()[:400])
     with pytest.raises(Undecodable):
         sample(header_only, Sampling(5), SMALL, LIMITS)
@@ -278,7 +278,7 @@ def test_limits_are_named(make_clip: ClipMaker) -> None:
         probe(clip, Limits(600, 3_000))
 
 
-# --- what a sample holds
+# --- the sample
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_sample_has_as_many_times_as_pictures(times: int, pixels: tuple[int, .
 
 
 def test_the_duration_is_what_the_frames_say(make_clip: ClipMaker) -> None:
-    # An mkv says when it ends by its last time stamp, and nothing of how long that frame is shown.
+    # An MKV file gives its end by the last time stamp, without the duration of the last frame.
     clip = make_clip("a.mkv", numbered(5), stamps=[0, 1, 2, 3, 9])
     found = sample(clip, Sampling(2), SMALL, LIMITS)
     with Clip(clip, LIMITS) as opened:
@@ -305,8 +305,8 @@ def test_the_duration_is_what_the_frames_say(make_clip: ClipMaker) -> None:
 
 def test_a_clip_that_takes_too_much_decoding_is_refused_and_says_so(make_clip: ClipMaker) -> None:
     clip = make_clip("a.mp4", numbered(30), options={"g": "100", "qp": "10"})
-    frames = 23  # up to the middle of the last of two shares
-    cost = frames * (64 * 48 + 100_000)  # a frame, however small, costs something
+    frames = 23  # up to the middle of the second of two equal parts
+    cost = frames * (64 * 48 + 100_000)  # each frame has a fixed cost, however small its size
     assert len(sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost)).times) == 2
     words = (
         "file: it has so few keyframes that 23 frames of 64 x 48 must be decoded to show a few; "
@@ -314,7 +314,7 @@ def test_a_clip_that_takes_too_much_decoding_is_refused_and_says_so(make_clip: C
     )
     with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
         sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost - 1))
-    # The keyframe alone is had for little.
+    # Decoding only the keyframe is cheap.
     fewer = sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost - 1), keyframes=True)
     assert fewer.times.tolist() == [0.0]
 
@@ -327,7 +327,7 @@ def test_as_many_threads_as_are_asked_for_give_the_same_frames(make_clip: ClipMa
         assert opened.stream.codec_context.thread_count == 1
 
 
-# --- pictures
+# --- images
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
@@ -345,7 +345,7 @@ def test_a_picture_is_fitted_whatever_its_format(kind: str, tmp_path: Path) -> N
 def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned to the right
+    exif[0x0112] = 6  # rotate 90 degrees clockwise
     Image.fromarray(quarters(48, 48)).save(path, exif=exif)
     turned = resize_and_crop(Image.fromarray(np.rot90(quarters(48, 48), -1)), SMALL, (48, 48))
     assert np.array_equal(read_image(path, SMALL, LIMITS), turned)
@@ -359,7 +359,7 @@ def test_a_picture_of_any_mode_is_taken(tmp_path: Path) -> None:
 
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow itself would take without a word
+    Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow accepts without a warning
     words = "file: the picture has 20,000 x 10,000 pixels; at most 2,000,000 are taken"
     with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
         read_image(path, SMALL, LIMITS)

@@ -1,4 +1,4 @@
-"""The index follows the catalogue: through snapshots, crashes and other people's changes."""
+"""Tests of the index that follows the database: snapshots, crashes and changes by other processes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.support.vector_library import GENERATION, VectorLibrary, fill, unit
 
 
 def _again(library: VectorLibrary, folder: Path, aggregation: str = "mean") -> tuple[SyncedIndex, Recommender]:
-    """What a new process would build."""
+    """Return the index and the recommender that a new process would build."""
     follower = SyncedIndex(library.db, folder / "index", GENERATION, aggregation)  # type: ignore[arg-type]
     return follower, Recommender(follower, lambda: library.frames, aggregation)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def filled(tmp_path: Path) -> Iterator[tuple[VectorLibrary, Path]]:
-    """A library of forty videos."""
+    """Yield a library of forty videos and its folder."""
     library = VectorLibrary(tmp_path)
     fill(library, np.random.default_rng(3), 40)
     yield library, tmp_path
@@ -115,7 +115,7 @@ def test_another_aggregation_is_another_index_without_any_decoding(filled: tuple
     library, folder = filled
     name = next(item.id for item in library.items.values() if item.t is not None)
     _, by_max = _again(library, folder, "max")
-    # One frame each: mean and max are the same vector, so the answers are the same too.
+    # One frame each: mean and max are the same vector, so the results are the same too.
     library.expect(like_video(by_max, name, weights=Weights(1, 1), k=40), name, 1, 1, "cosine", 40)
 
 
@@ -148,7 +148,7 @@ def test_searches_and_changes_from_many_threads(filled: tuple[VectorLibrary, Pat
 
 
 def _falsify(follower: SyncedIndex, keys: list[int], change: Callable[[Entries], Entries]) -> None:
-    """Put other rows of these videos into the index than the database has."""
+    """Replace the rows of these videos in the index by rows that differ from the database."""
     with follower.current() as (index, _):
         made: Any = index
         rows_now = made.entries_at(made.rows_of(np.array(keys)))
@@ -207,7 +207,7 @@ def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibra
         made: Any = index
         made.replace(np.array([missing]), made.entries(0, 0))
     assert follower.differences() == [f"the index and the database differ in the rows of video {missing}"]
-    with library.db.write() as connection:  # gone, and nobody was told
+    with library.db.write() as connection:  # removed without a change log entry
         connection.execute(sa.update(db.videos).where(db.videos.c.key == strange).values(status="failed"))
     assert sorted(follower.differences()) == sorted(
         [

@@ -1,6 +1,6 @@
-"""Which frames are taken of which time stamps, and how many must be decoded for them.
+"""Tests of frame selection by time stamp and of the number of frames to decode.
 
-Packets are made up here; test_sampling reads clips.
+The packets are synthetic; test_sampling reads real clips.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_each_share_shows_what_is_on_the_screen_in_its_middle() -> None:
     assert select_frames(times, 5.9, Sampling(1)).tolist() == [2], "the last frame is shown longest"
     assert select_frames(times, 9.0, Sampling(2)).tolist() == [2, 3]
     assert select_frames(np.array([10.0, 11.0, 12.0, 13.0]), 14.0, Sampling(2)).tolist() == [1, 3]
-    # Where shares show the same frame, the later takes the next one, and there is room for all.
+    # If two shares show the same frame, the later one takes the next; enough frames remain for the others.
     assert select_frames(np.array([0.0, 1.0, 1.1, 1.2, 1.3]), 10.0, Sampling(3)).tolist() == [2, 3, 4]
     assert select_frames(np.array([0.0, 8.0, 9.0]), 10.0, Sampling(3)).tolist() == [0, 1, 2]
     assert select_frames(np.array([0.0, 7.0, 8.0, 9.0]), 10.0, Sampling(2)).tolist() == [0, 1]
@@ -94,7 +94,7 @@ def test_keyframes_are_the_nearest_and_each_once() -> None:
     assert timeline.sampled(Sampling(20), keyframes=True) == [0, 11]
     assert timeline.sampled(Sampling(1), keyframes=True) == [11]
     assert _timeline(list(range(20)), []).sampled(Sampling(2), keyframes=True) == [5, 15]
-    # One that is not shown is not taken.
+    # A keyframe that is not displayed is not selected.
     assert _timeline([0, 1, 3, 4], [0, 2]).sampled(Sampling(1), keyframes=True) == [0]
 
 
@@ -103,7 +103,7 @@ def test_effort_counts_from_the_keyframe_that_is_worth_a_seek() -> None:
     assert EVERY_TEN.frames_to_decode([0]) == 1
     assert EVERY_TEN.frames_to_decode([15]) == 6
     assert EVERY_TEN.frames_to_decode([15, 18]) == 9
-    # From 15 to the keyframe 20 five frames would be saved, from 16 only four.
+    # A seek to the keyframe 20 saves five frames from 15, but only four from 16.
     assert EVERY_TEN.frames_to_decode([15, 22]) == 6 + 3
     assert EVERY_TEN.frames_to_decode([16, 22]) == 13
     assert EVERY_TEN.frames_to_decode([15, 22, 95]) == 6 + 3 + 6
@@ -131,10 +131,18 @@ class MadeUpPacket:
 
 
 class MadeUpClip:
-    """Packets as a container gives them, each making the frame of its time stamp (or of its number in `frames`).
+    """Packets of a synthetic container, each decoded to the frame of its time stamp.
 
-    seeks: to which packet a seek to a time stamp leads; to no other it can. read: time stamps of what was decoded,
-    each with whether only frames that others refer to were asked for.
+    If `frames` is given, only the packets with these time stamps decode.
+
+    Args:
+        packets: The packets in decoding order.
+        seeks: The packet that a seek to each time stamp leads to; other seeks fail.
+        frames: The time stamps of the packets that decode; None for all.
+        container_format: The name of the container format.
+        time_base: Seconds per time stamp unit.
+
+    `decoded` lists the time stamps of the decoded packets, each with whether only reference frames were requested.
     """
 
     def __init__(
@@ -203,7 +211,7 @@ def _shown(timeline: Timeline, clip: MadeUpClip, stamps: list[int]) -> list[int]
 
 
 def test_packets_are_listed_to_the_end() -> None:
-    # In the order of decoding: the frame that is shown last is not the last packet.
+    # In decoding order: the last packet is not the frame that is displayed last.
     order = [(0, True, 1), (3, False, 7), (1, False, 2), (2, False, 2)]
     timeline, _ = _read([MadeUpPacket(pts, key, duration=length) for pts, key, length in order])
     assert timeline.stamps.tolist() == [0, 1, 2, 3]
@@ -258,7 +266,7 @@ def test_only_what_a_frame_needs_is_decoded() -> None:
     timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30})
     assert _shown(timeline, clip, [12, 33]) == [12, 33]
     assert clip.decoded == [
-        *((10, False), (11, True), (12, False)),  # those between are for frames that refer to them
+        *((10, False), (11, True), (12, False)),  # frames in between are decoded only if other frames refer to them
         *((30, False), (31, True), (32, True), (33, False)),
     ]
     assert clip.reopened == 0
@@ -305,7 +313,7 @@ def test_a_damaged_frame_is_replaced_by_the_next() -> None:
     timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30}, frames=frames)
     assert _shown(timeline, clip, [12, 33]) == [14, 34]
     assert clip.reopened == 1
-    # One frame that stands for two is given once.
+    # One frame that replaces two is returned once.
     timeline, clip = _read(_packets(40, 0, 10, 30), seeks={0: 0, 10: 10, 30: 30}, frames=frames)
     assert _shown(timeline, clip, [12, 13, 33]) == [14, 34]
     timeline, clip = _read(_packets(40, 0), seeks={0: 0}, frames=list(range(20)))
@@ -321,7 +329,7 @@ def test_frames_come_in_their_order_where_packets_do_not_tell() -> None:
     ]
     assert shown == [(0.1, 2), (0.4, 3)], "the second frame and the fifth, whatever their stamps"
     assert clip.reopened == 1
-    # More frames than time stamps: those go by their own.
+    # More frames than time stamps: extra frames use their own time stamps.
     timeline, _ = _read(
         [MadeUpPacket(0, True), MadeUpPacket(0), MadeUpPacket(1), MadeUpPacket(0)], container_format="avi"
     )

@@ -1,4 +1,4 @@
-"""Arithmetic on embeddings, against NumPy on the whole set."""
+"""Tests of embedding arithmetic against NumPy on the whole set."""
 
 import numpy as np
 import pytest
