@@ -31,8 +31,8 @@ from service.ingestion.ingest import check_metadata
 from service.media.synthetic.drawing import write_clip
 from service.media.synthetic.scenes import distinct_scenes
 from service.models import Sampling
-from tests.backends import ObjectStore, PostgreSQL
 from tests.bench.model_patch import stand_in
+from tests.support.services import ObjectStore, PostgreSQL
 
 STAND_IN = """
 import os, time

@@ -36,7 +36,7 @@ def test_a_bucket_that_cannot_be_had_is_named(
     began = time.monotonic()
     with pytest.raises(Unavailable, match="s3://bucket cannot be used"):
         open_store("s3://bucket", tmp_path).check_writable()
-    assert time.monotonic() - began < 30, "whoever waits is told soon"
+    assert time.monotonic() - began < 30, "a refusal comes soon"
     with pytest.raises(ConfigurationError, match="names no bucket"):
         open_store("s3:///x", tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
