@@ -32,6 +32,6 @@ def check_address(settings: Settings, *, any_key: bool) -> None:
     if any_key or settings.api_keys or settings.allow_anyone or is_loopback(settings.host):
         return
     raise ConfigurationError(
-        f"others can reach {settings.host or 'every address'}, and there is no API key to keep them out: make one with "
-        "`reelsrs keys create NAME --rights read`, or let anyone in with REELSRS_ALLOW_ANYONE=true"
+        f"other machines can reach {settings.host or 'every address'}, and there is no API key: create one with "
+        "`reelsrs keys create NAME --rights read`, or allow access without a key with REELSRS_ALLOW_ANYONE=true"
     )

@@ -40,38 +40,39 @@ from service.worker.supervisor import StartWorker, WorkerProcess
 
 log = structlog.get_logger(__name__)
 _DESCRIPTION = """
-Upload short clips, get back "more like this": CLIP embeddings of frames and captions, searched by weighted
-similarity over what is seen and what is written.
+Upload short clips and get recommendations. Frames and captions are embedded with CLIP, and searched by a weighted sum
+of visual and text similarity.
 
-**In three calls:** `POST /v1/videos?wait=30` with a clip as the form's `file`, another clip, then
-`GET /v1/videos/{id}/recommendations`. Errors are `application/problem+json`; lists are `{items, next_cursor}`;
-times are seconds, sizes bytes.
+**In three calls:** `POST /v1/videos?wait=30` with a clip as the form's `file`, the same with another clip, then
+`GET /v1/videos/{id}/recommendations`.
 
-A `score` orders the hits of one answer. It is a weighted sum of cosines (or of z-scores), not a probability, and
-scores of different questions are not to be compared.
+Errors are `application/problem+json`. Lists are `{items, next_cursor}`. Times are in seconds, sizes in bytes.
+
+A `score` orders the hits of one query. It is a weighted sum of cosines or of z-scores, not a probability. Scores of
+different queries are not comparable.
 """
 
 _TAGS = [
     {
         "name": "videos",
-        "description": "Upload, list, change, delete; bytes, pictures, vectors, progress.",
+        "description": "Upload, list, change and delete videos; get their clips, frames, vectors and progress.",
     },
     {
         "name": "search",
-        "description": "More like this, search by words, picture or clip, moments, copies.",
+        "description": "Recommendations, searches by text, image or clip, moments, and near-duplicates.",
     },
-    {"name": "projections", "description": "Maps of the embedding space, in two or three dimensions."},
+    {"name": "projections", "description": "Maps of the embedding space in two or three dimensions."},
     {
         "name": "generations",
-        "description": "Another model, embedded beside the one that answers, then switched to.",
+        "description": "Re-embed the library with another model while the active one answers, then switch.",
     },
-    {"name": "service", "description": "Categories, health, figures."},
+    {"name": "service", "description": "Categories, information, health and metrics."},
 ]
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "an API key is needed"},
-    403: {"model": Problem, "description": "the API key is not known, or lacks the right that is named"},
-    422: {"model": Problem, "description": "a wrong parameter; `errors` names it"},
+    401: {"model": Problem, "description": "An API key is required."},
+    403: {"model": Problem, "description": "The API key is unknown, or lacks the right that `detail` names."},
+    422: {"model": Problem, "description": "A parameter is invalid. `errors` names it."},
     **problems(429),
 }
 
@@ -95,7 +96,7 @@ def create_app(
     app = FastAPI(
         title="ReelsRS",
         version=__version__,
-        summary="Video recommendations as a service.",
+        summary="A service that recommends short video clips.",
         description=_DESCRIPTION,
         lifespan=lambda app: _lifespan(app, settings, worker, runtime),
         docs_url=None,

@@ -38,12 +38,12 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "reelsrs_http_requests",
-            "requests answered",
+            "HTTP requests answered",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
-            "reelsrs_http_request_seconds", "time to answer", ["method", "route"], registry=self.registry
+            "reelsrs_http_request_seconds", "seconds to answer", ["method", "route"], registry=self.registry
         )
         self._runtime: Runtime | None = None
 
@@ -63,8 +63,8 @@ class Metrics(Collector):
         for status in ("queued", "processing", "ready", "failed"):
             videos_by_status.add_metric([status], counts.get(status, 0))
         yield videos_by_status
-        yield GaugeMetricFamily("reelsrs_jobs", "jobs not finished", value=depth)
-        yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "time since the oldest job could be begun", value=age)
+        yield GaugeMetricFamily("reelsrs_jobs", "unfinished jobs", value=depth)
+        yield GaugeMetricFamily("reelsrs_oldest_job_seconds", "seconds since the oldest job could start", value=age)
         with suppress(ReelsError):  # an unavailable index must not hide the other metrics
             with self._runtime.serving.index.current() as (index, _):
                 size = len(index)

@@ -49,8 +49,8 @@ def document_problems(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
             body_problems = {
-                "408": {"description": "the body came too slowly", "content": schema},
-                "413": {"description": "the body is larger than is taken", "content": schema},
+                "408": {"description": "The request body arrived too slowly.", "content": schema},
+                "413": {"description": "The request body exceeds the size limit.", "content": schema},
             }
             for verbs in generate()["paths"].values():
                 for operation in verbs.values():
@@ -105,22 +105,22 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer an HTTPException of the framework; a body that is not readable JSON gets status 422."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, (ValueError, RecursionError)):  # not UTF-8, or nested too deeply
-        field_errors = [FieldError(field="body", message="must be JSON in UTF-8")]
-        return _problem(request, 422, "body: must be JSON in UTF-8", field_errors=field_errors)
+        field_errors = [FieldError(field="body", message="must be valid JSON in UTF-8")]
+        return _problem(request, 422, "body: must be valid JSON in UTF-8", field_errors=field_errors)
     return _problem(request, error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
 async def on_os_error(request: Request, error: Exception) -> Response:
     """Answer an OSError as StorageFull or Unavailable if the machine is at fault, otherwise as a bug."""
     # The framework opens the files that it sends. A failure such as too many open files is not a bug.
-    system_error = system_errors.from_error(error, "the file cannot be read now")
+    system_error = system_errors.from_error(error, "the file cannot be read")
     return await (on_bug(request, error) if system_error is None else on_reels_error(request, system_error))
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Log an unexpected error and answer with status 500."""
     log.error("unexpected error", path=request.url.path, exc_info=error)
-    return _problem(request, 500, "something went wrong inside the service; its log says what")
+    return _problem(request, 500, "unexpected error in the service; its log has the details under this request_id")
 
 
 def _problem(

@@ -53,7 +53,8 @@ class ConcurrencyLimit:
         """
         if self.in_use >= self.limit:
             raise Overloaded(
-                f"{self.limit} {self._noun} at a time are taken; try again in a moment", self._retry_after_seconds
+                f"too many {self._noun}: at most {self.limit} at a time; try again in {self._retry_after_seconds} s",
+                self._retry_after_seconds,
             )
         self.in_use += 1
         try:
@@ -84,7 +85,10 @@ class RequestLimits:
         """Count one more request of `client`. Raises Overloaded if the last minute had too many."""
         if self._rate is not None and not self._limiter.hit(self._rate, client):
             left = self._limiter.get_window_stats(self._rate, client).reset_time - time.time()
-            raise Overloaded(f"{self._rate.amount} requests a minute are taken", max(1, math.ceil(left)))
+            seconds = max(1, math.ceil(left))
+            raise Overloaded(
+                f"too many requests: at most {self._rate.amount} a minute; try again in {seconds} s", seconds
+            )
 
 
 class RequestLimitsMiddleware:
@@ -164,11 +168,12 @@ class RequestLimitsMiddleware:
                         raise ClientDisconnect
                     body += message.get("body", b"")
                     if len(body) > MAX_BODY_BYTES:
-                        raise TooLarge(f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+                        raise TooLarge(f"request body: at most {MAX_BODY_BYTES:,} bytes are allowed")
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise TooSlow(f"the body did not come within {self._request_limits.timeouts.headers_seconds:g} s") from None
+            seconds = self._request_limits.timeouts.headers_seconds
+            raise TooSlow(f"request body: did not arrive within {seconds:g} s") from None
 
 
 def _has_body(scope: Scope) -> bool:

@@ -35,11 +35,11 @@ async def read_with_timeouts(chunks: AsyncIterator[bytes], timeouts: ClientTimeo
             async with asyncio.timeout(timeouts.silence_seconds):
                 chunk = await anext(chunks, None)
         except TimeoutError:
-            raise TooSlow(f"no byte of the upload came for {timeouts.silence_seconds:g} s") from None
+            raise TooSlow(f"upload: no data arrived for {timeouts.silence_seconds:g} s") from None
         if chunk is None:
             return
         waited += time.monotonic() - began
         received += len(chunk)
         if waited > timeouts.start_seconds and received < timeouts.bytes_per_second * waited:
-            raise TooSlow(f"the upload came more slowly than {timeouts.bytes_per_second:g} bytes a second")
+            raise TooSlow(f"upload: arrived too slowly, at less than {timeouts.bytes_per_second:g} bytes a second")
         yield chunk

@@ -12,7 +12,7 @@ from service.errors import InvalidInput
 
 
 def backup(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write, which is replaced; - for stdout.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File to write, replaced if it exists; - for stdout.")],
 ) -> None:
     """Write the whole library to one tar file.
 
@@ -27,12 +27,12 @@ def backup(
         report = back_up(settings, None if file == "-" else Path(file), bar.count)
     err.print(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {file}", markup=False, soft_wrap=True)
     for name in report.damaged:
-        err.print(f"damaged in the library: video {name}", style="red", markup=False)
+        err.print(f"video {name}: the stored clip is missing or damaged", style="red", markup=False)
     if report.damaged:
         raise typer.Exit(3)
 
 
-def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; - for stdin.")]) -> None:
+def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="Backup file; - for stdin.")]) -> None:
     """Restore a backup into an empty data folder.
 
     The whole backup is checked before any file is put in place.
@@ -49,8 +49,10 @@ def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="A backup; 
 
 
 def copy_library(
-    to_database: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_DATABASE_URL; must be empty.")],
-    to_storage: Annotated[str, typer.Option(metavar="URL", help="As REELSRS_STORAGE_URL.")],
+    to_database: Annotated[
+        str, typer.Option(metavar="URL", help="Target database; must be empty. Same form as REELSRS_DATABASE_URL.")
+    ],
+    to_storage: Annotated[str, typer.Option(metavar="URL", help="Target store. Same form as REELSRS_STORAGE_URL.")],
 ) -> None:
     """Copy the library to another database and store.
 
@@ -65,6 +67,6 @@ def copy_library(
         report = copy(config.load(), target.database, target.storage, bar.count)
     typer.echo(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB")
     for name in report.damaged:
-        err.print(f"damaged in the library, and left out: video {name}", style="red", markup=False)
+        err.print(f"video {name}: not copied, because the clip is missing or damaged", style="red", markup=False)
     if report.damaged:
         raise typer.Exit(3)

@@ -21,10 +21,10 @@ _DEMO_SEED = 7
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the demonstration lives.")] = Path("reelsrs-demo"),
+    folder: Annotated[Path, typer.Option(help="Folder of the demo library.")] = Path("reelsrs-demo"),
     host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
-    serve_it: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is made.")] = True,
+    serve_it: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the library when it is complete.")] = True,
 ) -> None:
     """Make and serve a small demonstration library.
 
@@ -53,19 +53,19 @@ def demo(
         report = import_folder(runtime, entries, settings.sampling)
     if report.failures:
         path, reason = report.failures[0]
-        raise InvalidInput("folder", f"{len(report.failures)} clips failed, the first {path}: {reason}")
+        raise InvalidInput("folder", f"{len(report.failures)} clips failed; the first is {path}: {reason}")
     if not serve_it:
-        typer.echo(f"{len(entries)} clips in {clips}, their library in {settings.data_dir}")
+        typer.echo(f"{len(entries)} clips in {clips}, library in {settings.data_dir}")
         return
     url = f"http://{settings.host}:{settings.port}"
     example = entries[0].path
     err.print(
-        f"\n{len(entries)} drawn clips are embedded with the small model [b]tiny[/b] (not for production).\n\n"
-        f"  Look around     [b]{url}/explore[/b]\n"
-        f"  API, to try     [b]{url}/docs[/b]\n"
+        f"\n{len(entries)} synthetic clips are embedded with the small model [b]tiny[/b] (not for production).\n\n"
+        f"  Explorer        [b]{url}/explore[/b]\n"
+        f"  API docs        [b]{url}/docs[/b]\n"
         f"  From a shell    curl {url}/v1/videos?limit=3\n"
         f"                  REELSRS_DATA_DIR={settings.data_dir} reelsrs similar {example}\n\n"
-        "  Ctrl-C stops it.\n",
+        "  Press Ctrl-C to stop.\n",
         soft_wrap=True,
     )
     run_server(settings, worker=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def embed(
     data_folder: Annotated[
-        Path, typer.Option("--data-folder", "--data_folder", help="Folder of <Category>/<clip>.")
+        Path, typer.Option("--data-folder", "--data_folder", help="Folder with <Category>/<clip> files.")
     ] = Path("Data"),
     num_frames: Annotated[
         int | None, typer.Option("--num-frames", "--num_frames", help="Frames per clip. [REELSRS_NUM_FRAMES]")
@@ -30,7 +30,7 @@ def embed(
         typer.Option(
             "--frame-interval",
             "--frame_interval",
-            help="Every Nth frame; unset: spread evenly. [REELSRS_FRAME_INTERVAL]",
+            help="Every Nth frame from the start; unset: spread evenly. [REELSRS_FRAME_INTERVAL]",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -96,7 +96,7 @@ def import_folder(runtime: Runtime, entries: list[Entry], sampling: Sampling) ->
     from service.operations.folder_import import FolderImport
 
     runtime.initialise()  # load the model before there is a bar that its messages would disturb
-    with progress("another model embeds what is there", share=True) as bar:
+    with progress("re-embedding", share=True) as bar:
         runtime.reembed(bar.share)
     with progress("embedding", len(entries)) as bar:
         report = FolderImport(runtime, sampling, lambda path, _: bar.advance(path.name)).run(entries)

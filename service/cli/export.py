@@ -14,9 +14,9 @@ from service.errors import InvalidInput
 
 
 def export(
-    folder: Annotated[Path | None, typer.Argument(help="Where to write; made where it is missing.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Folder to write to; created if missing.")] = None,
     parquet: Annotated[
-        Path | None, typer.Option(help="Write one Parquet file instead, with each video's place on a map.")
+        Path | None, typer.Option(help="Write one Parquet file instead, with the position of each video on a map.")
     ] = None,
     method: MethodOption = "umap",
     dimensions: Dimensions = 2,
@@ -32,7 +32,7 @@ def export(
     from service.operations.export import export_folder, export_table
 
     if (folder is None) == (parquet is None):
-        raise InvalidInput("folder", "give a folder, or --parquet FILE")
+        raise InvalidInput("folder", "give either FOLDER or --parquet FILE")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InvalidInput("folder", f"{folder} is not a folder")
     with open_runtime(config.load()) as runtime:
@@ -43,7 +43,7 @@ def export(
                 count = export_folder(runtime, folder, lambda video: bar.advance(video.title))
         elif parquet is not None:
             spec = runtime.projections.spec("aggregated", method, dimensions, seed=seed)
-            with progress("projecting", share=True) as bar:
+            with progress("fitting the map", share=True) as bar:
                 state = runtime.projections.fit_and_wait(spec, progress=bar.share)
             with progress("exporting", total) as bar:
                 count = export_table(runtime, parquet, state, lambda video: bar.advance(video.title))
@@ -52,17 +52,17 @@ def export(
 
 def visualize(
     embedding_type: Annotated[
-        Literal["frame", "aggregated", "text"], typer.Option(help="What is shown.")
+        Literal["frame", "aggregated", "text"], typer.Option(help="Embeddings to show: of frames, videos or captions.")
     ] = "aggregated",
     dimensions: Dimensions = 2,
     method: MethodOption = "umap",
-    output: Annotated[Path, typer.Option(help="The file to write: .html, .png or .svg.")] = Path("embeddings.html"),
+    output: Annotated[Path, typer.Option(help="File to write: .html, .png or .svg.")] = Path("embeddings.html"),
     seed: Seed = 0,
-    category: Annotated[str | None, typer.Option(help="Only this one.")] = None,
-    neighbors: Annotated[int | None, typer.Option(help="umap: how many make a neighbourhood. [15]")] = None,
-    min_dist: Annotated[float | None, typer.Option(help="umap: how near points may lie. [0.1]")] = None,
-    perplexity: Annotated[float | None, typer.Option(help="tsne: how many make a neighbourhood, about. [30]")] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Lay the map out anew, where it is kept already.")] = False,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    neighbors: Annotated[int | None, typer.Option(help="umap: number of neighbours. [15]")] = None,
+    min_dist: Annotated[float | None, typer.Option(help="umap: minimum distance between points. [0.1]")] = None,
+    perplexity: Annotated[float | None, typer.Option(help="tsne: approximate number of neighbours. [30]")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the map again if it is stored already.")] = False,
 ) -> None:
     """Write a map of the embeddings as interactive HTML, PNG or SVG.
 
@@ -77,10 +77,10 @@ def visualize(
         spec = runtime.projections.spec(
             embedding_type, method, dimensions, seed=seed, parameters=parameters, category=category
         )
-        with progress("projecting", share=True) as bar:
+        with progress("fitting the map", share=True) as bar:
             state = write_projection(runtime, output, spec, refit=refit, progress=bar.share)
     typer.echo(f"{state.points} points in {output}")
     if state.transformed:
-        err.print(f"{state.transformed} of them were placed since the map was laid out; --refit lays it out anew")
+        err.print(f"{state.transformed} of them were placed since the fit; --refit fits the map again")
     if state.missing:
-        err.print(f"{state.missing} videos came since and cannot be placed into such a map; --refit lays it out anew")
+        err.print(f"{state.missing} new videos cannot be placed into such a map; --refit fits the map again")

@@ -14,9 +14,10 @@ from service.cli.session import open_database
 
 
 def keys_create(
-    name: Annotated[str, typer.Argument(help="Whose it is, or what for.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: its user or purpose.")],
     rights: Annotated[
-        Literal["read", "write", "admin"], typer.Option(help="What it may do; each includes the one before.")
+        Literal["read", "write", "admin"],
+        typer.Option(help="What the key allows; each includes the previous one."),
     ],
 ) -> None:
     """Create an API key and print its secret.
@@ -28,7 +29,7 @@ def keys_create(
 
     with open_database(config.load()) as opened, opened.write() as connection:
         secret = api_keys.create(connection, name, rights)
-    err.print(f"key {name} with the right {rights}; it cannot be shown again", markup=False)
+    err.print(f"API key {name} with the right {rights}; its secret cannot be shown again", markup=False)
     typer.echo(secret)
 
 
@@ -49,7 +50,7 @@ def keys_list(as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"items": rows}, indent=2))
         return
     if not found:
-        err.print("there are no keys")
+        err.print("there are no API keys")
         return
     table = Table("name", "rights", "created", box=None, pad_edge=False)
     for key in found:
@@ -57,7 +58,7 @@ def keys_list(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
+def keys_revoke(name: Annotated[str, typer.Argument(help="Name of the key, as `keys list` shows it.")]) -> None:
     """Revoke an API key.
 
     This takes effect at once, also in a running server.
@@ -69,6 +70,6 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="As `keys list` shows i
     with open_database(settings) as opened, opened.write() as connection:
         api_keys.revoke(connection, name)
         any_left = api_keys.any_api_key(connection) or bool(settings.api_keys)
-    err.print(f"key {name} opens nothing any more", markup=False)
+    err.print(f"API key {name} is revoked", markup=False)
     if not any_left:
-        err.print("no key is left: on this machine's own addresses nobody needs one now", style="yellow")
+        err.print("no API key is left: this machine's own addresses need none now", style="yellow")

@@ -19,7 +19,7 @@ from service.errors import InvalidInput, ReelsError
 
 app = typer.Typer(
     name="reelsrs",
-    help="Video recommendations: embed clips, ask for more like this, serve it over REST.",
+    help="Recommend videos: embed clips, find similar ones, serve them over REST.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,17 +42,17 @@ app.command("lay-out", hidden=True)(worker.fit_projection)
 app.command(hidden=True)(worker.reembed)
 app.command()(demo.demo)
 
-database = typer.Typer(help="The database.", no_args_is_help=True)
+database = typer.Typer(help="Manage the database.", no_args_is_help=True)
 database.command("upgrade")(maintenance.db_upgrade)
 app.add_typer(database, name="db")
 
-keyring = typer.Typer(help="API keys.", no_args_is_help=True)
+keyring = typer.Typer(help="Manage API keys.", no_args_is_help=True)
 keyring.command("create")(keys.keys_create)
 keyring.command("list")(keys.keys_list)
 keyring.command("revoke")(keys.keys_revoke)
 app.add_typer(keyring, name="keys")
 
-vectors = typer.Typer(help="The vector index.", no_args_is_help=True)
+vectors = typer.Typer(help="Check or rebuild the vector index.", no_args_is_help=True)
 vectors.command("verify")(maintenance.index_verify)
 vectors.command("rebuild")(maintenance.index_rebuild)
 app.add_typer(vectors, name="index")
@@ -93,7 +93,7 @@ def _version(requested: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Recommend videos: embed clips, find similar ones, serve them over REST.

@@ -51,7 +51,7 @@ def db_upgrade() -> None:
 
 
 def index_verify(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every stored byte, too.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every stored byte.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the index, the stored clips and the database.
@@ -81,7 +81,7 @@ def index_rebuild() -> None:
     with examining() as step:
         step("index")
         count = doctor.rebuild(settings)
-    typer.echo(f"the index of {count} videos is built anew")
+    typer.echo(f"index rebuilt: {count} videos")
 
 
 def examine(as_json: AsJson = False) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def similar(
-    video: Annotated[str, typer.Argument(help="A clip (indexed or not) or a video id.")],
+    video: Annotated[str, typer.Argument(help="Clip file, in the library or not, or id of a video.")],
     k: K = 10,
     video_weight: VideoWeight = 0.7,
     text_weight: TextWeight = 0.3,
@@ -39,7 +39,7 @@ def similar(
     category: CategoryOption = None,
     exclude_category: ExcludeOption = None,
     category_mode: Annotated[
-        Literal["any", "same", "other"], typer.Option(help="Relative to the video's own category.")
+        Literal["any", "same", "other"], typer.Option(help="Categories to search, relative to the video's own.")
     ] = "any",
     diversity: Diversity = 0.0,
     min_score: MinScore = None,
@@ -58,7 +58,7 @@ def similar(
     with open_runtime(config.load()) as runtime:
         references, vectors = _resolve_video(runtime, video)
         if vectors and category_mode != "any":
-            raise InvalidInput("category_mode", "same and other need a video that is in the library")
+            raise InvalidInput("category_mode", f"{category_mode!r} needs a video of the library; {video} is not in it")
         query = SearchQuery(
             references=references,
             vectors=vectors,
@@ -75,23 +75,27 @@ def similar(
 
 
 def search(
-    query: Annotated[str | None, typer.Argument(help="Words.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture to be like; repeatable.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="A clip to be like; repeatable.")] = None,
-    like: Annotated[list[str] | None, typer.Option(help="Id of a video to be like; repeatable.")] = None,
-    unlike: Annotated[list[str] | None, typer.Option(help="Id of a video to be unlike; repeatable.")] = None,
+    query: Annotated[str | None, typer.Argument(help="Text to search for.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Query image; repeatable.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="Query clip; repeatable.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="Id of a video that hits should resemble; repeatable.")] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option(help="Id of a video that hits should differ from; repeatable.")
+    ] = None,
     k: K = 10,
     video_weight: VideoWeight = 0.7,
     text_weight: TextWeight = 0.3,
     fusion: Annotated[
         Literal["cosine", "zscore"] | None,
-        typer.Option(help=FUSION + " [zscore with words or a picture, cosine between videos]"),
+        typer.Option(help=FUSION + " [zscore for text or images, cosine between videos]"),
     ] = None,
     category: CategoryOption = None,
     exclude_category: ExcludeOption = None,
     diversity: Diversity = 0.0,
     min_score: MinScore = None,
-    moments: Annotated[bool, typer.Option("--moments", help="Find moments, over the frames of all videos.")] = False,
+    moments: Annotated[
+        bool, typer.Option("--moments", help="Find moments (time spans in clips), not whole videos.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find videos or moments by text, image, clip or reference video.
@@ -105,7 +109,7 @@ def search(
     images, clips = image or [], video or []
     _require_files(("image", images), ("video", clips))
     if query is None and not (images or clips or like or unlike):
-        raise InvalidInput("query", "give words, or one of --image, --video, --like, --unlike")
+        raise InvalidInput("query", "missing; give a text, or one of --image, --video, --like, --unlike")
     weights = Weights(video_weight, text_weight)
     needs_images = bool(images or clips)
     with open_runtime(config.load(), pictures=needs_images) as runtime:
@@ -179,7 +183,7 @@ def duplicates(as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"items": found}, indent=2))
         return
     if not groups:
-        err.print("no copies found")
+        err.print("no near-duplicates found")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("group", "similarity"):
@@ -236,10 +240,10 @@ def _print_results(results: SearchResults, as_json: bool) -> None:
         typer.echo(schemas.Answer.from_results(results).model_dump_json(indent=2))
         return
     if not results.hits:
-        err.print("nothing found")
+        err.print("no hits")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "score", "seen", "written", "seconds"):
+    for column in ("rank", "score", "visual", "text", "seconds"):
         table.add_column(column, justify="right")
     for column in ("category", "title", "caption", "id"):
         table.add_column(column, no_wrap=column == "id")
@@ -260,7 +264,7 @@ def _print_results(results: SearchResults, as_json: bool) -> None:
     out.print(table)
     weights = f"weights: video {results.weights.video:g}, text {results.weights.text:g}; {results.fusion}"
     imputed = any(hit.text.imputed for hit in results.hits) and results.weights.text > 0
-    err.print(weights + ("; * has no caption, counts as average" if imputed else ""), style="dim")
+    err.print(weights + ("; *: no caption, so the average text similarity counts" if imputed else ""), style="dim")
 
 
 def _warn_other_model(runtime: Runtime) -> None:
@@ -271,5 +275,5 @@ def _warn_other_model(runtime: Runtime) -> None:
     model, precision = runtime.settings.requested_model
     active = runtime.serving.generation
     if model not in (None, active.model) or precision not in (None, active.precision):
-        words = f"answered by {active.model} in {active.precision}, which the library was embedded with"
-        err.print(f"{words}; `reelsrs embed` moves it to the model of the settings", style="yellow", markup=False)
+        words = f"searched with {active.model} in {active.precision}, because the library is embedded with this model"
+        err.print(f"{words}; `reelsrs embed` re-embeds it with the configured model", style="yellow", markup=False)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
-    worker: Annotated[bool, typer.Option(help="Embed uploads too, in a process beside.")] = True,
+    worker: Annotated[bool, typer.Option(help="Embed uploads, in a process of its own.")] = True,
     allow_anyone: Annotated[
         bool,
-        typer.Option("--allow-anyone", help="Need no key on an address that others can reach, where there is none."),
+        typer.Option("--allow-anyone", help="Allow a non-local address without API keys."),
     ] = False,
 ) -> None:
     """Serve the REST API and the explorer page, and embed uploads.

@@ -15,7 +15,9 @@ from service.errors import ConfigurationError
 
 def worker(
     while_stdin_is_open: Annotated[bool, typer.Option("--while-stdin-is-open", hidden=True)] = False,
-    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="answer Prometheus there, under /metrics")] = "",
+    metrics: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics on this address, under /metrics.")
+    ] = "",
 ) -> None:
     """Embed queued videos and fit requested maps, until interrupted.
 
@@ -91,8 +93,8 @@ def _serve_metrics(address: str) -> None:
 
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and int(port) < 65536):
-        raise typer.BadParameter("must be HOST:PORT", param_hint="--metrics")
+        raise typer.BadParameter(f"must be HOST:PORT, not {address!r}", param_hint="--metrics")
     try:
         telemetry.serve_metrics(host.strip("[]"), int(port))
     except OSError as error:
-        raise ConfigurationError(f"--metrics: {address} cannot be listened on: {error.strerror}") from error
+        raise ConfigurationError(f"--metrics: cannot listen on {address}: {error.strerror}") from error

@@ -266,7 +266,7 @@ def test_a_damaged_clip_is_named_and_a_missing_one_left_out(library: Path, tmp_p
     done = run("backup", "again.tar", cwd=tmp_path)
     assert done.returncode == 3
     for name in names:
-        assert f"damaged in the library: video {name}" in done.stderr
+        assert f"video {name}: the stored clip is missing or damaged" in done.stderr
         assert f"video {name}: " in checked.stdout
     _restored(tmp_path / "again.tar", tmp_path / "other")
     kept = _select(tmp_path / "other" / "reelsrs.db", "SELECT count(*) FROM videos")[0]

@@ -90,8 +90,8 @@ def test_similar_by_path_by_id_and_for_a_stranger(embedded: Path, drawn: Path, t
     assert table.stdout.splitlines()[0].split() == [
         "rank",
         "score",
-        "seen",
-        "written",
+        "visual",
+        "text",
         "seconds",
         "category",
         "title",
@@ -113,8 +113,8 @@ def test_search_uses_the_librarys_own_model(embedded: Path) -> None:
     assert run("search", "x", cwd=embedded, **elsewhere).returncode == 0
     other = run("search", "x", cwd=embedded, REELSRS_MODEL="tiny", REELSRS_PRECISION="bfloat16")
     assert other.returncode == 0
-    assert "answered by tiny in float32" in other.stderr
-    assert "answered by" not in done.stderr
+    assert "searched with tiny in float32" in other.stderr
+    assert "searched with" not in done.stderr
 
 
 def test_search_by_pictures_clips_and_examples(embedded: Path, drawn: Path, tmp_path: Path) -> None:

@@ -196,10 +196,10 @@ def test_the_commands(tmp_path: Path) -> None:
     assert on_keys("create", "x", "--rights", "root").returncode == 2
     assert on_keys("create", "x").returncode == 2
     gone = on_keys("revoke", "ci.robot-1")
-    assert (gone.returncode, "no key is left" in gone.stderr) == (0, True)
+    assert (gone.returncode, "no API key is left" in gone.stderr) == (0, True)
     missing = on_keys("revoke", "ci.robot-1")
     assert (missing.returncode, "there is no key ci.robot-1" in missing.stderr) == (1, True)
-    assert "there are no keys" in on_keys("list").stderr
+    assert "there are no API keys" in on_keys("list").stderr
 
 
 def test_what_is_stored_opens_nothing(tmp_path: Path) -> None:

@@ -100,5 +100,5 @@ def test_an_address_that_is_taken_is_named(service: Service, tmp_path: Path) -> 
     taken = service.url.removeprefix("http://")
     done = run("worker", "--metrics", taken, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{taken} cannot be listened on" in done.stderr
+    assert f"cannot listen on {taken}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -105,7 +105,7 @@ def test_the_index_is_built_anew(sound: Path, tmp_path: Path) -> None:
     _flip(next((data / "index").glob("*.flat")), 50)
     assert run("index", "verify", cwd=tmp_path).returncode == 1
     done = run("index", "rebuild", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "the index of 12 videos is built anew\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "index rebuilt: 12 videos\n"), done.stderr
     assert run("index", "verify", cwd=tmp_path).returncode == 0
 
 

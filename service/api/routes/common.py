@@ -37,8 +37,8 @@ SearchLimiter = Annotated[CapacityLimiter, Depends(_search_limiter)]
 More would only compete for the interpreter's lock, which costs a third of the throughput.
 """
 
-_bearer = HTTPBearer(auto_error=False, description="an API key, where the service asks for one")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key, in a header of its own")
+_bearer = HTTPBearer(auto_error=False, description="An API key, if the service requires one.")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same API key in the header X-API-Key.")
 
 
 async def _right(
@@ -67,9 +67,9 @@ async def _right(
         return "admin"
     if secret is None:
         raise HTTPException(
-            401, "this service needs an API key: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
+            401, "an API key is required: send `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"}
         )
-    raise HTTPException(403, "this API key is not known here")
+    raise HTTPException(403, "this API key is unknown: it was revoked, or belongs to another library")
 
 
 def _is_configured_key(service: Runtime, secret: str) -> bool:
@@ -91,7 +91,7 @@ _Right = Annotated[Right, Depends(_right)]
 
 def _require(right: Right, needed: Right) -> None:
     if not api_keys.includes(right, needed):
-        raise HTTPException(403, f"this needs a key with the right `{needed}`; this one has `{right}`")
+        raise HTTPException(403, f"this request needs an API key with the right `{needed}`; this key has `{right}`")
 
 
 async def require_key(request: Request, right: _Right) -> None:
@@ -112,7 +112,7 @@ async def require_admin(right: _Right) -> None:
     _require(right, "admin")
 
 
-VideoId = Annotated[str, Path(description="a video's `id`", examples=["5f2d9c31ab047e68"])]
+VideoId = Annotated[str, Path(description="The `id` of a video.", examples=["5f2d9c31ab047e68"])]
 
 
 def existing_video(service: Service, video_id: VideoId) -> Video:
@@ -124,15 +124,15 @@ def existing_video(service: Service, video_id: VideoId) -> Video:
 ExistingVideo = Annotated[Video, Depends(existing_video)]
 
 _MEANINGS = {
-    404: "there is no such thing",
-    409: "the video, or the projection, is not ready; the detail says its status",
-    410: "the cursor does not stand for anything any more: begin again without it",
-    413: "the upload is larger than the limit; the rest of it was not read",
-    415: "not a video, or not a picture, that can be decoded",
-    416: "the range lies outside the file",
-    429: "too many of them at a time, in a minute, or waiting; Retry-After says when to come again",
-    503: "not now; Retry-After says when",
-    507: "no room left to store it",
+    404: "The video, frame, embedding, map or generation does not exist.",
+    409: "The video, map or generation is not ready. `detail` gives its status.",
+    410: "The cursor is no longer valid. Send the query again without it.",
+    413: "The upload exceeds the size limit. The rest of it was not read.",
+    415: "The file is not a video, or not an image, that can be decoded.",
+    416: "The range lies outside the file.",
+    429: "Too many requests at a time, a minute, or in the queue. `Retry-After` says when to try again.",
+    503: "Temporarily unavailable. `Retry-After` says when to try again.",
+    507: "No space is left to store the upload.",
 }
 
 

@@ -14,10 +14,10 @@ from service.generations.generations import State
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 
-GenerationId = Annotated[str, Path(description="a generation's `id`", examples=["g0123456789abcdef"])]
+GenerationId = Annotated[str, Path(description="The `id` of a generation.", examples=["g0123456789abcdef"])]
 
 
-@router.get("", summary="The generations")
+@router.get("", summary="List generations")
 def every_generation(service: Service) -> GenerationList:
     """Return all generations of the library, newest first. One of them is `active`."""
     with service.db.read() as connection:
@@ -25,7 +25,7 @@ def every_generation(service: Service) -> GenerationList:
     return GenerationList(items=[Generation.from_state(state) for state in found])
 
 
-@router.get("/{generation_id}", summary="One generation", responses=problems(404))
+@router.get("/{generation_id}", summary="Get a generation", responses=problems(404))
 def one_generation(service: Service, generation_id: GenerationId) -> Generation:
     """Return the status and the progress of a generation, and its error, if there is one."""
     with service.db.read() as connection:
@@ -34,13 +34,13 @@ def one_generation(service: Service, generation_id: GenerationId) -> Generation:
 
 @router.post(
     "",
-    summary="Ask for another model",
+    summary="Re-embed with another model",
     status_code=202,
     dependencies=[Depends(require_admin)],
     response_model=Generation,
     responses={
-        200: {"model": Generation, "description": "it is active, or on its way already"},
-        202: {"model": Generation, "description": "everything is embedded by it; `Location` is where to ask"},
+        200: {"model": Generation, "description": "The generation is active, or is being embedded already."},
+        202: {"model": Generation, "description": "The library is being embedded with the model. Poll `Location`."},
         **problems(503),
     },
 )
@@ -57,7 +57,7 @@ def ask(service: Service, body: GenerationRequest) -> JSONResponse:
 
 @router.put(
     "/{generation_id}/activation",
-    summary="Answer with it",
+    summary="Activate a generation",
     dependencies=[Depends(require_admin)],
     responses=problems(404, 409, 503),
 )

@@ -20,17 +20,17 @@ router = APIRouter(prefix="/v1/projections", tags=["projections"])
 
 ARROW = "application/vnd.apache.arrow.stream"
 
-ProjectionId = Annotated[str, Path(description="a projection's `id`", examples=["a41f09c25d7be836"])]
+ProjectionId = Annotated[str, Path(description="The `id` of a map.", examples=["a41f09c25d7be836"])]
 
 
 @router.post(
     "",
-    summary="Ask for a map",
+    summary="Request a map",
     status_code=202,
     response_model=Projection,
     responses={
-        200: {"model": Projection, "description": "it is there already, or being laid out"},
-        202: {"model": Projection, "description": "queued; `Location` is where to ask"},
+        200: {"model": Projection, "description": "The map exists already, or is being fitted."},
+        202: {"model": Projection, "description": "The map is queued. Poll `Location`."},
     },
 )
 def ask(service: Service, body: ProjectionRequest) -> JSONResponse:
@@ -52,13 +52,13 @@ def ask(service: Service, body: ProjectionRequest) -> JSONResponse:
     return _response(state, 202 if queued else 200)
 
 
-@router.get("", summary="The maps")
+@router.get("", summary="List maps")
 def every_map(service: Service) -> ProjectionList:
     """Return the maps of the active generation, newest first."""
     return ProjectionList(items=[Projection.from_row(state) for state in service.projections.all()])
 
 
-@router.get("/{projection_id}", summary="One map", responses=problems(404))
+@router.get("/{projection_id}", summary="Get a map", responses=problems(404))
 def one_map(service: Service, projection_id: ProjectionId) -> Projection:
     """Return the status, progress and quality of a map, and how many points were placed since it was fitted."""
     return Projection.from_row(service.projections.find(projection_id))
@@ -73,7 +73,7 @@ def delete_map(service: Service, projection_id: ProjectionId) -> Response:
 
 @router.post(
     "/{projection_id}/fit",
-    summary="Lay a map out anew",
+    summary="Fit a map again",
     status_code=202,
     response_model=Projection,
     responses=problems(404),
@@ -86,7 +86,7 @@ def refit(service: Service, projection_id: ProjectionId) -> JSONResponse:
     return _response(service.projections.refit(projection_id), 202)
 
 
-@router.delete("/{projection_id}/fit", summary="Cancel a layout", responses=problems(404))
+@router.delete("/{projection_id}/fit", summary="Cancel a fit", responses=problems(404))
 def cancel(service: Service, projection_id: ProjectionId) -> Projection:
     """Cancel a fit that is queued or running.
 
@@ -97,11 +97,11 @@ def cancel(service: Service, projection_id: ProjectionId) -> Projection:
 
 @router.get(
     "/{projection_id}/points",
-    summary="The points of a map",
+    summary="Get the points of a map",
     response_model=PointList,
     responses={
         200: {"content": {ARROW: {}}},
-        304: {"description": "they are what `If-None-Match` names"},
+        304: {"description": "The points have not changed: `If-None-Match` names their ETag."},
         **problems(404, 409),
     },
 )

@@ -50,7 +50,7 @@ def _form(model: type[Parameters], what: str) -> dict[str, Any]:
 
 @router.get(
     "/v1/videos/{video_id}/recommendations",
-    summary="More like this video",
+    summary="Recommendations for a video",
     response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
@@ -71,7 +71,7 @@ async def recommendations(
 
 @router.post(
     "/v1/recommendations",
-    summary="More like these, less like those",
+    summary="Recommendations for several videos",
     response_model=Answer,
     responses=problems(404, 409, 410, 503),
 )
@@ -87,7 +87,7 @@ async def recommend(limiter: SearchLimiter, service: Service, request: Recommend
 
 @router.get(
     "/v1/videos/{video_id}/duplicates",
-    summary="Copies of this video",
+    summary="Near-duplicates of a video",
     responses=problems(404, 409, 503),
 )
 def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
@@ -100,7 +100,7 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
     return DuplicateList.from_duplicates(service.serving.duplicates.find(video_id))
 
 
-@router.post("/v1/search/text", summary="Search by words", response_model=Answer, responses=problems(410, 503))
+@router.post("/v1/search/text", summary="Search by text", response_model=Answer, responses=problems(410, 503))
 async def search_text(limiter: SearchLimiter, service: Service, search: TextSearch) -> Response:
     """Return videos that show what the text says, or whose captions say it.
 
@@ -119,10 +119,10 @@ async def search_text(limiter: SearchLimiter, service: Service, search: TextSear
 
 @router.post(
     "/v1/search/image",
-    summary="Search by a picture",
+    summary="Search by image",
     response_model=Answer,
     responses=problems(410, 413, 415, 503),
-    openapi_extra=_form(PictureSearch, "JPEG, PNG, WebP, GIF or BMP"),
+    openapi_extra=_form(PictureSearch, "The query image: JPEG, PNG, WebP, GIF or BMP."),
 )
 async def search_image(request: Request, limiter: SearchLimiter, service: Service) -> Response:
     """Return videos that look like the image, or whose captions describe it.
@@ -138,10 +138,10 @@ async def search_image(request: Request, limiter: SearchLimiter, service: Servic
 
 @router.post(
     "/v1/search/video",
-    summary="Search by a clip",
+    summary="Search by clip",
     response_model=Answer,
     responses=problems(410, 413, 415, 503),
-    openapi_extra=_form(ClipSearch, "the clip; it is embedded, not stored"),
+    openapi_extra=_form(ClipSearch, "The clip. It is embedded, not stored."),
 )
 async def search_video(request: Request, limiter: SearchLimiter, service: Service) -> Response:
     """Return videos that are similar to a clip outside the library.

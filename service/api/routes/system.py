@@ -26,7 +26,7 @@ open_router = APIRouter(tags=["service"])
 router = APIRouter(tags=["service"], dependencies=[Depends(require_key)])
 
 
-@open_router.get("/", summary="Welcome", response_model=Welcome)
+@open_router.get("/", summary="Links to the main resources", response_model=Welcome)
 def welcome(request: Request) -> Response:
     """Return links to the main resources. A browser is redirected to the explorer page."""
     if "text/html" in request.headers.get("accept", ""):
@@ -44,7 +44,7 @@ def welcome(request: Request) -> Response:
     return JSONResponse(body.model_dump(), headers={"Vary": "Accept"})
 
 
-@open_router.get("/livez", summary="Alive")
+@open_router.get("/livez", summary="Liveness check")
 def livez() -> Health:
     """Report that the process answers."""
     return Health(status="ok")
@@ -52,8 +52,8 @@ def livez() -> Health:
 
 @open_router.get(
     "/readyz",
-    summary="Ready",
-    responses={503: {"model": Health, "description": "a part is missing; `checks` says which"}},
+    summary="Readiness check",
+    responses={503: {"model": Health, "description": "A required part does not work. `checks` says which."}},
 )
 def readyz(request: Request, service: Service, response: Response) -> Health:
     """Report whether the service can answer requests, with the state of each part in `checks`.
@@ -81,11 +81,11 @@ def readyz(request: Request, service: Service, response: Response) -> Health:
     if worker is None:
         checks["worker"] = "not started here"
     elif not worker.alive:
-        checks["worker"] = "died; it is being started again"
+        checks["worker"] = "exited; it is being restarted"
     request_limits: RequestLimits = request.app.state.request_limits
     if request_limits.is_busy:
         checks["load"] = (
-            f"{request_limits.requests.in_use} of at most {request_limits.requests.limit} requests are being answered"
+            f"near the limit: {request_limits.requests.in_use} of at most {request_limits.requests.limit} requests"
         )
     ready = all(checks.get(name) in ("ok", "not started here") for name in ("database", "index", "worker", "load"))
     if not ready:
@@ -120,7 +120,7 @@ def _run_trials(request: Request, service: Runtime) -> dict[str, str]:
     return found
 
 
-@open_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@open_router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Return the metrics of the service in the text format of Prometheus.
 
@@ -131,14 +131,14 @@ def metrics(request: Request) -> Response:
 
 SCORE = (
     "A score is a weighted sum of cosines (fusion=cosine) or of z-scores (fusion=zscore: standard deviations above "
-    "the library's average for this question). It orders the hits of one answer. It is not a probability and not a "
-    "share of agreement: with one model 0.3 may be a perfect match between words and a picture, and 0.8 a chance "
-    "resemblance of two pictures. Scores of different questions, weights, fusions or models are not comparable, so "
-    "a min_score is only right for the question that it was chosen with; between questions, z-scores travel best."
+    "the library's mean for this query). It orders the hits of one query. It is not a probability and not a "
+    "percentage. With one model, 0.3 may be a perfect match between a text and an image, and 0.8 a chance "
+    "similarity of two images. Scores of different queries, weights, fusions or models are not comparable, so "
+    "choose a min_score for one query only. Between queries, z-scores compare best."
 )
 
 
-@router.get("/v1/info", summary="What runs here")
+@router.get("/v1/info", summary="Service information")
 def info(service: Service) -> Info:
     """Return version, model, device, index and limits of the service, and the meaning of a score."""
     settings, serving = service.settings, service.serving
@@ -167,7 +167,7 @@ def info(service: Service) -> Info:
     )
 
 
-@router.get("/v1/categories", summary="Categories")
+@router.get("/v1/categories", summary="List categories")
 def categories(service: Service) -> CategoryList:
     """Return every category with its number of videos. The name null stands for videos without a category."""
     with service.db.read() as connection:

@@ -54,7 +54,7 @@ class Form:
         try:
             return int(text)
         except ValueError:
-            raise InvalidInput(name, f"must be a whole number, not {text[:100]!r}") from None
+            raise InvalidInput(name, f"must be an integer, not {text[:100]!r}") from None
 
 
 @asynccontextmanager
@@ -71,11 +71,12 @@ async def receive_form(request: Request, ingest: Ingest, names: frozenset[str]) 
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise InvalidInput("file", "send a multipart/form-data form with the clip as its part `file`")
+        raise InvalidInput("file", "the request body must be multipart/form-data with a part `file`")
     with request_limits.uploads.acquire(), ingest.receive() as incoming:
         content_length = request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length) > incoming.limit_bytes + _OVERHEAD_BYTES:
-            raise TooLarge(f"the upload has {int(content_length):,} bytes; at most {incoming.limit_bytes:,} are taken")
+            size = f"the upload has {int(content_length):,} bytes"
+            raise TooLarge(f"{size}; at most {incoming.limit_bytes:,} are allowed")
         reader = _Reader(Form(incoming), names)
         parser = MultipartParser(boundary, reader.callbacks())
         try:
@@ -87,11 +88,11 @@ async def receive_form(request: Request, ingest: Ingest, names: frozenset[str]) 
                     await run_in_threadpool(incoming.write, data)
             parser.finalize()
         except MultipartParseError as error:
-            raise InvalidInput("file", f"the multipart form is broken: {error}") from error
+            raise InvalidInput("file", f"the multipart form is malformed: {error}") from error
         if not reader.ended:
-            raise InvalidInput("file", "the multipart form broke off before its end")
+            raise InvalidInput("file", "the multipart form is incomplete: its closing boundary is missing")
         if not reader.has_file:
-            raise InvalidInput("file", "the form has no part `file` with a file name")
+            raise InvalidInput("file", "missing; the form needs a part `file` with a file name")
         await run_in_threadpool(incoming.finish)
         yield reader.form
 
@@ -145,16 +146,16 @@ class _Reader:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name == "file" and b"filename" in options:
             if self.has_file:
-                raise InvalidInput("file", "send one file at a time")
+                raise InvalidInput("file", "must be sent once; the form has several parts `file`")
             self.has_file, self._field = True, None
             self.form.filename = options[b"filename"].decode("utf-8", "replace")
         elif name == "file":
-            raise InvalidInput("file", "must be a file, sent with a file name")
+            raise InvalidInput("file", "must be a file; this part has no file name")
         elif name in self._names:
             self._field = name
         else:
             known = ", ".join(sorted({"file", *self._names}))
-            raise InvalidInput(name[:100] or "file", f"there is no such field; the form takes {known}")
+            raise InvalidInput(name[:100] or "file", f"unknown field; the form accepts {known}")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
@@ -162,14 +163,14 @@ class _Reader:
             return
         self._value += data[start:end]
         if len(self._value) > _FIELD_BYTES:
-            raise InvalidInput(self._field, f"is longer than {_FIELD_BYTES:,} bytes")
+            raise InvalidInput(self._field, f"must have at most {_FIELD_BYTES:,} bytes")
 
     def _part_end(self) -> None:
         if self._field is not None:
             try:
                 self.form.values.setdefault(self._field, []).append(self._value.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise InvalidInput(self._field, "must be text in UTF-8") from error
+                raise InvalidInput(self._field, "must be UTF-8 text") from error
 
     def _end(self) -> None:
         self.ended = True

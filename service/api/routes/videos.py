@@ -45,21 +45,21 @@ _FORM = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "the clip"},
+                        "file": {"type": "string", "format": "binary", "description": "The clip."},
                         "caption": {
                             "type": "string",
-                            "description": "what it shows, hashtags and all; any length "
-                            "up to 10,000 characters is used to its end",
+                            "description": "What the clip shows, hashtags included. "
+                            "At most 10,000 characters, all of which are embedded.",
                             "example": "",
                         },
-                        "category": {"type": "string", "description": "one name, no slashes", "example": ""},
-                        "title": {"type": "string", "description": "left out: the file's name", "example": ""},
+                        "category": {"type": "string", "description": "One name without slashes.", "example": ""},
+                        "title": {"type": "string", "description": "Default: the file name.", "example": ""},
                         "num_frames": {"type": "integer", "minimum": 1, "maximum": 256, "example": ""},
                         "frame_interval": {
                             "type": "integer",
                             "minimum": 1,
                             "example": "",
-                            "description": "every Nth frame from the start; left out: spread evenly",
+                            "description": "N: every Nth frame from the start. Default: REELSRS_FRAME_INTERVAL.",
                         },
                     },
                 },
@@ -76,9 +76,9 @@ _FORM = {
     status_code=202,
     response_model=Video,
     responses={
-        200: {"model": Video, "description": "the same bytes are there already: that video, unchanged"},
-        201: {"model": Video, "description": "with `wait`: stored, embedded and searchable"},
-        202: {"model": Video, "description": "stored safely and queued; `Location` is where to ask"},
+        200: {"model": Video, "description": "The library has a video with the same bytes. It is returned unchanged."},
+        201: {"model": Video, "description": "With `wait`: the video is stored, embedded and searchable."},
+        202: {"model": Video, "description": "The video is stored safely and queued. Poll `Location`."},
         **problems(413, 415, 507),
     },
     openapi_extra=_FORM,
@@ -86,7 +86,9 @@ _FORM = {
 async def upload(
     request: Request,
     service: Service,
-    wait: Annotated[float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="seconds to wait for it to become ready")] = 0,
+    wait: Annotated[
+        float, Query(ge=0, le=_MAX_WAIT_SECONDS, description="Seconds to wait until the video is ready.")
+    ] = 0,
 ) -> JSONResponse:
     """Upload a clip and queue it for embedding.
 
@@ -121,10 +123,10 @@ async def upload(
 @router.get("", summary="List videos", responses=problems())
 def list_videos(
     service: Service,
-    category: Annotated[str | None, Query(description="only this category")] = None,
-    status: Annotated[Status | None, Query(description="only this status")] = None,
+    category: Annotated[str | None, Query(description="Only videos in this category.")] = None,
+    status: Annotated[Status | None, Query(description="Only videos with this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page.")] = None,
 ) -> VideoPage:
     """Return a page of videos, newest first.
 
@@ -140,13 +142,13 @@ def list_videos(
     )
 
 
-@router.get("/{video_id}", summary="One video", responses=problems(404))
+@router.get("/{video_id}", summary="Get a video", responses=problems(404))
 def get_video(video: ExistingVideo) -> Video:
     """Return the metadata, the status and the progress of a video."""
     return Video.from_video(video)
 
 
-@router.patch("/{video_id}", summary="Change caption, category or title", responses=problems(404, 503))
+@router.patch("/{video_id}", summary="Change the caption, category or title", responses=problems(404, 503))
 def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
     """Change the caption, the category or the title of a video.
 
@@ -158,12 +160,12 @@ def edit_video(service: Service, video_id: VideoId, edit: VideoEdit) -> Video:
 
 @router.post(
     "/{video_id}/retry",
-    summary="Try a failed video again",
+    summary="Retry a failed video",
     status_code=202,
     response_model=Video,
     responses={
-        200: {"model": Video, "description": "it had not failed: that video, unchanged"},
-        202: {"model": Video, "description": "queued again; `Location` is where to ask"},
+        200: {"model": Video, "description": "The video had not failed. It is returned unchanged."},
+        202: {"model": Video, "description": "The video is queued again. Poll `Location`."},
         **problems(404),
     },
 )
@@ -188,14 +190,14 @@ def delete_video(service: Service, video_id: VideoId) -> Response:
 
 @router.get(
     "/{video_id}/content",
-    summary="The clip's bytes",
+    summary="Get the clip",
     response_class=FileResponse,
     responses={
-        200: {"description": "the whole file", "content": {"video/mp4": {}}},
-        206: {"description": "the range that was asked for", "content": {"video/mp4": {}}},
+        200: {"description": "The whole file.", "content": {"video/mp4": {}}},
+        206: {"description": "The requested range.", "content": {"video/mp4": {}}},
         **problems(404),
-        307: {"description": "where the store lends the clip, for a while"},
-        416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
+        307: {"description": "The object store serves the clip. `Location` is a temporary address there."},
+        416: {"description": "The range lies outside the file.", "content": {"text/plain": {}}},
     },
 )
 def content(request: Request, service: Service, video: ExistingVideo) -> Response:
@@ -219,7 +221,7 @@ def content(request: Request, service: Service, video: ExistingVideo) -> Respons
 
 @router.get(
     "/{video_id}/thumbnail",
-    summary="A picture of the clip",
+    summary="Get the thumbnail",
     response_class=FileResponse,
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
@@ -230,7 +232,7 @@ def thumbnail(request: Request, service: Service, video: ExistingVideo) -> Respo
     return _frame_response(request, service, video, video.thumbnail_frame)
 
 
-@router.get("/{video_id}/frames", summary="The sampled frames", responses=problems(404, 409))
+@router.get("/{video_id}/frames", summary="List the sampled frames", responses=problems(404, 409))
 def frames(video: ExistingVideo) -> FrameList:
     """Return the sampled frames of a video with the time of each, in seconds from the clip's start."""
     if not video.frame_times:
@@ -244,7 +246,7 @@ def frames(video: ExistingVideo) -> FrameList:
 
 @router.get(
     "/{video_id}/frames/{n}",
-    summary="One sampled frame",
+    summary="Get a sampled frame",
     response_class=FileResponse,
     responses={200: {"description": "JPEG", "content": {"image/jpeg": {}}}, **problems(404, 409)},
 )
@@ -253,13 +255,13 @@ def frame(request: Request, service: Service, video: ExistingVideo, n: int) -> R
     if not video.frame_times:
         raise NotReady(video.id, video.status)
     if not 0 <= n < len(video.frame_times):
-        raise NotFound(f"video {video.id} has frames 0 to {len(video.frame_times) - 1}, not {n}")
+        raise NotFound(f"video {video.id} has no frame {n}; its frames are 0 to {len(video.frame_times) - 1}")
     return _frame_response(request, service, video, n)
 
 
 @router.get(
     "/{video_id}/embeddings",
-    summary="The vectors",
+    summary="Get the embeddings",
     response_model=Embedding,
     responses={200: {"content": {"application/x-npy": {}}}, **problems(404, 409)},
 )
@@ -299,7 +301,7 @@ def embeddings(
 
 @router.get(
     "/{video_id}/events",
-    summary="Progress, as it happens",
+    summary="Stream the progress of a video",
     response_class=EventSourceResponse,
     responses=problems(404),
 )
@@ -330,7 +332,10 @@ def _check_queue(service: Runtime) -> None:
     with service.db.read() as connection:
         waiting = jobs.depth(connection)
     if waiting > service.settings.max_queue:
-        raise Overloaded(f"{waiting:,} videos wait to be embedded; try again in some minutes", _QUEUE_SECONDS)
+        raise Overloaded(
+            f"the queue is full: {waiting:,} videos wait to be embedded; try again in {_QUEUE_SECONDS} s",
+            _QUEUE_SECONDS,
+        )
 
 
 def _frame_response(request: Request, service: Runtime, video: DomainVideo, n: int) -> Response:
@@ -365,4 +370,4 @@ def _decode_cursor(cursor: str) -> int:
             raise ValueError(text)
         return int(text[1:])
     except (ValueError, binascii.Error):
-        raise InvalidInput("cursor", "is not one that this service gave out") from None
+        raise InvalidInput("cursor", "must be the `next_cursor` of an earlier page") from None

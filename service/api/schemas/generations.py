@@ -36,10 +36,10 @@ class GenerationRequest(BaseModel):
     )
 
     model: str = Field(
-        min_length=1, max_length=1000, description="as in the setting REELSRS_MODEL: NAME/WEIGHTS of open_clip"
+        min_length=1, max_length=1000, description="As in the setting REELSRS_MODEL: NAME/WEIGHTS of open_clip."
     )
-    precision: Precision = Field("auto", description="as in the setting REELSRS_PRECISION")
-    activate: bool = Field(False, description="switch to it as soon as it is complete")
+    precision: Precision = Field("auto", description="As in the setting REELSRS_PRECISION.")
+    activate: bool = Field(False, description="Activate the generation as soon as it is complete.")
 
 
 class Generation(BaseModel):
@@ -52,16 +52,18 @@ class Generation(BaseModel):
     precision: str
     dimension: int
     status: Literal["active", "ready", "embedding", "stopped"] = Field(
-        description="`active` answers; `ready` was complete once and can be switched to; `embedding` is on its way; "
-        "`stopped` was given up for another before it was complete"
+        description="`active`: answers searches. `ready`: was complete once and can be activated. `embedding`: is "
+        "being embedded. `stopped`: was stopped before it was complete, because another model was requested."
     )
-    progress: float = Field(description="0 to 1: share of the videos that it has vectors of")
-    embedded: int = Field(description="videos that it has vectors of")
-    total: int = Field(description="videos that can be searched")
-    activate: bool = Field(description="whether it is switched to as soon as it is complete")
-    error: str | None = Field(description="what stands in its way, or which videos it lacks")
+    progress: float = Field(description="Share of the videos with vectors in this generation, from 0 to 1.")
+    embedded: int = Field(description="Videos with vectors in this generation.")
+    total: int = Field(description="Videos that can be searched.")
+    activate: bool = Field(description="Whether it is activated as soon as it is complete.")
+    error: str | None = Field(
+        description="Why it is not complete: the error that stopped it, or the videos without vectors."
+    )
     created_at: datetime
-    completed_at: datetime | None = Field(description="when it first had every video")
+    completed_at: datetime | None = Field(description="When it first had vectors of every video.")
 
     @classmethod
     def from_state(cls, state: State) -> Generation:

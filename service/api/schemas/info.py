@@ -13,12 +13,12 @@ class IndexInfo(BaseModel):
     """The state of the vector index."""
 
     kind: str = Field(
-        description="`flat`: every vector is compared; `compressed`: codes of all, then the best exactly; "
-        "`milvus flat`, `milvus hnsw`: in Milvus, every vector or by a graph"
+        description="`flat`: every vector is compared. `compressed`: codes of all vectors are compared, then the best "
+        "candidates exactly. `milvus flat`, `milvus hnsw`: Milvus compares every vector, or uses a graph."
     )
-    size: int = Field(description="videos in it")
+    size: int = Field(description="Videos in the index.")
     exact: bool
-    approximate_from: int = Field(description="number of videos from which it is approximate")
+    approximate_from: int = Field(description="Number of videos from which the index is approximate.")
 
 
 class Limits(BaseModel):
@@ -65,9 +65,9 @@ class Info(BaseModel):
     device: str
     precision: str
     aggregation: str
-    videos: dict[str, int] = Field(description="number by status")
+    videos: dict[str, int] = Field(description="Number of videos by status.")
     index: IndexInfo
-    score: str = Field(description="what a score is, and is not")
+    score: str = Field(description="What a score means, and what it does not.")
     limits: Limits
 
 
@@ -126,5 +126,5 @@ class Problem(BaseModel):
     detail: str
     instance: str
     request_id: str
-    errors: list[FieldError] | None = Field(None, description="with 422: each wrong parameter")
-    video_status: str | None = Field(None, description="with 409: the status of the video that is not ready")
+    errors: list[FieldError] | None = Field(None, description="With status 422: each invalid parameter.")
+    video_status: str | None = Field(None, description="With status 409: the status of the video that is not ready.")

@@ -47,24 +47,31 @@ class ProjectionRequest(BaseModel):
         json_schema_extra={"examples": [{"embedding": "aggregated", "method": "umap", "dimensions": 2}]},
     )
 
-    embedding: EmbeddingType = Field("aggregated", description="a point a frame, a video, or a caption")
+    embedding: EmbeddingType = Field(
+        "aggregated",
+        description="`aggregated`: a point for each video. `frame`: for each frame. `text`: for each caption.",
+    )
     method: Method = "umap"
     dimensions: Literal[2, 3] = 2
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="the same seed, the same map")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="The same seed gives the same map.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="umap: `n_neighbors` (15), `min_dist` (0.1); tsne: `perplexity` (30); pca has none",
+        description="`umap`: `n_neighbors` (15), `min_dist` (0.1). `tsne`: `perplexity` (30). `pca` has none.",
     )
-    category: str | None = Field(None, description="only this category; null: all of them")
+    category: str | None = Field(None, description="Only videos in this category. null: all videos.")
 
 
 class Quality(BaseModel):
     """How well a map preserves neighbourhoods, measured on a sample of its points when the map was fitted."""
 
-    trustworthiness: float = Field(description="1: whoever is near on the map is near in the space (Venna, Kaski 2001)")
-    neighbourhood_overlap: float = Field(description="share of the nearest in the space that are nearest on the map")
-    neighbours: int = Field(description="how many nearest")
-    sample: int = Field(description="points looked at")
+    trustworthiness: float = Field(
+        description="1: neighbours on the map are also neighbours in the embedding space (Venna and Kaski, 2001)."
+    )
+    neighbourhood_overlap: float = Field(
+        description="Share of the nearest neighbours in the embedding space that are nearest neighbours on the map."
+    )
+    neighbours: int = Field(description="Number of nearest neighbours that were compared.")
+    sample: int = Field(description="Number of points that were measured.")
 
 
 class Projection(BaseModel):
@@ -72,7 +79,7 @@ class Projection(BaseModel):
 
     model_config = examples(_PROJECTION)
 
-    id: str = Field(description="opaque")
+    id: str = Field(description="Opaque string.")
     embedding: EmbeddingType
     method: Method
     dimensions: int
@@ -81,15 +88,15 @@ class Projection(BaseModel):
     category: str | None
     generation: str
     status: ProjectionStatus
-    progress: float = Field(description="0 to 1, of the layout that is being made")
-    error: str | None = Field(description="why the status is `failed`")
-    points: int = Field(description="points that can be had now, also while the map is laid out anew")
-    placed: int = Field(description="of these, how many were placed since it was laid out")
-    missing: int = Field(description="videos with such an embedding that are not on the map (yet)")
-    version: str = Field(description="another one whenever its points have changed")
-    quality: Quality | None = Field(description="null for maps of few points")
+    progress: float = Field(description="Progress of the current fit, from 0 to 1.")
+    error: str | None = Field(description="Why the status is `failed`.")
+    points: int = Field(description="Points available now, also while the map is fitted again.")
+    placed: int = Field(description="How many of these points were placed since the fit.")
+    missing: int = Field(description="Videos with such an embedding that are not on the map, or not yet.")
+    version: str = Field(description="Changes whenever the points change.")
+    quality: Quality | None = Field(description="null for maps of few points.")
     created_at: datetime
-    fitted_at: datetime | None = Field(description="when it was laid out; null before the first time")
+    fitted_at: datetime | None = Field(description="When the map was last fitted. null before the first fit.")
     points_url: str
 
     @classmethod
@@ -132,10 +139,10 @@ class Point(BaseModel):
     """A point of a map: the position of one embedding."""
 
     video_id: str
-    frame: int | None = Field(description="null where the point is a whole video or its caption")
-    time: float | None = Field(description="of the frame: seconds from the clip's start")
+    frame: int | None = Field(description="null if the point is a whole video or its caption.")
+    time: float | None = Field(description="Of the frame: seconds from the start of the clip.")
     category: str | None
-    coordinates: list[float] = Field(description="two or three, to six digits; Arrow has all of them")
+    coordinates: list[float] = Field(description="Two or three float32 values.")
 
 
 class PointList(BaseModel):

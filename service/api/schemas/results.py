@@ -15,7 +15,7 @@ from service.search.results import SearchResults
 class Breakdown(BaseModel):
     """Contribution of the visual similarity to a score."""
 
-    similarity: float | None = Field(description="cosine; null where the query has no such vector")
+    similarity: float | None = Field(description="Cosine similarity. null if the query has no such vector.")
     weight: float
     contribution: float
 
@@ -23,7 +23,7 @@ class Breakdown(BaseModel):
 class TextBreakdown(Breakdown):
     """Contribution of the text similarity to a score."""
 
-    imputed: bool = Field(description="the video has no caption, and counts as one of average similarity")
+    imputed: bool = Field(description="Whether the video has no caption, so that the average text similarity counts.")
 
 
 class Breakdowns(BaseModel):
@@ -36,11 +36,11 @@ class Breakdowns(BaseModel):
 class Moment(BaseModel):
     """The frame of a hit that matches the query best and, with `group_by=moment`, the time span around it."""
 
-    time: float = Field(description="seconds from the clip's start")
+    time: float = Field(description="Seconds from the start of the clip.")
     frame: int
     similarity: float
-    start: float | None = Field(description="with `group_by=moment`: seconds at which it begins")
-    end: float | None = Field(description="with `group_by=moment`: seconds at which it ends")
+    start: float | None = Field(description="With `group_by=moment`: where the moment starts, in seconds.")
+    end: float | None = Field(description="With `group_by=moment`: where the moment ends, in seconds.")
 
 
 class Hit(BaseModel):
@@ -109,8 +109,8 @@ class Answer(BaseModel):
     weights: Weights
     fusion: Fusion
     generation: str
-    exact: bool = Field(description="whether this is the exact answer over the whole catalogue")
-    next_cursor: str | None = Field(description="hand it in as `cursor`, with the same parameters, for the next page")
+    exact: bool = Field(description="Whether the results are exact over the whole library.")
+    next_cursor: str | None = Field(description="Send it as `cursor`, with the same parameters, for the next page.")
 
     @classmethod
     def from_results(cls, results: SearchResults) -> Answer:
@@ -129,7 +129,7 @@ class Duplicate(BaseModel):
     """A video of the same recording. Either of the two videos may show only a part of it."""
 
     video: VideoSummary
-    similarity: float = Field(description="how much of one the other explains, pixel by pixel; 1 is all")
+    similarity: float = Field(description="Share of the pixels of one clip that the other explains, from 0 to 1.")
 
 
 class DuplicateList(BaseModel):

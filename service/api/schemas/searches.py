@@ -26,21 +26,26 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    k: Count = Field(10, description="number of hits on a page")
-    video_weight: Weight = Field(0.7, description="weight of what is seen")
-    text_weight: Weight = Field(0.3, description="weight of what is written")
-    category: list[Name] = Field([], max_length=100, description="only videos in one of these")
-    exclude_category: list[Name] = Field([], max_length=100, description="no videos in any of these")
+    k: Count = Field(10, description="Number of hits on a page.")
+    video_weight: Weight = Field(0.7, description="Weight of the visual similarity (frames).")
+    text_weight: Weight = Field(0.3, description="Weight of the text similarity (captions).")
+    category: list[Name] = Field([], max_length=100, description="Only videos in one of these categories.")
+    exclude_category: list[Name] = Field([], max_length=100, description="No videos in any of these categories.")
     category_mode: CategoryMode = Field(
-        "any", description="`same` or `other` category as the videos to be like; needs such a video"
+        "any",
+        description="`same`: only the categories of the reference videos. `other`: only other categories. "
+        "Both need a reference video.",
     )
     diversity: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="0: the best hits; towards 1: hits unlike those before them (maximal marginal relevance)"
+        0.0,
+        description="0: the best hits. Towards 1: hits unlike those above them (maximal marginal relevance).",
     )
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="leave out hits with a lower score; what is low differs from question to question"
+        None, description="Leave out hits with a lower score. Which scores are low depends on the query."
     )
-    cursor: str | None = Field(None, max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before")
+    cursor: str | None = Field(
+        None, max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the previous page."
+    )
 
     def to_query(
         self,
@@ -78,8 +83,8 @@ class Parameters(BaseModel):
         )
 
 
-_FUSION = "how the two similarities are brought together"
-_GROUP_BY = "`video`: a hit a video; `moment`: a hit a moment of a video, over the frames of all"
+_FUSION = "How visual and text similarity are combined."
+_GROUP_BY = "`video`: each hit is a video. `moment`: each hit is a time span in a clip, from the frames of all videos."
 
 
 class RecommendationParameters(Parameters):
@@ -107,9 +112,9 @@ class RecommendationRequest(Parameters):
         },
     )
 
-    positive: list[ExampleVideo] = Field([], max_length=100, description="more like these")
-    negative: list[ExampleVideo] = Field([], max_length=100, description="less like these")
-    exclude: list[Name] = Field([], max_length=1000, description="ids that are no answer; unknown ones are ignored")
+    positive: list[ExampleVideo] = Field([], max_length=100, description="Videos that hits should resemble.")
+    negative: list[ExampleVideo] = Field([], max_length=100, description="Videos that hits should differ from.")
+    exclude: list[Name] = Field([], max_length=1000, description="Ids that must not be hits. Unknown ids are ignored.")
     fusion: Fusion = Field("cosine", description=_FUSION)
 
     @property
@@ -146,10 +151,14 @@ class PictureSearch(Parameters):
 class ClipSearch(Parameters):
     """A search by clip: the fields of the form beside its file."""
 
-    caption: str | None = Field(None, description="what the clip shows; without one only what is seen counts")
-    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = Field(None, description="frames sampled of it")
+    caption: str | None = Field(
+        None, description="What the clip shows. Without a caption, only visual similarity counts."
+    )
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = Field(
+        None, description="Frames sampled from the clip."
+    )
     frame_interval: Annotated[int, Field(ge=1, le=MAX_FRAME_INTERVAL)] | None = Field(
-        None, description="every Nth frame from the start; left out: spread evenly"
+        None, description="N: every Nth frame from the start. Default: REELSRS_FRAME_INTERVAL."
     )
     fusion: Fusion = Field("cosine", description=_FUSION)
     group_by: GroupBy = Field("video", description=_GROUP_BY)

@@ -17,13 +17,13 @@ class VideoSummary(BaseModel):
 
     model_config = examples(SHORT)
 
-    id: str = Field(description="opaque")
+    id: str = Field(description="Opaque string.")
     title: str
     category: str | None
     caption: str | None
-    duration: float | None = Field(description="seconds")
+    duration: float | None = Field(description="Seconds.")
     content_url: str
-    thumbnail_url: str | None = Field(description="null until the video is ready")
+    thumbnail_url: str | None = Field(description="null until the video is ready.")
 
     @classmethod
     def from_video(cls, video: DomainVideo) -> VideoSummary:
@@ -36,19 +36,19 @@ class Video(VideoSummary):
 
     model_config = examples(VIDEO)
 
-    filename: str = Field(description="as the client named it, for display")
+    filename: str = Field(description="File name that the client sent, for display.")
     status: Status
-    progress: float = Field(description="0 to 1")
-    error: str | None = Field(description="why the status is `failed`, or why the last attempt was given up")
-    size: int = Field(description="bytes")
+    progress: float = Field(description="From 0 to 1.")
+    error: str | None = Field(description="Why the status is `failed`, or why the last attempt was given up.")
+    size: int = Field(description="Bytes.")
     sha256: str
     media_type: str
     codec: str
-    width: int = Field(description="pixels, as displayed")
-    height: int = Field(description="pixels, as displayed")
-    frame_rate: float | None = Field(description="frames per second")
-    num_frames: int = Field(description="frames asked for")
-    frame_interval: int | None = Field(description="null: spread evenly; N: every Nth frame")
+    width: int = Field(description="Pixels, as displayed.")
+    height: int = Field(description="Pixels, as displayed.")
+    frame_rate: float | None = Field(description="Frames per second.")
+    num_frames: int = Field(description="Requested number of frames.")
+    frame_interval: int | None = Field(description="null: frames are spread evenly. N: every Nth frame.")
     created_at: datetime
     updated_at: datetime
 
@@ -81,7 +81,7 @@ class VideoPage(BaseModel):
     model_config = examples({"items": [VIDEO], "next_cursor": None})
 
     items: list[Video]
-    next_cursor: str | None = Field(description="hand it in as `cursor` for the next page; null on the last")
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page. null on the last page.")
 
 
 class VideoEdit(BaseModel):
@@ -104,7 +104,7 @@ class Frame(BaseModel):
     """A sampled frame of a video."""
 
     n: int
-    time: float = Field(description="seconds from the clip's start")
+    time: float = Field(description="Seconds from the start of the clip.")
     url: str
 
 
@@ -137,8 +137,8 @@ class Embedding(BaseModel):
     type: Literal["frame", "aggregated", "text"]
     generation: str
     # A list, not a tuple: many client generators do not support `prefixItems`, the schema of a tuple.
-    shape: list[int] = Field(min_length=2, max_length=2, description="number of vectors, dimension")
-    times: list[float] | None = Field(description="for frames: seconds from the clip's start")
+    shape: list[int] = Field(min_length=2, max_length=2, description="Number of vectors and their dimension.")
+    times: list[float] | None = Field(description="For frames: seconds from the start of the clip.")
     vectors: list[list[float]]
 
 
