@@ -153,10 +153,10 @@ class Embeddings:
     def __post_init__(self) -> None:
         count, dimension = self.frames.shape
         if count == 0:
-            raise ValueError("a video has at least one frame")
+            raise ValueError("frames: must have at least one row")
         for vector in (self.mean, self.max, self.text):
             if vector is not None and vector.shape != (dimension,):
-                raise ValueError(f"expected shape ({dimension},), got {vector.shape}")
+                raise ValueError(f"mean, max and text: must have shape ({dimension},), not {vector.shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,9 @@ class Neighbours:
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.shape != self.distances.shape:
-            raise ValueError(f"{self.rows.shape} rows do not fit {self.distances.shape} distances")
+            raise ValueError(
+                f"rows and distances: must have the same shape (N, k), not {self.rows.shape} and {self.distances.shape}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,9 @@ class Entries:
         count = len(self.video_pks)
         shapes = {len(self.visual), len(self.has_text), len(self.categories)}
         if shapes != {count} or (self.text is not None and self.text.shape != self.visual.shape):
-            raise ValueError(f"{count} keys do not fit {self.visual.shape} pictures and what belongs to them")
+            raise ValueError(
+                f"all arrays must have {count} rows like video_pks, and text the shape of visual {self.visual.shape}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +243,7 @@ class Weights:
             if not 0 <= weight <= MAX_WEIGHT:  # also refuses NaN and infinity
                 raise InvalidInput(field, f"must be a number from 0 to {MAX_WEIGHT:.0f}, not {weight}")
         if self.video == 0 and self.text == 0:
-            raise InvalidInput("video_weight", "video_weight and text_weight must not both be 0")
+            raise InvalidInput("video_weight", "must be greater than 0 if text_weight is 0")
 
 
 def check_k(k: int) -> int:

@@ -195,8 +195,8 @@ class Encoder:
         cosine = float(np.min([(one * other).sum(axis=1) for one, other in pairs]))
         if not cosine >= least:  # NaN fails too
             raise ConfigurationError(
-                f"{self.device} with REELSRS_PRECISION={precision} embeds wrongly here: its vectors have a cosine of "
-                f"{cosine:.4f} to those of torch's float32 on the CPU, where {least} is the least. Set "
+                f"{self.device} with REELSRS_PRECISION={precision} computes wrong vectors here: their cosine to "
+                f"those of torch in float32 on the CPU is {cosine:.4f}, but must be at least {least}. Set "
                 "REELSRS_PRECISION=float32, or REELSRS_DEVICE=cpu"
             )
         log.info("model verified against the reference", cosine=round(cosine, 5), least=least)

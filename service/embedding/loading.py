@@ -130,7 +130,7 @@ def _weights_of(name: str, pretrained: str | None) -> str:
         for suffix in ("safetensors", "bin", "pth"):
             if found := sorted(folder.glob(f"{pattern}.{suffix}")):
                 return str(found[0])
-    raise FileNotFoundError(f"no weights in {folder}: neither *.safetensors nor *.bin nor *.pth")
+    raise FileNotFoundError(f"{folder} has no weights: no *.safetensors, *.bin or *.pth file")
 
 
 def _resolve(model: str) -> tuple[str, str | None]:
@@ -145,16 +145,19 @@ def _resolve(model: str) -> tuple[str, str | None]:
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:")).expanduser()
         if not (folder / "open_clip_config.json").is_file():
-            raise ConfigurationError(f"REELSRS_MODEL: {folder} is not an open_clip folder: no open_clip_config.json")
+            raise ConfigurationError(
+                f"REELSRS_MODEL: {folder} is not an open_clip folder: it has no open_clip_config.json"
+            )
         return f"local-dir:{folder}", None
     name, _, tag = model.partition("/")
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        raise ConfigurationError(f"REELSRS_MODEL: open_clip has no model {name!r}; near: {', '.join(near) or '-'}")
+        similar = ", ".join(near) or "none"
+        raise ConfigurationError(f"REELSRS_MODEL: open_clip has no model {name!r}; similar names: {similar}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise ConfigurationError(
-            f"REELSRS_MODEL: {name} has no weights {tag!r}; write {name}/TAG with one of {', '.join(tags) or '-'}"
+            f"REELSRS_MODEL: {name} has no weights {tag!r}; set {name}/TAG; TAG is one of: {', '.join(tags) or 'none'}"
         )
     return name, tag
 
@@ -176,7 +179,9 @@ def _offline() -> str:
         socket.getaddrinfo(host, 443)
     except OSError as error:
         constants.HF_HUB_OFFLINE = True
-        return f"the name {host} cannot be resolved ({error.strerror}), and the weights are not on this machine"
+        return (
+            f"the host name {host} cannot be resolved ({error.strerror}), and this machine has no copy of the weights"
+        )
     return ""
 
 
@@ -189,8 +194,8 @@ def _cannot_load(name: str, tag: str | None, reason: str) -> str:
     config = open_clip.get_pretrained_cfg(name, tag)
     source = f"huggingface.co/{config['hf_hub'].rstrip('/')}" if config.get("hf_hub") else config.get("url", "?")
     return (
-        f"the weights {tag!r} of {name} cannot be had from {source}: {reason.rstrip('.')}. Three ways to get going: "
-        f"(1) connect this machine to the network, or set HF_ENDPOINT to a mirror, and start again: the weights "
-        f"are kept afterwards; (2) copy a folder with open_clip_config.json and open_clip_model.safetensors here "
-        f"and set REELSRS_MODEL=local-dir:FOLDER; (3) to try ReelsRS out, set REELSRS_MODEL=tiny."
+        f"the weights {tag!r} of {name} cannot be loaded from {source}: {reason.rstrip('.')}. Do one of the following. "
+        f"(1) Connect this machine to the network, or set HF_ENDPOINT to a mirror, and start again. The weights are "
+        f"then stored on this machine. (2) Copy a folder with open_clip_config.json and open_clip_model.safetensors "
+        f"to this machine, and set REELSRS_MODEL=local-dir:FOLDER. (3) To try ReelsRS, set REELSRS_MODEL=tiny."
     )

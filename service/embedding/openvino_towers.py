@@ -64,7 +64,7 @@ def require_without_telemetry() -> None:
         import openvino
     except ImportError as error:
         raise ConfigurationError(
-            'OpenVINO is not installed, and this device and precision need it: pip install "reelsrs[openvino]"'
+            'OpenVINO is not installed, but this device and precision need it; run pip install "reelsrs[openvino]"'
         ) from error
     assert nncf is not None
     assert openvino is not None

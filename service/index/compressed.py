@@ -124,7 +124,7 @@ class CompressedIndex(Index):
             start = sum(segment.count for segment in loaded._segments)
             loaded._segments.append(_Segment.load(folder, start, loaded._codec, one))
         if sum(segment.count for segment in loaded._segments) != loaded.rows:
-            raise ValueError("its segments do not fit its table")
+            raise ValueError("the segments and the table of the snapshot have different numbers of rows")
         return loaded
 
     def close(self) -> None:
@@ -238,7 +238,7 @@ class _Segment:
         try:
             table = faiss.read_index(str(folder / codes.name))
         except RuntimeError as error:
-            raise ValueError(f"not a table of codes: {error}") from error
+            raise ValueError(f"{codes.name} is not a table of codes: {error}") from error
         made = cls(
             start,
             codec,
@@ -248,7 +248,7 @@ class _Segment:
         )
         made._codes_saved = codes
         if not made.count == made._small.count == made._full.count:
-            raise ValueError("a segment's files do not fit each other")
+            raise ValueError("the files of a segment have different numbers of rows")
         return made
 
     @property

@@ -18,7 +18,7 @@ def differences(index_rows: Entries, database_rows: Entries, order: VideoPks) ->
     pks = database_rows.video_pks[order]
     if not np.array_equal(index_rows.video_pks, pks):
         differing = sorted({*index_rows.video_pks.tolist()} ^ {*pks.tolist()}) or sorted({*pks.tolist()})
-        return [f"the index and the database differ in the rows of video {pk}" for pk in differing]
+        return [f"index and database have different rows for video {pk}" for pk in differing]
     wrong = index_rows.has_text != database_rows.has_text[order]
     wrong |= (index_rows.visual != database_rows.visual[order]).any(axis=1)
     if index_rows.text is not None and database_rows.text is not None:
@@ -27,6 +27,6 @@ def differences(index_rows: Entries, database_rows: Entries, order: VideoPks) ->
         [index_rows.categories[n] != database_rows.categories[place] for n, place in enumerate(order)], dtype=np.bool_
     )
     return [
-        *(f"the index has other vectors of video {pk}" for pk in dict.fromkeys(pks[wrong].tolist())),
-        *(f"the index has another category of video {pk}" for pk in dict.fromkeys(pks[names].tolist())),
+        *(f"index and database have different vectors for video {pk}" for pk in dict.fromkeys(pks[wrong].tolist())),
+        *(f"index and database have different categories for video {pk}" for pk in dict.fromkeys(pks[names].tolist())),
     ]

@@ -47,7 +47,7 @@ class RowFile:
         self.count = 0 if saved is None else saved.size_bytes // row_bytes
         if saved is not None and os.fstat(self._descriptor).st_size < saved.size_bytes:
             self.close()
-            raise ValueError(f"{path.name} is shorter than it was")
+            raise ValueError(f"{path.name} is shorter than the snapshot says")
 
     def write(self, rows: npt.NDArray[Any]) -> None:
         """Write rows behind the last counted row. They count once they are passed to `commit`.
@@ -106,7 +106,7 @@ class RowFile:
         Raises OSError if the rows are in memory only.
         """
         if self.in_memory:
-            raise OSError(errno.ENOSPC, "some rows are in memory only, for the disk was full", self.path.name)
+            raise OSError(errno.ENOSPC, "some rows are only in memory because the disk was full", self.path.name)
         if self.is_writable:
             os.fsync(self._descriptor)
             self._saved = frozen
@@ -158,5 +158,5 @@ def digest(path: Path, size_bytes: int) -> str:
             found.update(data)
             left -= len(data)
     if left:
-        raise ValueError(f"{path.name} is shorter than it was")
+        raise ValueError(f"{path.name} is shorter than the snapshot says")
     return found.hexdigest()

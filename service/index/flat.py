@@ -55,7 +55,7 @@ class FlatIndex(Index):
         loaded._load_table(folder / state["table"], state["names"])
         vectors = np.fromfile(folder / state["vectors"], dtype=np.float32).reshape(-1, layout.width)
         if len(vectors) != loaded.rows:
-            raise ValueError(f"{len(vectors)} vectors of {loaded.rows} rows")
+            raise ValueError(f"the snapshot has {len(vectors)} vectors for {loaded.rows} rows")
         loaded._index.add(vectors)
         return loaded
 

@@ -95,10 +95,10 @@ class Snapshot:
         """
         manifest = _read_manifest(self._manifest)
         if any(manifest.get(name) != value for name, value in self._identity.items()):
-            raise ValueError("it cannot be read, or belongs to another library")
+            raise ValueError("the manifest cannot be read, or belongs to another index")
         change = manifest["seen"]
         if change > last_change():
-            raise ValueError("it is newer than the database")
+            raise ValueError("the snapshot is newer than the database")
         self._verify(_files(manifest))
         return _KINDS[manifest["index"]].load(self._layout, self._folder, manifest["state"]), change
 

@@ -173,7 +173,7 @@ class SyncedIndex:
                 order = np.argsort(database_rows.video_pks, kind="stable")
                 found += differences(index_rows, database_rows, order)
             extra_pks = np.setdiff1d(pks, np.array(expected, dtype=np.int64))
-            found += [f"the index holds video {pk}, which is not ready or not there" for pk in extra_pks]
+            found += [f"the index contains video {pk}, which is not ready or does not exist" for pk in extra_pks]
         return found
 
     def close(self, *, save: bool = True) -> None:
@@ -333,4 +333,4 @@ class SyncedIndex:
 
 
 def _system_errors() -> AbstractContextManager[None]:
-    return system_errors.converted("the index cannot be brought up to date")
+    return system_errors.converted("the index cannot be updated")

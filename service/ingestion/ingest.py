@@ -126,7 +126,9 @@ class Ingest:
                 existing = video_rows.video_by_sha256(connection, incoming.sha256)
                 if existing is None:
                     if probe is None:  # deleted since the first look-up
-                        raise Undecodable("the video was deleted while its bytes were sent again; send them once more")
+                        raise Undecodable(
+                            "the video was deleted while the same bytes were being uploaded; upload them again"
+                        )
                     self._files.commit(incoming, probe.media_type)
                     video = video_rows.add_video(
                         connection,

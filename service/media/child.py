@@ -62,7 +62,7 @@ def serve(pipe: Connection) -> None:
         except ReelsError as error:
             header, blobs = _to_wire(error), []
         except MemoryError:
-            header, blobs = _to_wire(Undecodable("decoding this file needs more memory than is allowed")), []
+            header, blobs = _to_wire(Undecodable("decoding this file needs more memory than the limit allows")), []
         except Exception as error:
             header, blobs = {**_unexpected_to_wire(error), "mistake": isinstance(error, _BUGS)}, []
         pipe.send_bytes(json.dumps({**header, "blobs": len(blobs), "unconfined": unsandboxed_reason}).encode())
@@ -160,7 +160,7 @@ class _RangeReader(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size_bytes}[whence]
         if start + offset < 0:
-            raise OSError(errno.EINVAL, "before the beginning")
+            raise OSError(errno.EINVAL, "cannot seek before the start of the file")
         self._at = start + offset
         return self._at
 

@@ -229,7 +229,7 @@ def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
 
 def no_frame() -> Undecodable:
     """Return the error for a clip without a decodable frame."""
-    return Undecodable("the file has a video stream, but no frame of it could be decoded")
+    return Undecodable("the file has a video stream, but none of its frames can be decoded")
 
 
 def _open_container(file: BinaryIO) -> InputContainer:
@@ -261,25 +261,27 @@ def _video_stream(container: InputContainer) -> VideoStream:
     for stream in container.streams.video:
         if not int(stream.disposition) & _ATTACHED_PICTURE and stream.codec_context is not None:
             if stream.codec_context.name not in _VIDEO_CODECS.split(","):
-                raise Undecodable(f"the video codec {stream.codec_context.name} is not taken")
+                raise Undecodable(f"the video codec {stream.codec_context.name} is not supported")
             return stream
     kinds = sorted({stream.type for stream in container.streams})
-    raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'nothing'}")
+    raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'unknown data'}")
 
 
 def check_frame(frame: VideoFrame, limits: Limits) -> None:
     """Raise InvalidInput if a frame exceeds `limits`."""
     if frame.width * frame.height > limits.max_pixels:  # a stream may change its frame size midway
-        raise InvalidInput("file", f"a frame has more than {limits.max_pixels:,} pixels")
+        raise InvalidInput(
+            "file", f"a frame has {frame.width * frame.height:,} pixels; at most {limits.max_pixels:,} are allowed"
+        )
 
 
 def _check(stream: VideoStream, seconds: float | None, limits: Limits) -> None:
     pixels = stream.codec_context.width * stream.codec_context.height
     if pixels > limits.max_pixels:
-        raise InvalidInput("file", f"a frame has {pixels:,} pixels; at most {limits.max_pixels:,} are taken")
+        raise InvalidInput("file", f"a frame has {pixels:,} pixels; at most {limits.max_pixels:,} are allowed")
     if seconds is not None and seconds > limits.max_duration_seconds:
         raise InvalidInput(
-            "file", f"the clip lasts {seconds:.1f} s; at most {limits.max_duration_seconds:.0f} s are taken"
+            "file", f"the clip lasts {seconds:.1f} s; at most {limits.max_duration_seconds:.0f} s are allowed"
         )
 
 

@@ -40,7 +40,9 @@ class Fingerprint:
         side = FINGERPRINT_SIDE
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) != 4 or shape[0] not in (1, 2) or shape[2:] != (side, side):
-            raise ValueError(f"no fingerprint: {self.images.dtype} pictures {self.images.shape}")
+            raise ValueError(
+                f"images: must be uint8 of shape (1 or 2, N, {side}, {side}), not {self.images.dtype} of shape {shape}"
+            )
 
 
 def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) -> Fingerprint:

@@ -169,8 +169,8 @@ class _Child:
                     worked = _cpu_seconds(pid) - worked
                     self.close()
                     if worked < timeout_seconds / 4:  # too little CPU time to blame the clip
-                        raise Overloaded("the machine is too busy to decode a clip in time; try again", _BUSY_SECONDS)
-                    raise Undecodable(f"decoding took longer than {timeout_seconds:.0f} seconds")
+                        raise Overloaded("the machine is too busy to decode the clip in time; try again", _BUSY_SECONDS)
+                    raise Undecodable(f"decoding took longer than the limit of {timeout_seconds:.0f} s")
                 header, begun = json.loads(pipe.recv_bytes()), True
                 if "read" not in header or not isinstance(source, Blob):
                     break
@@ -205,15 +205,15 @@ class _Child:
             code = self._process.exitcode
         self.close()
         if code is None:
-            return "closed its pipe"
+            return "closed its connection"
         if code >= 0:
-            return f"ended with status {code}"
+            return f"exited with status {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if name == "SIGKILL":
-            return "was killed (SIGKILL), as the system does when memory runs out,"
+            return "was killed (SIGKILL, probably because memory ran out)"
         if name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"):
             return f"crashed ({name})"
-        return f"was ended ({name})"
+        return f"was terminated ({name})"
 
     def close(self) -> None:
         if self._pipe is not None:

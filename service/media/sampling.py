@@ -38,7 +38,9 @@ class Sample:
     def __post_init__(self) -> None:
         count = len(self.times)
         if count == 0 or self.pixels.shape[0] != count or len(self.thumbnails) != count or self.pixels.shape[3] != 3:
-            raise ValueError(f"{count} times, pixels {self.pixels.shape}, {len(self.thumbnails)} pictures do not fit")
+            raise ValueError(
+                f"inconsistent sample: {count} times, pixels {self.pixels.shape}, {len(self.thumbnails)} thumbnails"
+            )
 
 
 def sample(
@@ -96,8 +98,8 @@ def _check_frames_to_decode(frames: int, clip: Clip, limits: Limits) -> None:
     if frames * (width * height + _FRAME_PIXELS) > limits.max_decoded_pixels:
         raise InvalidInput(
             "file",
-            f"it has so few keyframes that {frames:,} frames of {width} x {height} must be decoded to show a few; "
-            "encode it with a keyframe every few seconds, or cut it",
+            f"the clip has too few keyframes: {frames:,} frames of {width} x {height} must be decoded to sample a few; "
+            "encode it with a keyframe every few seconds, or shorten it",
         )
 
 
@@ -118,10 +120,10 @@ def read_image(source: Path | BinaryIO, image_spec: ImageSpec, limits: Limits) -
         with PillowImage.open(source, formats=_IMAGE_FORMATS) as image:
             if image.width * image.height > limits.max_pixels:
                 size = f"{image.width:,} x {image.height:,}"
-                raise InvalidInput("file", f"the picture has {size} pixels; at most {limits.max_pixels:,} are taken")
+                raise InvalidInput("file", f"the image has {size} pixels; at most {limits.max_pixels:,} are allowed")
             shown = ImageOps.exif_transpose(image).convert("RGB")
     except InvalidInput:
         raise
     except Exception as error:  # each format's reader raises its own errors
-        raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read") from error
+        raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP image that can be read") from error
     return resize_and_crop(shown, image_spec, shown.size)

@@ -36,7 +36,7 @@ def enter_sandbox() -> str | None:
     """
     _limit_resources()
     if sys.platform != "linux":
-        return "only Linux has such a filter"
+        return "system calls can be filtered only on Linux"
     try:
         import fcntl
 

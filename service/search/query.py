@@ -99,22 +99,22 @@ class SearchQuery:
     def __post_init__(self) -> None:
         check_k(self.k)
         if not self.references and not self.vectors:
-            raise InvalidInput("positive", "name at least one video to be like, in positive or in negative")
+            raise InvalidInput("positive", "needs at least one reference video, in positive or in negative")
         positive_ids = {reference.video_id for reference in self.references if reference.weight > 0}
         if conflicting_ids := positive_ids & {
             reference.video_id for reference in self.references if reference.weight < 0
         }:
-            raise InvalidInput("negative", f"names {min(conflicting_ids)}, which is in positive too")
+            raise InvalidInput("negative", f"must not contain {min(conflicting_ids)}, which is also in positive")
         if not 0 <= self.diversity <= 1:
             raise InvalidInput("diversity", f"must be a number from 0 to 1, not {self.diversity}")
         if self.min_score is not None and not math.isfinite(self.min_score):
-            raise InvalidInput("min_score", f"must be a number, not {self.min_score}")
+            raise InvalidInput("min_score", f"must be a finite number, not {self.min_score}")
         if self.group_by == "moment":
             if self.diversity:
-                raise InvalidInput("diversity", "is for videos: leave it out with group_by=moment")
+                raise InvalidInput("diversity", "applies to videos only: omit it with group_by=moment")
             if self.weights.video == 0:
                 raise InvalidInput(
-                    "video_weight", "must be greater than 0 with group_by=moment: a moment is what is seen"
+                    "video_weight", "must be greater than 0 with group_by=moment: moments have only visual similarity"
                 )
 
     def digest(self) -> str:
@@ -167,10 +167,10 @@ class Cursor:
             unpacker = zlib.decompressobj()
             data = unpacker.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), 16 * len(text) + 1024)
             if not unpacker.eof:
-                raise ValueError("not whole")
+                raise ValueError("incomplete")
             return cls._from_parts(json.loads(data))
         except (ValueError, TypeError, KeyError, zlib.error, RecursionError) as error:
-            raise InvalidInput("cursor", "is not one that this service gave") from error
+            raise InvalidInput("cursor", "is not valid: use the `next_cursor` of an earlier page, unchanged") from error
 
     @classmethod
     def _from_parts(cls, parts: Any) -> Cursor:
@@ -178,11 +178,11 @@ class Cursor:
         numbers = (mean_v, std_v, mean_t, std_t, *(after[:1] if after else ()))
         whole = (offset, *shown, *(after[2:] if after else ()))
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-            raise ValueError("not a number")
+            raise ValueError("not a finite number")
         if not all(type(number) is int and 0 <= number < 1 << 62 for number in whole):
-            raise ValueError("not a whole number")
+            raise ValueError("not an integer in range")
         if max(offset, len(shown)) > MAX_DEPTH:
-            raise ValueError("too deep")
+            raise ValueError("too many hits")
         if after is not None and (len(after) != 3 or not isinstance(after[1], str)):
             raise ValueError("not a hit")
         statistics = ((float(mean_v), float(std_v)), (float(mean_t), float(std_t)))
@@ -196,11 +196,13 @@ class Cursor:
             Gone: The model or the vectors of the examples have changed since the first page.
         """
         if self.query_digest != query_digest:
-            raise InvalidInput("cursor", "belongs to another question: send the parameters of the first page with it")
+            raise InvalidInput("cursor", "belongs to another query: send it with the parameters of the first page")
         if self.state != state:
-            raise Gone("what the first page was compared with has changed since; ask for it again without a cursor")
+            raise Gone(
+                "cursor: the model or the query's vectors changed after the first page; start again without a cursor"
+            )
 
 
 def _check_weight(weight: float) -> None:
     if not 0 < abs(weight) <= MAX_WEIGHT:  # also rejects NaN
-        raise InvalidInput("weight", f"must be a number greater than 0, at most {MAX_WEIGHT:.0f}, not {weight}")
+        raise InvalidInput("weight", f"must be a number greater than 0 and at most {MAX_WEIGHT:.0f}, not {weight}")

@@ -82,7 +82,7 @@ class CombinedQuery:
             if weights.video == 0:
                 raise InvalidInput(
                     "video_weight",
-                    "the query video has no caption, so a video_weight of 0 leaves nothing to compare",
+                    "must be greater than 0, because the query has no caption to compare",
                 )
             weights = replace(weights, text=0.0)
         visual, text = _mean(visual_vectors), _mean(text_vectors) if text_vectors else None
@@ -234,7 +234,7 @@ def category_filter(scope: Scope, combined: CombinedQuery) -> CategoryFilter:
     include: frozenset[str | None] | None = frozenset(scope.category) or None
     exclude: frozenset[str | None] = frozenset(scope.exclude_category)
     if scope.category_mode != "any" and not combined.categories:
-        raise InvalidInput("category_mode", "same and other need a video of the library to be like")
+        raise InvalidInput("category_mode", "same and other need a reference video of the library")
     if scope.category_mode == "other":
         exclude |= combined.categories
     elif scope.category_mode == "same":

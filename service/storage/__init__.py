@@ -112,7 +112,7 @@ def open_store(url: str, data_dir: Path, *, link_seconds: int | None = None) -> 
             from service.storage.bucket import BucketStore
         except ImportError as error:
             raise ConfigurationError(
-                f"REELSRS_STORAGE_URL: {url} needs a package more: pip install 'reelsrs[s3]' ({error})"
+                f"REELSRS_STORAGE_URL: {url} needs a package that is missing ({error}); run pip install 'reelsrs[s3]'"
             ) from error
         return BucketStore(url, data_dir / "incoming", link_seconds)
     return FolderStore(Path(url))

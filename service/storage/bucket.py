@@ -50,7 +50,7 @@ class BucketStore:
         """
         parts = urlsplit(url)
         if not parts.netloc:
-            raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} names no bucket")
+            raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} has no bucket name; write s3://BUCKET/PREFIX")
         prefix = parts.path.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._url = url
@@ -61,7 +61,7 @@ class BucketStore:
             del os.environ[name]
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "https://")
         if not endpoint.startswith(("http://", "https://")):
-            raise ConfigurationError(f"AWS_ENDPOINT_URL: must start with http:// or https:// (got {endpoint!r})")
+            raise ConfigurationError(f"AWS_ENDPOINT_URL: must start with http:// or https://, not {endpoint!r}")
         try:
             self._store = S3Store(
                 parts.netloc,
@@ -122,7 +122,7 @@ class BucketStore:
         name = _thumbnail_name(seconds)
         data = self._small(sha256, name)
         if data is None:
-            raise NotFound(f"there is no stored object {sha256[:12]}/{name}")
+            raise NotFound(f"stored object {sha256[:12]}/{name} does not exist")
         return Blob(len(data), lambda start, length: data[start : start + length])
 
     def upload_thumbnails(self, sha256: str, times: Sequence[float], thumbnails: Sequence[bytes]) -> None:
@@ -205,7 +205,7 @@ class BucketStore:
             try:
                 size_bytes = obstore.head(self._store, object_key)["size"]
             except FileNotFoundError:
-                raise NotFound(f"there is no stored object {object_key.removeprefix(self._prefix)}") from None
+                raise NotFound(f"stored object {object_key.removeprefix(self._prefix)} does not exist") from None
 
         def read(start: int, length: int) -> bytes:
             length = min(length, size_bytes - start)
@@ -215,7 +215,7 @@ class BucketStore:
                 try:
                     return bytes(obstore.get_range(self._store, object_key, start=start, length=length))
                 except FileNotFoundError:
-                    raise NotFound("the clip was deleted while it was read") from None
+                    raise NotFound("the clip was deleted while it was being read") from None
 
         return Blob(size_bytes, read)
 

@@ -188,7 +188,7 @@ class FolderStore:
 
 def _require_file(path: Path) -> Path:
     if not path.is_file():
-        raise NotFound(f"there is no stored file {path.parent.name[:12]}/{path.name}")
+        raise NotFound(f"stored file {path.parent.name[:12]}/{path.name} does not exist")
     return path
 
 

@@ -43,7 +43,7 @@ class IncomingUpload:
         """Append bytes. Raises TooLarge, StorageFull."""
         self.size_bytes += len(data)
         if self.size_bytes > self.limit_bytes:
-            raise TooLarge(f"the file is larger than {self.limit_bytes:,} bytes")
+            raise TooLarge(f"the file is larger than the limit of {self.limit_bytes:,} bytes")
         self._hash.update(data)
         with storage_errors():
             self._file.write(data)

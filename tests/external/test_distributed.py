@@ -195,7 +195,7 @@ def test_what_goes_away_comes_back(cluster: Cluster, clip: bytes) -> None:  # no
         for client in (first, second):
             answer = client.post("/v1/search/text", json={"query": "clip"})
             assert answer.status_code == 503, answer.text
-            assert "the vectors cannot be reached" in answer.json()["detail"]
+            assert "the vector store cannot be reached" in answer.json()["detail"]
             assert "retry-after" in answer.headers
             health = client.get("/readyz")
             assert (health.status_code, health.json()["checks"]["database"]) == (503, "ok")

@@ -155,11 +155,11 @@ def test_what_differs_is_named_and_a_rebuild_mends_it(library: VectorLibrary) ->
     stranger = {"id": 999_999, "video": 999_999, "category": "", "vector": [0.0] * library.follower.layout.width}
     client.upsert(name, [stranger, {**stranger, "id": keys[1], "video": keys[1]}])
     said = "\n".join(library.follower.differences())
-    assert f"other vectors of video {keys[1]}" in said
+    assert f"different vectors for video {keys[1]}" in said
     assert "holds video 999999, which is not ready" in said
     client.delete(name, ids=[keys[0]])
     said = "\n".join(library.follower.differences())
-    assert f"differ in the rows of video {keys[0]}" in said
+    assert f"different rows for video {keys[0]}" in said
     library.follower.rebuild()
     assert library.follower.differences() == []
     assert _collections(library) == {_name(library)}, "the old one is removed"
@@ -283,18 +283,18 @@ def test_a_server_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -> 
         _agrees(library)
         library.follower.check()
         server.stop()
-        with pytest.raises(Unavailable, match="the vectors cannot be reached"):
+        with pytest.raises(Unavailable, match="the vector store cannot be reached"):
             library.follower.check()
         for _ in range(2):
             began = time.monotonic()
-            with pytest.raises(Unavailable, match="the vectors cannot be reached"):
+            with pytest.raises(Unavailable, match="the vector store cannot be reached"):
                 _agrees(library)
             assert time.monotonic() - began < 15
         library.add(unit(np.random.default_rng(8)), None)
         settings = config.Settings(data_dir=tmp_path, vector_store=f"milvus+{server.uri}")
         said = [(one.state, one.message) for one in doctor.verify(settings) if one.check == "index"]
         assert [state for state, _ in said] == ["problem"]
-        assert "the vectors cannot be reached" in said[0][1]
+        assert "the vector store cannot be reached" in said[0][1]
         server.start()
         for _ in range(120):
             try:

@@ -37,7 +37,7 @@ def test_a_bucket_that_cannot_be_had_is_named(
     with pytest.raises(Unavailable, match="s3://bucket cannot be used"):
         open_store("s3://bucket", tmp_path).check_writable()
     assert time.monotonic() - began < 30, "a refusal comes soon"
-    with pytest.raises(ConfigurationError, match="names no bucket"):
+    with pytest.raises(ConfigurationError, match="has no bucket name"):
         open_store("s3:///x", tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
     with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL: must start with"):

@@ -110,22 +110,22 @@ def test_towers_of_other_weights_are_refused(checkpoint: str, kept: Path, quanti
     mixed = tmp_path / "mixed" / quantised.generation.id
     shutil.copytree(tmp_path / "models" / other.generation.id, mixed)
     with pytest.raises(
-        ConfigurationError, match=r"REELSRS_PRECISION=int8 embeds wrongly here.*REELSRS_PRECISION=float32"
+        ConfigurationError, match=r"REELSRS_PRECISION=int8 computes wrong vectors.*REELSRS_PRECISION=float32"
     ):
         load(checkpoint, precision="int8", cache_dir=tmp_path / "mixed", image_tower=False)
 
 
 def test_a_model_that_eight_bits_are_too_few_for_is_refused() -> None:
     """The small model is a convolutional network with few parameters."""
-    with pytest.raises(ConfigurationError, match="REELSRS_PRECISION=int8 embeds wrongly here"):
+    with pytest.raises(ConfigurationError, match="REELSRS_PRECISION=int8 computes wrong vectors"):
         load("tiny", precision="int8")
 
 
 @pytest.mark.parametrize(
     ("device", "precision", "words"),
     [
-        ("cuda", "int8", "int8 is for the CPU, not for cuda"),
-        ("openvino", "bfloat16", "with OpenVINO float32 or int8, not bfloat16"),
+        ("cuda", "int8", "int8 runs only on the CPU, not on cuda"),
+        ("openvino", "bfloat16", "must be float32 or int8 with OpenVINO, not bfloat16"),
     ],
 )
 def test_what_does_not_go_together_is_refused(device: str, precision: str, words: str) -> None:

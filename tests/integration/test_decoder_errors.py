@@ -67,8 +67,8 @@ def test_a_mistake_costs_a_job_its_attempts_and_says_why(
     ("number", "words"),
     [
         (signal.SIGSEGV, r"the decoder crashed \(SIGSEGV\) on this file"),
-        (signal.SIGKILL, r"the decoder was killed \(SIGKILL\), as the system does when memory runs out, on this file"),
-        (signal.SIGTERM, r"the decoder was ended \(SIGTERM\) on this file"),
+        (signal.SIGKILL, r"the decoder was killed \(SIGKILL, probably because memory ran out\) on this file"),
+        (signal.SIGTERM, r"the decoder was terminated \(SIGTERM\) on this file"),
     ],
 )
 def test_a_process_that_ends_in_the_middle_says_by_what(

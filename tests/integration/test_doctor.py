@@ -55,11 +55,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda data: _rows(
             data, f"UPDATE embeddings SET vectors = zeroblob(length(vectors)) WHERE video_key = {FIRST}"
         ),
-        "the index has other vectors of video 1",
+        "index and database have different vectors for video 1",
     ),
     "a category": (
         lambda data: _rows(data, f"UPDATE videos SET category = 'other' WHERE key = {FIRST}"),
-        "the index has another category of video 1",
+        "index and database have different categories for video 1",
     ),
     "a status": (
         lambda data: _rows(data, f"UPDATE videos SET status = 'failed' WHERE key = {FIRST}"),

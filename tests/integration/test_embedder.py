@@ -163,7 +163,7 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
         return moved
 
     monkeypatch.setattr(torch.nn.Module, "to", arrive)
-    with pytest.raises(ConfigurationError, match=r"PRECISION=bfloat16 embeds wrongly here.*cosine of"):
+    with pytest.raises(ConfigurationError, match=r"PRECISION=bfloat16 computes wrong vectors.*cosine to"):
         load("tiny", device="cpu", precision="bfloat16")
 
 
@@ -213,7 +213,7 @@ def test_the_device_is_chosen_and_the_reason_said() -> None:
     assert device == expected
     assert precision == ("float16" if expected == "cuda" else "float32")
     assert reason
-    assert choose_device("cpu", "bfloat16") == ("cpu", "bfloat16", "the setting says so")
+    assert choose_device("cpu", "bfloat16") == ("cpu", "bfloat16", "the setting selects it")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="no such CUDA device"):
             choose_device("cuda:3", "auto")
@@ -222,7 +222,7 @@ def test_the_device_is_chosen_and_the_reason_said() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("ViT-B-23/openai", "near: ViT-B-32"),
+        ("ViT-B-23/openai", "similar names: ViT-B-32"),
         ("ViT-B-32/nobody", "openai"),
         ("ViT-B-32", "one of"),
         ("local-dir:/nowhere", "no open_clip_config.json"),

@@ -36,7 +36,7 @@ def test_a_graph_of_few_rows_has_as_many_neighbours_as_there_are() -> None:
         vectors, _ = clusters(count)
         assert graph.neighbours(vectors, 10).rows.shape == (count, max(count - 1, 0))
         assert graph.nearest(vectors, clusters(3)[0], 10).rows.shape == (3, count)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         Neighbours(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
 
 

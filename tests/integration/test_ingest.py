@@ -296,7 +296,7 @@ def test_uploads_and_deletions_of_the_same_bytes_never_lose_a_clip(runtime: Runt
         try:
             offer(runtime, clip)
         except Undecodable as error:
-            assert "send them once more" in str(error)
+            assert "upload them again" in str(error)
     stop.set()
     for thread in threads:
         thread.join()

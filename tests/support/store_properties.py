@@ -53,7 +53,7 @@ class StoreProperties:
     def test_the_limit_strikes_on_the_way(self, files: Store) -> None:
         with files.receive(10) as incoming:
             incoming.write(b"0123456789")
-            with pytest.raises(TooLarge, match="larger than 10 bytes"):
+            with pytest.raises(TooLarge, match="larger than the limit of 10 bytes"):
                 incoming.write(b"x")
             assert incoming.path.stat().st_size <= 10
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     for broken in ({}, {**state, "segments": []}, {**state, "codec": state["table"]}):
         with pytest.raises((ValueError, KeyError, OSError)):
             CompressedIndex.load(layout, tmp_path, broken)
-    with pytest.raises(ValueError, match="segments do not fit its table"):
+    with pytest.raises(ValueError, match=r"segments and the table .* have different numbers of rows"):
         CompressedIndex.load(layout, tmp_path, {**state, "segments": []})
     for name in (state["table"], state["codec"]):  # unpickling could run arbitrary code
         whole = (tmp_path / name).read_bytes()

@@ -222,7 +222,7 @@ def test_columns_grow_past_what_they_began_with(tmp_path: Path) -> None:
     loaded.replace(np.array([2999, 3000]), some(rows, [2999]))
     assert len(loaded) == 3000
     np.fromfile(tmp_path / state["vectors"], dtype=np.float32)[: 10 * layout.width].tofile(tmp_path / state["vectors"])
-    with pytest.raises(ValueError, match=r"^10 vectors of 3000 rows$"):
+    with pytest.raises(ValueError, match=r"^the snapshot has 10 vectors for 3000 rows$"):
         FlatIndex.load(layout, tmp_path, state)
 
 

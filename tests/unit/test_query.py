@@ -34,7 +34,7 @@ CURSOR = Cursor("q", "s", ((0.1, 0.2), (0.3, 0.4)), 7, (-0.5, "name", 3), (4, 5)
 @contextmanager
 def _not_ours(reason: str) -> Iterator[None]:
     """Expect that a cursor is refused with this cause, which only the traceback shows."""
-    with _refused("cursor", "is not one that this service gave") as caught:
+    with _refused("cursor", "is not valid: use the `next_cursor` of an earlier page, unchanged") as caught:
         yield
     assert re.fullmatch(reason, str(caught.value.__cause__))
 
@@ -57,7 +57,7 @@ def test_a_question_has_the_defaults_that_are_documented() -> None:
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf"), -float("inf"), 1e6 + 1, -1e6 - 1])
 def test_a_weight_is_a_number_that_counts(weight: float) -> None:
     for make in (lambda: Reference("a", weight), lambda: _example(weight)):
-        with _refused("weight", "must be a number greater than 0, at most 1000000, not .*"):
+        with _refused("weight", "must be a number greater than 0 and at most 1000000, not .*"):
             make()
 
 
@@ -67,14 +67,14 @@ def test_weights_up_to_a_million_are_taken_on_both_sides() -> None:
 
 
 def test_something_must_be_given_to_be_like() -> None:
-    with _refused("positive", "name at least one video to be like, in positive or in negative"):
+    with _refused("positive", "needs at least one reference video, in positive or in negative"):
         replace(ONE, references=())
     assert replace(ONE, references=(), vectors=(_example(),)).references == ()
     assert replace(ONE, references=(Reference("a", -1),)).references[0].weight == -1
 
 
 def test_nothing_is_both_liked_and_disliked() -> None:
-    with _refused("negative", "names b, which is in positive too"):
+    with _refused("negative", "must not contain b, which is also in positive"):
         replace(ONE, references=(Reference("c"), Reference("b"), Reference("b", -1), Reference("c", -1)))
     replace(ONE, references=(Reference("a"), Reference("b", -1), Reference("a", 2)))
 
@@ -88,7 +88,7 @@ def test_diversity_is_from_0_to_1(diversity: float) -> None:
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
 def test_the_smallest_score_is_a_number(score: float) -> None:
-    with _refused("min_score", "must be a number, not .*"):
+    with _refused("min_score", "must be a finite number, not .*"):
         replace(ONE, min_score=score)
     assert replace(ONE, min_score=-3.0).min_score == -3.0
 
@@ -100,9 +100,9 @@ def test_k_has_bounds(k: int) -> None:
 
 
 def test_moments_are_seen_and_not_diverse() -> None:
-    with _refused("diversity", "is for videos: leave it out with group_by=moment"):
+    with _refused("diversity", "applies to videos only: omit it with group_by=moment"):
         replace(ONE, group_by="moment", diversity=0.5)
-    with _refused("video_weight", "must be greater than 0 with group_by=moment: a moment is what is seen"):
+    with _refused("video_weight", "must be greater than 0 with group_by=moment: moments have only visual similarity"):
         replace(ONE, group_by="moment", weights=Weights(0, 1))
     assert replace(ONE, group_by="moment", weights=Weights(1, 0)).group_by == "moment"
     assert replace(ONE, weights=Weights(0, 1), diversity=0.5).group_by == "video"
@@ -181,29 +181,29 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"statistics": [[0.1, 0.2], [0.3, "x"]]}, "not a number"),
-        ({"statistics": [["x", 0.2], [0.3, 0.4]]}, "not a number"),
-        ({"statistics": [[0.1, float("nan")], [0.3, 0.4]]}, "not a number"),
-        ({"statistics": [[0.1, 0.2], [float("inf"), 0.4]]}, "not a number"),
+        ({"statistics": [[0.1, 0.2], [0.3, "x"]]}, "not a finite number"),
+        ({"statistics": [["x", 0.2], [0.3, 0.4]]}, "not a finite number"),
+        ({"statistics": [[0.1, float("nan")], [0.3, 0.4]]}, "not a finite number"),
+        ({"statistics": [[0.1, 0.2], [float("inf"), 0.4]]}, "not a finite number"),
         ({"statistics": [[0.1, 0.2]]}, "not enough values to unpack.*"),
         ({"statistics": None}, "cannot unpack.*"),
-        ({"offset": -1}, "not a whole number"),
-        ({"offset": 1.5}, "not a whole number"),
-        ({"offset": True}, "not a whole number"),
-        ({"offset": "7"}, "not a whole number"),
-        ({"offset": MAX_DEPTH + 1}, "too deep"),
-        ({"after": ["x", "name", 3]}, "not a number"),
-        ({"after": [float("nan"), "name", 3]}, "not a number"),
+        ({"offset": -1}, "not an integer in range"),
+        ({"offset": 1.5}, "not an integer in range"),
+        ({"offset": True}, "not an integer in range"),
+        ({"offset": "7"}, "not an integer in range"),
+        ({"offset": MAX_DEPTH + 1}, "too many hits"),
+        ({"after": ["x", "name", 3]}, "not a finite number"),
+        ({"after": [float("nan"), "name", 3]}, "not a finite number"),
         ({"after": [0.5, 3, 3]}, "not a hit"),
-        ({"after": [0.5, "name", -1]}, "not a whole number"),
-        ({"after": [0.5, "name", 1.5]}, "not a whole number"),
+        ({"after": [0.5, "name", -1]}, "not an integer in range"),
+        ({"after": [0.5, "name", 1.5]}, "not an integer in range"),
         ({"after": [0.5, "name"]}, "not a hit"),
         ({"after": [0.5, "name", 3, 4]}, "not a hit"),
         ({"after": []}, "not a hit"),
-        ({"shown": [-1]}, "not a whole number"),
-        ({"shown": [1.5]}, "not a whole number"),
-        ({"shown": [1 << 62]}, "not a whole number"),
-        ({"shown": list(range(MAX_DEPTH + 1))}, "too deep"),
+        ({"shown": [-1]}, "not an integer in range"),
+        ({"shown": [1.5]}, "not an integer in range"),
+        ({"shown": [1 << 62]}, "not an integer in range"),
+        ({"shown": list(range(MAX_DEPTH + 1))}, "too many hits"),
         ({"shown": None}, ".*must be an iterable.*"),
     ],
     ids=str,
@@ -223,19 +223,19 @@ def test_the_largest_numbers_of_a_cursor_are_read() -> None:
     "text", ["", "x", "äöü", "A" * 40, CURSOR.encode()[:-6], _written(1), "?", _written(*GOOD.values(), 1)]
 )
 def test_what_is_no_cursor_is_refused(text: str) -> None:
-    with _refused("cursor", "is not one that this service gave"):
+    with _refused("cursor", "is not valid: use the `next_cursor` of an earlier page, unchanged"):
         Cursor.decode(text)
 
 
 def test_a_cursor_is_not_unpacked_without_bound() -> None:
     bomb = base64.urlsafe_b64encode(zlib.compress(b" " * (1 << 25) + json.dumps(list(GOOD.values())).encode()))
-    with _not_ours("not whole"):
+    with _not_ours("incomplete"):
         Cursor.decode(bomb.decode())
     nested = base64.urlsafe_b64encode(zlib.compress(b"[" * 100_000 + b"]" * 100_000)).decode()
-    with _not_ours("not whole"):
+    with _not_ours("incomplete"):
         Cursor.decode(nested)
     deep = base64.urlsafe_b64encode(zlib.compress(b"[" * 20_000 + np.random.default_rng(1).bytes(9000))).decode()
-    with _refused("cursor", "is not one that this service gave"):
+    with _refused("cursor", "is not valid: use the `next_cursor` of an earlier page, unchanged"):
         Cursor.decode(deep)
     with _not_ours("too long"):
         Cursor.decode("A" * (MAX_CURSOR_CHARACTERS + 1))
@@ -252,9 +252,10 @@ def test_a_cursor_of_the_greatest_length_is_read() -> None:
 
 def test_a_cursor_belongs_to_one_question_and_one_state() -> None:
     CURSOR.check("q", "s")
-    with _refused("cursor", "belongs to another question: send the parameters of the first page with it"):
+    with _refused("cursor", "belongs to another query: send it with the parameters of the first page"):
         CURSOR.check("other", "s")
     with pytest.raises(
-        Gone, match=r"^what the first page was compared with has changed since; ask for it again without a cursor$"
+        Gone,
+        match=r"^cursor: the model or the query's vectors changed after the first page; start again without a cursor$",
     ):
         CURSOR.check("q", "other")

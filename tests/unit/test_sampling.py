@@ -287,7 +287,7 @@ def test_limits_are_named(make_clip: ClipMaker) -> None:
 )
 def test_a_sample_has_as_many_times_as_pictures(times: int, pixels: tuple[int, ...], thumbnails: int) -> None:
     described = Probe("video/mp4", "h264", 8, 8, 1.0, 10.0)
-    words = re.escape(f"{times} times, pixels {pixels}, {thumbnails} pictures do not fit")
+    words = re.escape(f"inconsistent sample: {times} times, pixels {pixels}, {thumbnails} thumbnails")
     with pytest.raises(ValueError, match=f"^{words}$"):
         Sample(described, np.zeros(times), np.zeros(pixels, np.uint8), (b"",) * thumbnails)
 
@@ -309,8 +309,8 @@ def test_a_clip_that_takes_too_much_decoding_is_refused_and_says_so(make_clip: C
     cost = frames * (64 * 48 + 100_000)  # each frame has a fixed cost, however small its size
     assert len(sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost)).times) == 2
     words = (
-        "file: it has so few keyframes that 23 frames of 64 x 48 must be decoded to show a few; "
-        "encode it with a keyframe every few seconds, or cut it"
+        "file: the clip has too few keyframes: 23 frames of 64 x 48 must be decoded to sample a few; "
+        "encode it with a keyframe every few seconds, or shorten it"
     )
     with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
         sample(clip, Sampling(2), SMALL, replace(LIMITS, max_decoded_pixels=cost - 1))
@@ -360,13 +360,13 @@ def test_a_picture_of_any_mode_is_taken(tmp_path: Path) -> None:
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow accepts without a warning
-    words = "file: the picture has 20,000 x 10,000 pixels; at most 2,000,000 are taken"
+    words = "file: the image has 20,000 x 10,000 pixels; at most 2,000,000 are allowed"
     with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
         read_image(path, SMALL, LIMITS)
     Image.new("L", (2_000, 1_000)).save(path)
     assert read_image(path, SMALL, LIMITS).shape == (32, 32, 3)
     Image.new("L", (2_001, 1_000)).save(path)
-    with pytest.raises(InvalidInput, match=r"the picture has 2,001 x 1,000 pixels"):
+    with pytest.raises(InvalidInput, match=r"the image has 2,001 x 1,000 pixels"):
         read_image(path, SMALL, LIMITS)
     Image.new("1", (14_000, 14_000)).save(path)
     assert read_image(path, SMALL, replace(LIMITS, max_pixels=14_000 * 14_000)).shape == (32, 32, 3)
@@ -382,5 +382,5 @@ def test_what_is_not_a_picture_is_refused(kind: str, tmp_path: Path) -> None:
         )
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(Undecodable, match=r"^the file is not a JPEG, PNG, WebP, GIF or BMP picture that can be read$"):
+    with pytest.raises(Undecodable, match=r"^the file is not a JPEG, PNG, WebP, GIF or BMP image that can be read$"):
         read_image(path, SMALL, LIMITS)

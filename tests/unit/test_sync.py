@@ -192,9 +192,9 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
     _falsify(follower, [visual, text, category], wrong)
     assert sorted(follower.differences()) == sorted(
         [
-            f"the index has other vectors of video {visual}",
-            f"the index has other vectors of video {text}",
-            f"the index has another category of video {category}",
+            f"index and database have different vectors for video {visual}",
+            f"index and database have different vectors for video {text}",
+            f"index and database have different categories for video {category}",
         ]
     )
 
@@ -206,14 +206,14 @@ def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibra
     with follower.current() as (index, _):
         made: Any = index
         made.replace(np.array([missing]), made.entries(0, 0))
-    assert follower.differences() == [f"the index and the database differ in the rows of video {missing}"]
+    assert follower.differences() == [f"index and database have different rows for video {missing}"]
     with library.db.write() as connection:  # removed without a change log entry
         connection.execute(sa.update(db.videos).where(db.videos.c.key == strange).values(status="failed"))
     assert sorted(follower.differences()) == sorted(
         [
-            f"the index and the database differ in the rows of video {strange}",
-            f"the index and the database differ in the rows of video {missing}",
-            f"the index holds video {strange}, which is not ready or not there",
+            f"index and database have different rows for video {strange}",
+            f"index and database have different rows for video {missing}",
+            f"the index contains video {strange}, which is not ready or does not exist",
         ]
     )
 
@@ -223,7 +223,7 @@ def test_a_caption_that_is_only_said_to_be_there_is_a_difference(filled: tuple[V
     follower = follow(library, folder)
     key = next(library.keys[item.id] for item in library.items.values() if item.t is None)
     _falsify(follower, [key], lambda now: replace(now, has_text=np.array([True])))
-    assert follower.differences() == [f"the index has other vectors of video {key}"]
+    assert follower.differences() == [f"index and database have different vectors for video {key}"]
 
 
 def test_a_snapshot_that_is_refused_says_why(filled: tuple[VectorLibrary, Path]) -> None:
@@ -233,13 +233,13 @@ def test_a_snapshot_that_is_refused_says_why(filled: tuple[VectorLibrary, Path])
     manifest = next((folder / "index").glob("*-mean.json"))
     words = json.loads(manifest.read_text())
     file = next((folder / "index").glob("*.flat"))
-    other = "it cannot be read, or belongs to another library"
+    other = "the manifest cannot be read, or belongs to another index"
     for broken, why in (
         ({**words, "library": "another"}, other),
         ({**words, "generation": "another"}, other),
         ({**words, "kind": "max"}, other),
         ([words], other),
-        ({**words, "seen": words["seen"] + 1}, "it is newer than the database"),
+        ({**words, "seen": words["seen"] + 1}, "the snapshot is newer than the database"),
         ({**words, "index": "odd"}, "'odd'"),
         ({**words, "files": [[file.name, 3, "0" * 64]]}, f"the checksum of {file.name} is wrong"),
         ({name: value for name, value in words.items() if name != "state"}, "'state'"),

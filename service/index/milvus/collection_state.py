@@ -54,7 +54,7 @@ class CollectionState:
                 unchanged = sa.and_(table.c.name == before.name, table.c.number == before.number)
                 done = connection.execute(sa.update(table).where(same, unchanged).values(**values))
                 if done.rowcount != 1:  # the lock was lost with its connection, and another process continued
-                    raise Unavailable("the vectors are being brought up to date; try again")
+                    raise Unavailable("the vector collection is being updated; try again")
             row = self.row(connection, with_blobs=True)
-        assert row is not None, "it was just written"
+        assert row is not None, "the row was just written"
         return row

@@ -26,7 +26,7 @@ def require_pymilvus() -> None:
         import pymilvus  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            f"REELSRS_VECTOR_STORE: Milvus needs a package more: pip install 'reelsrs[milvus]' ({error})"
+            f"REELSRS_VECTOR_STORE: Milvus needs a package that is missing ({error}); run pip install 'reelsrs[milvus]'"
         ) from error
     # pymilvus logs every exception that it raises, with a traceback. The code that catches it logs it once.
     for name in ("pymilvus", "grpc._server"):  # the second is of Milvus Lite, which runs in this process
@@ -59,4 +59,4 @@ def translate_errors() -> Iterator[None]:
         yield
     except (MilvusException, grpc.RpcError) as error:
         message = " ".join(str(getattr(error, "message", "") or error).split())
-        raise Unavailable(f"the vectors cannot be reached: {message[:300]}") from error
+        raise Unavailable(f"the vector store cannot be reached: {message[:300]}") from error

@@ -124,7 +124,7 @@ class MilvusIndex:
                     yield View(self, row, connection), connection
                     return
             self._catch_up()
-        raise Unavailable("the vectors are being brought up to date; try again")
+        raise Unavailable("the vector collection is being updated; try again")
 
     def check(self) -> None:
         """Prepare a search, and check that the collection exists.
@@ -134,7 +134,7 @@ class MilvusIndex:
         with self.current() as (view, _), translate_errors():
             if not self.collections.exists(view.name):
                 self._known_name = ""
-                raise Unavailable("the collection of vectors is not there; it is being made anew")
+                raise Unavailable("the vector collection does not exist; it is being rebuilt; try again")
 
     def save(self) -> None:
         """Point the library's alias to this collection if its generation is active. Nothing else needs saving."""
@@ -172,7 +172,7 @@ class MilvusIndex:
                 found += differences(self.collections.fetch(view.name, batch_pks), database_rows, order)
             known = set(expected)
             found += [
-                f"the index holds video {pk}, which is not ready or not there"
+                f"the index contains video {pk}, which is not ready or does not exist"
                 for pk in sorted({video_pk_of(self.kind, row) for row in self.collections.ids(view.name)} - known)
             ]
         return found
@@ -221,7 +221,7 @@ class MilvusIndex:
     @contextmanager
     def _exclusive_lock(self) -> Iterator[None]:
         """Hold the lock of the collection across all processes and machines. Raises Unavailable after 15 s."""
-        busy = Unavailable("the vectors are being brought up to date; try again")
+        busy = Unavailable("the vector collection is being updated; try again")
         deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         if not self._thread_lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS):
             raise busy
@@ -283,7 +283,7 @@ class MilvusIndex:
                     batch = self._plan(connection, name, stats, batch_pks, empty=True)
                     self.collections.send(name, batch)
                     if self._closing.is_set():
-                        raise Unavailable("the service stops")
+                        raise Unavailable("the service is shutting down; try again later")
                 number = last
         if has_lock:
             row = self._install(name, index, stats, number)

@@ -135,7 +135,7 @@ def _outline(shape: str) -> Floats:
         case "flower":
             corners = around(list(0.86 + 0.26 * np.cos(5 * turn)), -90)
         case _:
-            raise ValueError(f"no outline for {shape}")
+            raise ValueError(f"shape: unknown value {shape!r}")
     return corners
 
 

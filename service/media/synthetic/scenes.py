@@ -112,11 +112,11 @@ class Scene:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES or self.colour not in COLOURS or self.count not in COUNTS:
-            raise ValueError(f"no such shapes: {self.count} {self.colour} {self.shape}")
+            raise ValueError(f"unknown count, colour or shape: {self.count} {self.colour} {self.shape}")
         if self.motion not in MOTIONS or self.setting not in SETTINGS:
-            raise ValueError(f"no such motion or setting: {self.motion}, {self.setting}")
+            raise ValueError(f"unknown motion or setting: {self.motion}, {self.setting}")
         if (self.setting in TINTED) != (self.tint in TINTS):
-            raise ValueError(f"setting {self.setting} with tint {self.tint!r}")
+            raise ValueError(f"tint: {self.tint!r} is not valid for the setting {self.setting}")
 
     @property
     def subject(self) -> str:
