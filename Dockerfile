@@ -7,10 +7,12 @@
 #   docker run --rm --init -p 127.0.0.1:8000:8000 -e REELSRS_ALLOW_ANYONE=true \
 #       -v reelsrs-data:/data -v reelsrs-weights:/weights reelsrs
 #
-# It listens on every address of its container, and does not start for anyone. Published on 127.0.0.1 it may; published
-# elsewhere, make a key instead: docker run --rm -v reelsrs-data:/data reelsrs keys create NAME --rights write
+# The service listens on every address of its container, so it does not start without an API key or
+# REELSRS_ALLOW_ANYONE=true. Set that variable only if the port is published on 127.0.0.1. Otherwise, create an API key:
 #
-# /data keeps the library, /weights the downloaded models. With a read-only root (--read-only) give it --tmpfs /tmp.
+#   docker run --rm -v reelsrs-data:/data reelsrs keys create NAME --rights write
+#
+# /data stores the library, /weights the downloaded models. A read-only root (--read-only) also needs --tmpfs /tmp.
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
@@ -19,9 +21,9 @@ FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/reelsrs
 
-# torch and torchvision are one pair from one index: a CPU build of one beside another build of the other does not
-# load. PyTorch's CPU index has the small pair, the ordinary package index the one for CUDA, which also runs on the
-# CPU and is several times as large.
+# torch and torchvision must come from the same index: a CPU build of one does not load beside another build of the
+# other. PyTorch's CPU index has the small builds. The default package index has the builds for CUDA, which also run on
+# the CPU and are several times as large.
 ARG TORCH=cpu
 ARG TORCH_VERSION=2.14.1
 ARG TORCHVISION_VERSION=0.29.1
@@ -34,7 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
         if answer=$(python -c "import sys, urllib.request as web; web.urlopen(sys.argv[1], timeout=30)" "$TORCH_CPU_INDEX/torch/" 2>&1); then \
             set -- --index-url "$TORCH_CPU_INDEX"; \
         else \
-            warning="WARNING: $TORCH_CPU_INDEX cannot be reached ($(echo "$answer" | tail -n 1)). Falling back to the package index's torch and torchvision: they run on the CPU too, but bring CUDA along, and the image grows by gigabytes."; \
+            warning="WARNING: $TORCH_CPU_INDEX cannot be reached ($(echo "$answer" | tail -n 1)). Using torch and torchvision of the default package index instead: they also run on the CPU, but include CUDA, so the image is gigabytes larger."; \
             printf '%s\n' "" "****" "$warning" "****" "" >&2; \
         fi ;; \
     *) echo "TORCH must be cpu or cuda, not '$TORCH'" >&2; exit 2 ;; \
@@ -44,17 +46,17 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
         > /opt/reelsrs/torch.txt; \
     if [ -n "$warning" ]; then echo "$warning" >> /opt/reelsrs/torch.txt; fi
 
-# The rest, as it is locked: these versions, and files with these hashes only. The pair stays as it is. Bytecode is
-# compiled here, once, and checked against nothing later: the file system may be read-only by then.
+# The other packages, in the locked versions and only from files with the locked hashes; torch and torchvision stay as
+# they are. Bytecode is compiled once, here, and not checked later, because the file system may be read-only then.
 COPY .ci/requirements.lock /
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     pip --python /opt/reelsrs/bin/python install --no-deps --require-hashes -r /requirements.lock; \
     pip --python /opt/reelsrs/bin/python check; \
     /opt/reelsrs/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/reelsrs/lib || \
-        echo "some files of the packages are not meant for this Python and stay uncompiled" >&2
+        echo "some files of the packages are for other Python versions and are not compiled" >&2
 
 
-# ReelsRS itself, laid out below /project, so that it becomes a small layer of its own.
+# ReelsRS itself, installed below /project, so that it becomes a separate small layer.
 FROM dependencies AS project
 COPY . /src
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
@@ -68,7 +70,7 @@ LABEL org.opencontainers.image.title="ReelsRS" \
       org.opencontainers.image.description="Video recommendations as a service" \
       org.opencontainers.image.licenses="MIT"
 
-# What the health check asks: is /readyz 200? Straight to this container, past any proxy.
+# The health check: requests /readyz of this container directly, not through a proxy, and succeeds if the status is 200.
 RUN set -eu; \
     useradd --uid 10001 --user-group --no-create-home --home-dir /weights --shell /usr/sbin/nologin reelsrs; \
     install -d -o reelsrs -g reelsrs /data /weights; \
@@ -81,12 +83,12 @@ RUN set -eu; \
         '    answer = service.getresponse()' \
         '    print(answer.status, answer.read().decode(errors="replace"))' \
         'except OSError as error:' \
-        '    sys.exit(f"no answer: {error}")' \
+        '    sys.exit(f"no response: {error}")' \
         'sys.exit(answer.status != 200)' \
         > /usr/local/bin/reelsrs-ready; \
     chmod 755 /usr/local/bin/reelsrs-ready
 
-# Models are kept in /weights; caches that may be lost go to /tmp, the only other place that is written to.
+# Models are stored in /weights. Caches that may be lost go to /tmp; apart from these and /data, nothing is written.
 ENV PATH=/opt/reelsrs/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
@@ -104,12 +106,12 @@ WORKDIR /data
 
 COPY --from=dependencies /opt/reelsrs /opt/reelsrs
 COPY --from=project /project/ /
-# Says once more which torch it came to be, and that the command starts.
+# Print the versions of torch and torchvision, and check that the command starts.
 RUN cat /opt/reelsrs/torch.txt && reelsrs --version
 
 VOLUME ["/data", "/weights"]
 EXPOSE 8000
-# The first start downloads the model, which takes its time.
+# The start period is long because the first start downloads the model.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 CMD ["reelsrs-ready"]
 ENTRYPOINT ["reelsrs"]
 CMD ["serve"]

@@ -102,9 +102,9 @@ class Runtime:
                 model = self._load_model(generation.model, generation.precision, image_tower=image_tower)
                 if model.generation.id != generation.id:
                     raise WeightsMismatch(
-                        f"the library was embedded with {generation.model} in {generation.precision} "
-                        f"({generation.id}), and what is there now under that name is another model "
-                        f"({model.generation.id})",
+                        f"model {generation.model} in {generation.precision}: its weights ({model.generation.id}) "
+                        f"are not those that the library was embedded with ({generation.id}); restore those weights, "
+                        "or re-embed the library",
                         model.generation,
                     )
                 self._last_model = model
@@ -219,7 +219,7 @@ class Runtime:
             same = model in (None, active.model) and precision in (None, active.precision)
             if not same:
                 found = self._load_model(model or active.model, precision or self.settings.precision, image_tower=False)
-                self._set_target(found.generation, activate=True, because="the settings ask for another model")
+                self._set_target(found.generation, activate=True, because="the configured model changed")
             with self.db.write() as connection:
                 generations.record_requested_model(connection, requested)
         self.follow()
@@ -228,7 +228,7 @@ class Runtime:
         except WeightsMismatch as error:
             log.warning("model unavailable; text and image search disabled", reason=str(error))
             if request_changes:
-                self._set_target(error.found, activate=True, because="the model's weights are others")
+                self._set_target(error.found, activate=True, because="the weights of the model changed")
         except (ConfigurationError, Unavailable) as error:
             with self.db.read() as connection:
                 target = generations.target(connection)
@@ -272,7 +272,7 @@ class Runtime:
             known = next((one for one in generations.states(connection) if one.generation.id == found.id), None)
         is_new = known is None or not (known.active or known.is_target)
         if is_new or (known is not None and known.is_target and activate != known.activate):
-            self._set_target(found, activate=activate, because="somebody asked for it")
+            self._set_target(found, activate=activate, because="requested by a client")
         with self.db.read() as connection:
             return generations.state(connection, found.id), is_new
 

@@ -28,52 +28,66 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    data_dir: Path = Field(Path("data"), description="folder of everything that ReelsRS keeps")
+    data_dir: Path = Field(Path("data"), description="folder of everything that ReelsRS stores")
     database_url: str | None = Field(
-        None, description="sqlite:/// and a file, or postgresql+psycopg://; unset: SQLite in the data folder"
+        None,
+        description="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder",
     )
     vector_store: str = Field(
         "faiss",
-        description="engine of the vector index: faiss, milvus+http://HOST:PORT, or milvus+PATH.db (Milvus Lite)",
+        description="vector index: faiss, milvus+http://HOST:PORT, or milvus+PATH.db (Milvus Lite)",
     )
     storage_url: str | None = Field(
         None, description="folder of the stored clips, or s3://BUCKET/PREFIX; unset: in the data folder"
     )
     link_seconds: int | None = Field(
-        None, ge=1, le=604_800, description="lend links to clips in S3 for so long; unset: clips come from the service"
+        None,
+        ge=1,
+        le=604_800,
+        description="redirect clients to S3 by links valid for so many seconds; unset: the service streams the clips",
     )
-    model: str = Field(DEFAULT_MODEL, description="open_clip NAME/PRETRAINED, local-dir:PATH, or tiny (for trying out)")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, mps, or openvino (the CPU, by OpenVINO)")
+    model: str = Field(
+        DEFAULT_MODEL,
+        description="open_clip NAME/PRETRAINED, local-dir:PATH of a checkpoint folder, or tiny (for tests)",
+    )
+    device: str = Field(
+        "auto",
+        description="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N, mps, or openvino (the CPU, by OpenVINO)",
+    )
     precision: Precision = Field(
-        "auto", description="auto: float16 on CUDA, float32 elsewhere; int8: the CPU, by OpenVINO"
+        "auto",
+        description="auto (float16 on CUDA, else float32), float32, float16, bfloat16, or int8 (the CPU, by OpenVINO)",
     )
-    num_frames: int = Field(10, ge=1, le=MAX_FRAMES, description="frames sampled per clip")
+    num_frames: int = Field(10, ge=1, le=MAX_FRAMES, description="frames sampled from a clip")
     frame_interval: int | None = Field(
-        None, ge=1, le=MAX_FRAME_INTERVAL, description="unset: frames spread evenly; N: every Nth frame"
+        None,
+        ge=1,
+        le=MAX_FRAME_INTERVAL,
+        description="unset: frames spread evenly over the clip; N: every Nth frame from the start",
     )
     frames: Literal["exact", "keyframes"] = Field(
-        "exact", description="keyframes: the keyframes nearest to the frames that are asked for; quicker in long clips"
+        "exact", description="exact, or keyframes: the keyframes nearest to the exact frames; faster in long clips"
     )
-    aggregation: Aggregation = Field("mean", description="how frames become one vector: mean or max")
+    aggregation: Aggregation = Field("mean", description="how the frames become one vector: mean or max")
     host: str = Field("127.0.0.1", description="address that `serve` listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that `serve` listens on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated keys with the right `admin`, beside those that `reelsrs keys` makes"
+        (), description="comma-separated API keys with the right `admin`, in addition to those of `reelsrs keys create`"
     )
-    allow_anyone: bool = Field(False, description="serve without a key on addresses that others can reach")
+    allow_anyone: bool = Field(False, description="true: serve without an API key on addresses that others can reach")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="comma-separated origins that a browser may call from; none by default"
+        (), description="comma-separated origins that browsers may call from; none by default"
     )
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest upload, bytes")
     max_duration_seconds: float = Field(3600.0, gt=0, description="longest clip, seconds")
     max_pixels: int = Field(8192 * 4352, ge=1, description="most pixels in one frame")
-    max_uploads: int = Field(16, ge=1, description="most uploads at a time; one more is answered 429")
+    max_uploads: int = Field(16, ge=1, description="most concurrent uploads; further ones return 429")
     max_queue: int = Field(
-        10_000, ge=1, description="videos waiting to be embedded, above which uploads are answered 429"
+        10_000, ge=1, description="uploads return 429 while more videos than this wait to be embedded"
     )
-    max_requests: int = Field(256, ge=4, description="most other requests at a time; one more is answered 429")
+    max_requests: int = Field(256, ge=4, description="most other concurrent requests; further ones return 429")
     requests_per_minute: int | None = Field(
-        None, ge=1, description="most requests of one key, or of one address where no key is used; unset: no such limit"
+        None, ge=1, description="most requests of one API key, or of one address without a key; unset: no limit"
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")
@@ -166,7 +180,7 @@ def load(**overrides: Any) -> Settings:
             else f"{PREFIX}API_KEYS: {item['msg']}"
             for item in error.errors()
         )
-        raise ConfigurationError(f"a setting cannot be used: {problems}") from error
+        raise ConfigurationError(f"invalid setting: {problems}") from error
 
 
 def describe(settings: Settings) -> list[dict[str, str | None]]:

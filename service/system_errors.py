@@ -19,7 +19,7 @@ _TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.EIO)
 
 _UNWRITABLE = "the database cannot be written: {error}"
 _UNUSABLE = "the database cannot be used: {error}"
-_CORRUPT = _UNUSABLE + "; `reelsrs doctor` says more, `reelsrs restore` brings a backup back"
+_CORRUPT = _UNUSABLE + "; `reelsrs doctor` shows details, `reelsrs restore` restores a backup"
 
 _SQLITE: dict[str, tuple[type[ReelsError], str]] = {
     "SQLITE_BUSY": (Unavailable, "the database is busy; try again"),

@@ -19,24 +19,24 @@ REGISTRY = prometheus.CollectorRegistry()
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 
-CLIPS = prometheus.Counter("reelsrs_worker_clips", "clips brought to an end", ["outcome"], registry=REGISTRY)
+CLIPS = prometheus.Counter("reelsrs_worker_clips", "clips processed, by outcome", ["outcome"], registry=REGISTRY)
 FRAMES = prometheus.Counter("reelsrs_worker_frames", "frames embedded", registry=REGISTRY)
 BATCH_FILL = prometheus.Histogram(
     "reelsrs_worker_batch_fill",
-    "frames that were there to be embedded at once, as a share of what the model takes at a time",
+    "frames ready to be embedded together, as a share of the batch size of the model",
     buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4),
     registry=REGISTRY,
 )
 SECONDS = prometheus.Histogram(
     "reelsrs_worker_seconds",
-    "time for a clip's decoding, a batch's embedding, a clip's storing",
+    "seconds to decode a clip, to embed a batch and to store a clip, by step",
     ["step"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 LAG = prometheus.Histogram(
     "reelsrs_worker_lag_seconds",
-    "from a clip's upload, or from its last change, to its being ready",
+    "seconds from the upload or the last change of a clip until it is ready",
     buckets=(0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400),
     registry=REGISTRY,
 )

@@ -46,10 +46,12 @@ def create(connection: sa.Connection, name: str, right: Right) -> str:
     """
     if not _NAME.fullmatch(name):
         raise InvalidInput(
-            "name", "must be letters, digits, dots, dashes and underscores, at most 64, a letter or digit first"
+            "name",
+            "must start with a letter or digit, and have at most 64 letters, digits, dots, dashes and underscores, "
+            f"not {name!r}",
         )
     if connection.execute(sa.select(db.keys.c.id).where(db.keys.c.name == name)).first():
-        raise InvalidInput("name", f"there is a key {name} already; revoke it first, or take another name")
+        raise InvalidInput("name", f"API key {name} already exists; revoke it first, or choose another name")
     secret = PREFIX + secrets.token_urlsafe(32)
     connection.execute(
         sa.insert(db.keys).values(
@@ -69,7 +71,7 @@ def revoke(connection: sa.Connection, name: str) -> None:
     Call inside a write transaction.
     """
     if not connection.execute(sa.delete(db.keys).where(db.keys.c.name == name)).rowcount:
-        raise NotFound(f"there is no key {name}; `reelsrs keys list` names those there are")
+        raise NotFound(f"API key {name} does not exist; `reelsrs keys list` shows all API keys")
 
 
 def all_api_keys(connection: sa.Connection) -> list[ApiKey]:

@@ -316,7 +316,8 @@ def upgrade(url: str) -> None:
             command.upgrade(config, "head")
     except CommandError as error:
         raise ConfigurationError(
-            f"the database {parsed.render_as_string()} is at a revision that this version does not know: {error}"
+            f"database {parsed.render_as_string()} has a schema revision that this version does not support; "
+            f"install the newer version of ReelsRS that wrote it ({error})"
         ) from error
 
 
@@ -361,4 +362,4 @@ def _converted_errors() -> Iterator[None]:
             raise
         raise fault from error
     except sa.exc.TimeoutError as error:
-        raise Unavailable("the database has no connection left; try again") from error
+        raise Unavailable("all connections to the database are in use; try again") from error

@@ -165,7 +165,7 @@ class PostgreSQL:
             )
         except ImportError as error:
             raise ConfigurationError(
-                f"REELSRS_DATABASE_URL: PostgreSQL needs a package more: pip install 'reelsrs[postgres]' ({error})"
+                f"REELSRS_DATABASE_URL: PostgreSQL needs more packages: pip install 'reelsrs[postgres]' ({error})"
             ) from error
 
     def acquire_write_lock(self, connection: sa.Connection, seconds: float) -> None:

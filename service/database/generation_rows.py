@@ -36,7 +36,7 @@ def generation(connection: sa.Connection, generation_id: str) -> Generation:
     """Return the generation with this id. Raises NotFound."""
     row = connection.execute(sa.select(db.generations).where(db.generations.c.id == generation_id)).first()
     if row is None:
-        raise NotFound(f"there is no generation {generation_id!r}")
+        raise NotFound(f"generation {generation_id!r} does not exist")
     return Generation(row.id, row.model, row.dimension, row.precision)
 
 
@@ -69,4 +69,4 @@ def require_active(connection: sa.Connection, expected: Generation) -> None:
     """Raise Unavailable unless `expected` is the active generation."""
     active = active_generation(connection)
     if active is None or active.id != expected.id:
-        raise Unavailable("another model took over just now; try again")
+        raise Unavailable("another model became active meanwhile; try again")

@@ -114,7 +114,7 @@ class Points:
     def __post_init__(self) -> None:
         sizes = {len(column) for column in (self.ids, self.categories, self.frames, self.times, self.coordinates)}
         if sizes != {len(self.video_pks)}:
-            raise ValueError(f"{len(self.video_pks)} points, but columns of {sorted(sizes)}")
+            raise ValueError(f"each column must have {len(self.video_pks)} rows, not {sorted(sizes)}")
 
 
 def by_id(connection: sa.Connection, projection_id: str) -> Projection:
@@ -130,7 +130,7 @@ def row_by_id(connection: sa.Connection, projection_id: str) -> Projection:
 
     `points`, `transformed` and `missing` are 0.
     """
-    return _one(connection, db.projections.c.id == projection_id, f"there is no projection {projection_id!r}")
+    return _one(connection, db.projections.c.id == projection_id, f"projection {projection_id!r} does not exist")
 
 
 def by_pk(connection: sa.Connection, projection_pk: int) -> Projection:
@@ -176,7 +176,7 @@ def stored_fit(connection: sa.Connection, projection_pk: int) -> tuple[str, byte
     columns = (db.projections.c.basis, db.projections.c.model)
     row = connection.execute(sa.select(*columns).where(db.projections.c.key == projection_pk)).first()
     if row is None or row.model is None:
-        raise NotFound("the projection is not there any more")
+        raise NotFound("the projection was deleted or never fitted")
     return row.basis, row.model
 
 

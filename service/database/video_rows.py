@@ -74,7 +74,7 @@ def video(connection: sa.Connection, video_id: str) -> Video:
     """Return the video with this public id. Raises NotFound."""
     row = connection.execute(_VIDEO, {"id": video_id}).first()
     if row is None:
-        raise NotFound(f"there is no video {video_id!r}")
+        raise NotFound(f"video {video_id!r} does not exist")
     return _video(row)
 
 

@@ -37,12 +37,12 @@ export class Problem extends Error {
 }
 
 const WORDS = {
-  404: "There is no such thing.",
-  413: "The file is larger than this service takes.",
+  404: "Not found.",
+  413: "The file is larger than this service accepts.",
   429: "Too many requests at once. Try again in a moment.",
   502: "The service cannot be reached right now. Try again in a moment.",
   503: "The service is not ready. Try again in a moment.",
-  504: "The service took too long to answer. Try again in a moment.",
+  504: "The service took too long to respond. Try again in a moment.",
 };
 
 export function problemFrom(status, text) {
@@ -53,7 +53,7 @@ export function problemFrom(status, text) {
     // not problem+json: sent by a proxy in front of the service
   }
   if (typeof detail !== "string" || !detail) {
-    detail = WORDS[status] ?? `The service answered with status ${status}.`;
+    detail = WORDS[status] ?? `The service responded with status ${status}.`;
   }
   return new Problem(status, detail.charAt(0).toUpperCase() + detail.slice(1));
 }
@@ -137,7 +137,7 @@ async function send(path, { method = "GET", question = method === "GET", query, 
       if (signal?.aborted) throw error;
       if (!question) {
         whenBack();
-        throw new Problem(0, "The service did not answer, so this may not have been saved. Try again once it is back.");
+        throw new Problem(0, "The service did not respond, so the change may not be saved. Try again when it is reachable.");
       }
       await Promise.race([whenBack(), stopped(signal)]);
       continue;

@@ -71,7 +71,7 @@ export function render(state) {
 
 function sayWeight(w) {
   const seen = Math.round(w * 100);
-  const text = `${seen} % seen, ${100 - seen} % written`;
+  const text = `${seen} % visual, ${100 - seen} % text`;
   byId("weight-said").textContent = text;
   byId("weight").setAttribute("aria-valuetext", text);
 }
@@ -113,8 +113,8 @@ function example(id, kind) {
   api.showPicture(image, api.paths.thumbnail(id));
   const away = element("button", { type: "button", class: "example", click: () => page.go({ [kind]: page.state()[kind].filter((one) => one !== id) }) }, image, element("span", { class: "example-away", "aria-hidden": "true" }, "\u00d7"));
   const name = (text) => {
-    away.setAttribute("aria-label", `Take away ${text}`);
-    away.title = `Take away \u201c${text}\u201d`;
+    away.setAttribute("aria-label", `Remove ${text}`);
+    away.title = `Remove \u201c${text}\u201d`;
   };
   name("this clip");
   shelf.fetchOne(id).then(

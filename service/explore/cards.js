@@ -55,10 +55,10 @@ function score(hit, scale) {
       "p",
       { class: "score-line" },
       element("span", { class: "score-value" }, element("span", { class: "visually-hidden" }, "Score "), signed(hit.score)),
-      element("span", { class: "score-parts" }, `seen ${signed(video.contribution)}, written ${signed(text.contribution)}`),
+      element("span", { class: "score-parts" }, `visual ${signed(video.contribution)}, text ${signed(text.contribution)}`),
     ),
     bar(hit.breakdown, scale),
-    text.imputed && text.weight > 0 ? element("p", { class: "imputed" }, "No caption: counts as average") : null,
+    text.imputed && text.weight > 0 ? element("p", { class: "imputed" }, "No caption: average text similarity") : null,
   );
 }
 
@@ -146,7 +146,7 @@ export class Card {
     const { thumbnail_url: source } = this.video;
     if (source) {
       const image = element("img", { alt: "", decoding: "async" });
-      image.addEventListener("error", () => image.replaceWith(element("span", { class: "no-picture" }, "No picture")));
+      image.addEventListener("error", () => image.replaceWith(element("span", { class: "no-picture" }, "No image")));
       showPicture(image, source);
       this.picture.prepend(image);
     } else {

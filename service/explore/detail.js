@@ -148,14 +148,14 @@ function describe(side, title, video, hit, actions) {
       "dl",
       { class: "data" },
       ...row("Status", ready ? "" : statusText(video)),
-      ...row("Length", video.duration === null ? "" : clock(video.duration)),
-      ...row("Picture", `${video.width} \u00d7 ${video.height}`),
+      ...row("Duration", video.duration === null ? "" : clock(video.duration)),
+      ...row("Resolution", `${video.width} \u00d7 ${video.height}`),
       ...row("Frame rate", video.frame_rate ? `${number(Math.round(video.frame_rate * 100) / 100)} per second` : ""),
       ...row("Codec", video.codec),
       ...row("File", video.filename),
       ...row("Size", bytes(video.size)),
       ...row("Added", new Date(video.created_at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })),
-      ...row("Id", video.id),
+      ...row("ID", video.id),
     ),
   );
   return said;
@@ -221,7 +221,7 @@ function edit(side, title, video, hit, actions) {
   draft = {
     changed: () => Object.keys(changes()).length > 0,
     warn: () => {
-      wrong.textContent = "Not saved yet: save or cancel first.";
+      wrong.textContent = "There are unsaved changes: save or cancel first.";
       save.focus();
     },
   };
@@ -231,7 +231,7 @@ function edit(side, title, video, hit, actions) {
 async function retry(video, said, actions) {
   try {
     await actions.retried(video);
-    said.textContent = "It is being read again.";
+    said.textContent = "Queued again.";
   } catch (error) {
     said.textContent = error.message;
   }

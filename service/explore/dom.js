@@ -52,8 +52,8 @@ export const categoryName = (name) => name.charAt(0).toUpperCase() + name.slice(
 
 export const statusText = (video) =>
   ({
-    queued: "Waiting its turn",
-    processing: `Being read, ${Math.round(video.progress * 100)} %`,
+    queued: "Queued",
+    processing: `Processing, ${Math.round(video.progress * 100)} %`,
     failed: video.error ? `Failed: ${video.error}` : "Failed",
     ready: "Ready",
   })[video.status] ?? "";

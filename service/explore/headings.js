@@ -12,7 +12,7 @@ export function heading(asked) {
   let title = "Library";
   if (asked.file) title = `Like ${quoted(fileOf(asked)?.file.name ?? "a file")}`;
   else if (only) title = `Like ${quoted(only)}`;
-  else if (like.length || unlike.length) title = like.length ? `More like ${counted(like.length, "clip")}` : `Unlike ${counted(unlike.length, "clip")}`;
+  else if (like.length || unlike.length) title = like.length ? `More like ${counted(like.length, "clip")}` : `Less like ${counted(unlike.length, "clip")}`;
   else if (q) title = quoted(q);
   else if (asked.category) title = categoryName(asked.category);
   byId("results-title").textContent = title;

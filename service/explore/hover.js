@@ -28,7 +28,7 @@ function fill(point, key) {
   const { video_id: id, frame, time } = point;
   const picture = element("div", { class: "picture" });
   const image = element("img", { alt: "" });
-  image.addEventListener("error", () => image.replaceWith(element("span", { class: "no-picture" }, "No picture")));
+  image.addEventListener("error", () => image.replaceWith(element("span", { class: "no-picture" }, "No image")));
   api.showPicture(image, frame === null ? api.paths.thumbnail(id) : api.paths.frame(id, frame));
   image.loading = "eager";
   picture.append(image);

@@ -115,7 +115,7 @@ const actions = {
     const card = results.cardOf(video.id);
     if (card && !card.hit) card.show(video);
     service.refresh();
-    results.load({ afresh: true }); // a new caption may change the order
+    results.load({ reload: true }); // a new caption may change the order
   },
   remove: (video, how) => {
     detail.hide();
@@ -127,7 +127,7 @@ const actions = {
 async function retried(video) {
   const queued = await api.retry(video.id);
   shelf.keep(queued);
-  results.load({ afresh: true });
+  results.load({ reload: true });
   service.refresh();
   return queued;
 }

@@ -17,7 +17,6 @@ const CALM_MILLISECONDS = 5000;
 const MOST_LIT = 200;
 const FIRST = 10; // hits drawn with an outline
 
-
 const { pause, wake } = pauses();
 let page; // go(change), chosen(points, map), cleared(), over(id), out(), opened(id)
 let plot;
@@ -108,7 +107,7 @@ function watch() {
   }
   if (ready === 0) {
     forget();
-    say("Nothing to map yet", "A dot for each clip appears here once there are clips in the library.");
+    say("Nothing to map yet", "The map shows a dot for each clip of the library.");
     return;
   }
   if (!want) return; // the number of clips is not known yet
@@ -132,7 +131,7 @@ function forget() {
 async function follow(signal) {
   const { kind, method, dimensions } = state;
   forget();
-  say("Fetching the map", "");
+  say("Loading the map", "");
   preload();
   try {
     let current = await api.project({ embedding: kind, method, dimensions }, signal);
@@ -161,7 +160,6 @@ function again() {
   watching = null;
   watch();
 }
-
 
 // --- state of the projection
 
@@ -242,7 +240,7 @@ async function draw(current = projection) {
   await plot.draw({ groups: made, at: (row) => points[row].coordinates, count: points.length, dimensions: current.dimensions, key: `${current.id} ${current.fitted_at}` });
   const words = counted(points.length, ...WORDS[current.embedding]);
   byId("plot").setAttribute("role", "img");
-  byId("plot").setAttribute("aria-label", `Map of ${words} in ${counted(made.length, "category", "categories")}; what is alike lies close together. The list of clips has the same clips.`);
+  byId("plot").setAttribute("aria-label", `Map of ${words} in ${counted(made.length, "category", "categories")}; similar ones are close together. The list shows the same clips.`);
   light(hits);
 }
 

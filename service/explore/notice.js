@@ -44,12 +44,12 @@ export function sayProgress(current, change) {
     const expected = current.points + current.missing;
     const what = expected ? counted(expected, ...WORDS[current.embedding]) : `the ${many}`;
     const percent = Math.round(current.progress * 100);
-    say(`Laying out ${what}`, current.status === "queued" ? "Waiting its turn." : `${percent} % done. The rest of the page can be used meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
+    say(`Fitting a map of ${what}`, current.status === "queued" ? "Queued." : `${percent} % done. You can use the rest of the page meanwhile.`, ["Cancel", () => change(api.cancelFit)]);
     meter(percent);
   } else if (current.error === "cancelled") {
-    say("The map was cancelled", "Nothing was laid out.", ["Lay it out", () => change(api.fit)]);
+    say("The fit was cancelled", "There is no map.", ["Fit the map", () => change(api.fit)]);
   } else {
-    say("The map could not be laid out", sentence(current.error ?? ""), ["Try again", () => change(api.fit)]);
+    say("The map could not be fitted", sentence(current.error ?? ""), ["Try again", () => change(api.fit)]);
   }
 }
 
@@ -58,12 +58,12 @@ export function noteState(current, count, change) {
   const words = WORDS[current.embedding];
   const said = [counted(count, ...words)];
   if (busy(current)) {
-    note(`${said[0]}. Being laid out again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
+    note(`${said[0]}. Fitting again, ${Math.round(current.progress * 100)} %`, ["Cancel", () => change(api.cancelFit)]);
     return;
   }
-  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours kept`);
-  if (current.placed) said.push(`${number(current.placed)} placed since it was laid out`);
-  if (current.missing) said.push(`${number(current.missing)} not on it yet`);
-  if (current.status === "failed") said.push(sentence(current.error ?? "The last layout failed."));
-  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Lay out again", () => change(api.fit)] : null);
+  if (current.quality) said.push(`${Math.round(current.quality.neighbourhood_overlap * 100)} % of nearest neighbours preserved`);
+  if (current.placed) said.push(`${number(current.placed)} placed since the fit`);
+  if (current.missing) said.push(`${number(current.missing)} not on the map yet`);
+  if (current.status === "failed") said.push(sentence(current.error ?? "The last fit failed."));
+  note(said.join(" \u00b7 "), current.placed || current.missing || current.status === "failed" ? ["Fit again", () => change(api.fit)] : null);
 }

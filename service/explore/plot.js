@@ -20,7 +20,7 @@ export function load() {
     script.addEventListener("error", () => {
       loading = null;
       script.remove();
-      reject(new Error("The part of the page that draws the map could not be loaded."));
+      reject(new Error("The script that draws the map could not be loaded."));
     });
     document.head.append(script);
   });

@@ -46,7 +46,7 @@ export function remove(video, { byKeyboard = false } = {}) {
   back.addEventListener("blur", () => pending.has(video.id) && wait());
   wait();
   byId("toasts").append(toast);
-  byId("said").textContent = `Deleted ${video.title}. It can be undone for ${UNDO_MILLISECONDS / 1000} seconds, with the Undo button or Control and Z.`;
+  byId("said").textContent = `Deleted ${video.title}. Undo it within ${UNDO_MILLISECONDS / 1000} seconds with the Undo button or Control+Z.`;
   if (byKeyboard) back.focus();
   page.changed();
 }
@@ -63,7 +63,7 @@ function undo(id) {
   const focused = pending.get(id).toast.contains(document.activeElement);
   const video = drop(id);
   gone.delete(id);
-  byId("said").textContent = `${video.title} is back.`;
+  byId("said").textContent = `Restored ${video.title}.`;
   page.changed();
   if (focused) page.focus(id);
 }
@@ -93,7 +93,7 @@ function failed(video, text) {
       toast.remove();
       remove(video);
     }),
-    button("Keep it", () => toast.remove()),
+    button("Keep", () => toast.remove()),
   );
   byId("toasts").append(toast);
   page.changed();

@@ -57,7 +57,7 @@ export function render(state) {
   }
 }
 
-export async function load({ more = false, afresh = false } = {}) {
+export async function load({ more = false, reload = false } = {}) {
   loading?.abort();
   const controller = (loading = new AbortController());
   const { signal } = controller;
@@ -73,13 +73,13 @@ export async function load({ more = false, afresh = false } = {}) {
     byId("results-note").textContent = asks(asked) ? "Searching" : "Loading";
   }
   try {
-    const show = asks(asked) ? await answer(asked, signal) : await library(asked, signal, more, afresh);
+    const show = asks(asked) ? await answer(asked, signal) : await library(asked, signal, more, reload);
     if (signal.aborted) return;
     await show();
     if (signal.aborted) return;
   } catch (error) {
     if (signal.aborted) return;
-    problem(error, sameKind, { more, afresh });
+    problem(error, sameKind, { more, reload });
   }
   grid.removeAttribute("aria-busy");
   byId("more").disabled = false;
@@ -87,8 +87,8 @@ export async function load({ more = false, afresh = false } = {}) {
 
 // --- the library
 
-async function library(asked, signal, more, afresh) {
-  const query = { limit: afresh ? Math.min(MOST_LISTED, Math.max(PAGE, cards.size)) : PAGE };
+async function library(asked, signal, more, reload) {
+  const query = { limit: reload ? Math.min(MOST_LISTED, Math.max(PAGE, cards.size)) : PAGE };
   if (asked.category) query.category = asked.category;
   if (more && cursor) query.cursor = cursor;
   const found = await api.videos(query, signal);
@@ -111,14 +111,14 @@ export function noteLibrary() {
     ? (service.kinds.find(({ name }) => name === category)?.count ?? cards.size)
     : service.kinds.reduce((sum, kind) => sum + kind.count, 0);
   const all = Math.max(count, cards.size);
-  byId("results-note").textContent = cards.size < count && cursor ? `${number(cards.size)} of ${counted(all, "clip")}, the newest first` : `${counted(cards.size, "clip")}, the newest first`;
+  byId("results-note").textContent = cards.size < count && cursor ? `${number(cards.size)} of ${counted(all, "clip")}, newest first` : `${counted(cards.size, "clip")}, newest first`;
   const empty = cards.size === 0;
   byId("empty").hidden = !empty;
   byId("empty-upload").hidden = false;
   if (!empty) return;
   byId("results-note").textContent = "";
   byId("empty-title").textContent = category ? `No clips in ${categoryName(category)}` : "No clips yet";
-  byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. Each can be searched as soon as it has been read.";
+  byId("empty-text").textContent = "Drop video files anywhere on this page, or choose them. A clip can be found as soon as it is processed.";
 }
 
 // Shows new categories and counts.
@@ -139,9 +139,9 @@ async function answer(asked, signal) {
   }
   if (asked.file) {
     const { file, picture } = fileOf(asked) ?? {};
-    if (!file) throw new api.Problem(0, "A page that is loaded again no longer has the file that was searched with. Choose it again.");
+    if (!file) throw new api.Problem(0, "The page was reloaded and no longer has the file of this search. Choose it again.");
     const found = await api.searchFile(file, picture, parameters, signal);
-    return () => showAnswer(asked, found, picture ? "" : "The clip you searched with has no caption, so only what is seen counts.");
+    return () => showAnswer(asked, found, picture ? "" : "The query clip has no caption, so only visual similarity counts.");
   }
   const examples = [...asked.like, ...asked.unlike];
   const one = examples.length === 1;
@@ -154,7 +154,7 @@ async function answer(asked, signal) {
     if (error.status !== 404 || one) throw error;
     return () => withoutGone(asked, error);
   }
-  return () => showAnswer(asked, found, one ? "This clip has no caption, so only what is seen counts." : "None of these clips has a caption, so only what is seen counts.");
+  return () => showAnswer(asked, found, one ? "This clip has no caption, so only visual similarity counts." : "None of these clips has a caption, so only visual similarity counts.");
 }
 
 // Removes examples that were deleted, and searches with the others.
@@ -179,16 +179,16 @@ function showAnswer(asked, found, without = "") {
   answered = { ...found, items, w: asked.w };
   rank(items);
   const count = items.length;
-  byId("results-note").textContent = `${counted(count, "clip")}, the best match first. A score orders the clips of one answer; it is no probability.`;
+  byId("results-note").textContent = `${counted(count, "clip")}, best match first. Scores order the clips of one search; they are not probabilities.`;
   byId("more").hidden = found.items.length < wanted || wanted >= service.limits.max_k;
   extra(found.weights.text === 0 && asked.w < 1 ? without : "");
   byId("empty").hidden = count > 0;
   if (count) return;
   byId("results-note").textContent = "";
   byId("empty-upload").hidden = true;
-  byId("empty-title").textContent = "Nothing to rank";
+  byId("empty-title").textContent = "No results";
   byId("empty-text").textContent = asked.category
-    ? `There are no other clips in ${categoryName(asked.category)}. Choose another category, or all of them.`
+    ? `There are no other clips in ${categoryName(asked.category)}. Choose another category, or all categories.`
     : "The library has no other clips that are ready.";
 }
 
@@ -258,7 +258,7 @@ function settle() {
   if (!unsettled || cards.size > MOST_LISTED) return;
   settling = setTimeout(async () => {
     if (!document.hidden && !asks(page.state()) && !byId("grid").hasAttribute("aria-busy")) {
-      await load({ afresh: true });
+      await load({ reload: true });
       service.refresh();
     } else settle();
   }, UNSETTLED_MILLISECONDS);
@@ -287,5 +287,5 @@ export function removed() {
     card.root.remove();
     if (focused) (next?.querySelector("a") ?? byId("clips")).focus({ preventScroll: true });
   }
-  load({ afresh: true });
+  load({ reload: true });
 }

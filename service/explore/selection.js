@@ -55,7 +55,7 @@ async function show() {
   const mine = ++shows;
   byId("selected-title").textContent = `${words()} selected`;
   byId("selected-wrong").textContent = "";
-  byId("selected-note").textContent = ids.length > MOST_EXAMPLES ? `A question can name ${MOST_EXAMPLES} clips, so it takes the first ${MOST_EXAMPLES} of these.` : "";
+  byId("selected-note").textContent = ids.length > MOST_EXAMPLES ? `A query takes at most ${MOST_EXAMPLES} clips, so it uses the first ${MOST_EXAMPLES} of these.` : "";
   const first = ids.slice(0, wanted);
   let videos;
   try {
@@ -67,7 +67,7 @@ async function show() {
   if (mine !== shows) return;
   byId("selected-grid").replaceChildren(...videos.map((video) => new Card(video, page).root));
   byId("selected-more").hidden = ids.length <= wanted;
-  byId("selected-more").textContent = `Show more of the other ${number(Math.max(0, ids.length - wanted))}`;
+  byId("selected-more").textContent = `Show more (${number(Math.max(0, ids.length - wanted))} left)`;
 }
 
 // --- saving to a file

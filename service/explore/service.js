@@ -17,7 +17,7 @@ export function setUp(given) {
   told = given;
   setUpKey();
   api.presence.addEventListener("gone", () => {
-    byId("gone-text").textContent = "The service does not answer. Trying again until it does.";
+    byId("gone-text").textContent = "The service does not respond. Trying again.";
     byId("gone").hidden = false;
     setHealth("bad", "Not reachable");
   });
@@ -63,7 +63,7 @@ async function sayHealth() {
   const waiting = queued + processing;
   const parts = [
     counted(ready, "clip"),
-    ...(waiting ? [`${number(waiting)} being read`] : []),
+    ...(waiting ? [`${number(waiting)} processing`] : []),
     ...(failed ? [`${number(failed)} failed`] : []),
     about.model === "tiny" ? "small demo model, not for production" : about.model,
   ];
@@ -83,7 +83,7 @@ function setUpKey() {
       new Promise((resolve) => {
         const value = byId("key-value");
         let given = null;
-        byId("key-text").textContent = api.currentKey() ? "The key that was given is not known here. Check it and try again." : "Give one of the keys that its operator has handed out.";
+        byId("key-text").textContent = api.currentKey() ? "This API key is not valid. Check it and try again." : "Enter an API key that you received from the operator of the service.";
         const submit = (event) => {
           event.preventDefault();
           given = value.value.trim();

@@ -71,7 +71,7 @@ function summary() {
 
 class Broken extends Error {}
 
-const phase = ({ status, progress }) => (status === "queued" ? "Stored, waiting to be read" : progress < EMBEDDING_FROM ? "Decoding" : "Embedding");
+const phase = ({ status, progress }) => (status === "queued" ? "Stored, queued" : progress < EMBEDDING_FROM ? "Decoding" : "Embedding");
 
 class Row {
   constructor(file) {
@@ -132,7 +132,7 @@ class Row {
 
   start() {
     if (this.file.size > actions.limit()) {
-      this.fail(`The file has ${bytes(this.file.size)}; this service takes at most ${bytes(actions.limit())}.`);
+      this.fail(`The file has ${bytes(this.file.size)}; this service accepts at most ${bytes(actions.limit())}.`);
       return;
     }
     const cancel = ["Cancel", () => this.drop()];
@@ -155,7 +155,7 @@ class Row {
       return;
     }
     this.sentAgain += 1;
-    this.set("waiting", "The service does not answer. Sent again when it does.", 0, ["Cancel", () => this.drop()]);
+    this.set("waiting", "The service does not respond. The file is sent again when it does.", 0, ["Cancel", () => this.drop()]);
     await api.whenBack();
     if (rows.has(this)) this.start();
   }
@@ -180,12 +180,12 @@ class Row {
           if (!lengthComputable) return;
           this.fill.style.width = `${(loaded / total) * 100}%`;
           this.bar.setAttribute("aria-valuenow", String(Math.round((loaded / total) * 100)));
-          this.said.textContent = loaded < total ? `Sending, ${bytes(loaded)} of ${bytes(total)}` : "Being checked";
+          this.said.textContent = loaded < total ? `Sending, ${bytes(loaded)} of ${bytes(total)}` : "Checking";
         });
         request.addEventListener("load", () => resolve({ status: request.status, text: request.responseText }));
         request.addEventListener("abort", () => reject(new api.Problem(0, "Cancelled.")));
         request.addEventListener("error", () => {
-          reject(new Broken("The connection broke before the service answered."));
+          reject(new Broken("The connection was lost before the service responded."));
         });
         const form = new FormData();
         form.append("file", this.file, this.file.name);
@@ -222,9 +222,9 @@ class Row {
       this.set("ready", known ? "Already in the library" : "Ready", 1, ["Open", () => actions.open(video.id)]);
       actions.ready(video);
     } else if (event === "failed") {
-      this.fail(video.error ?? "It could not be read.");
+      this.fail(video.error ?? "The clip could not be processed.");
     } else if (event === "deleted") {
-      this.fail("It was deleted before it was read.");
+      this.fail("The clip was deleted before it was processed.");
     } else {
       return false;
     }

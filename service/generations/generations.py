@@ -94,7 +94,7 @@ def state(connection: sa.Connection, generation_id: str) -> State:
     for found in states(connection):
         if found.generation.id == generation_id:
             return found
-    raise NotFound(f"there is no generation {generation_id!r}")
+    raise NotFound(f"generation {generation_id!r} does not exist")
 
 
 def recorded_model_setting(connection: sa.Connection) -> str | None:

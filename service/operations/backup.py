@@ -84,12 +84,12 @@ def back_up(settings: Settings, target: Path | None, progress: ProgressCallback 
     url = make_url(settings.database)
     if url.get_backend_name() != "sqlite" or "://" in settings.storage:
         raise ConfigurationError(
-            "a backup is of a library in files: bring this one into files first, by `reelsrs copy`, or have the "
-            "servers that keep it backed up"
+            "only a library in SQLite and a local folder can be backed up: copy this one to such a library with "
+            "`reelsrs copy`, or use the backups of its servers"
         )
     source = Path(url.database or "")
     if not source.is_file():
-        raise ConfigurationError(f"there is no library in {settings.data_dir}")
+        raise ConfigurationError(f"no library in {settings.data_dir}: check REELSRS_DATA_DIR")
     with (
         system_errors.converted("the backup cannot be written"),
         tempfile.TemporaryDirectory(
@@ -258,12 +258,12 @@ def restore(settings: Settings, source: Path | None, progress: ProgressCallback 
     data = settings.data_dir
     if settings.storage != str(data / "media") or settings.database != f"sqlite:///{data / _DATABASE}":
         raise ConfigurationError(
-            "a backup is restored into the data folder alone: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
+            "a backup can only be restored to the data folder: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
         )
     created = not data.exists()
     with system_errors.converted("the backup cannot be restored"):
         if not created and (not data.is_dir() or any(data.iterdir())):
-            raise ConfigurationError(f"{data} is not empty: a backup is restored into an empty folder only")
+            raise ConfigurationError(f"{data} is not empty: restore the backup to an empty or a new folder")
         data.mkdir(parents=True, exist_ok=True)
         # Inside the data folder, which may be a separate file system: files are renamed into place later.
         aside = data / ".restoring"
@@ -309,15 +309,15 @@ def _read_backup(file: IO[bytes], aside: Path, progress: ProgressCallback) -> Ba
                     videos += 1
                     progress(videos, 0)
         if _SEAL not in texts or _MANIFEST not in texts:
-            raise _incomplete("it is cut off")
+            raise _incomplete("the file is truncated")
         if hashlib.sha256(texts[_MANIFEST]).hexdigest().encode() != texts[_SEAL]:
-            raise _incomplete("its manifest is damaged")
+            raise _incomplete("the manifest is damaged")
         listed = json.loads(texts[_MANIFEST])["files"]
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _incomplete(str(error) or type(error).__name__) from error
     del found[_MANIFEST], found[_SEAL]
     if _DATABASE not in found or found.keys() != listed.keys():
-        raise _incomplete("it does not hold what its manifest lists")
+        raise _incomplete("its members are not those that the manifest lists")
     for name, is_found in found.items():
         if is_found != listed[name]:
             raise _incomplete(f"{name} is damaged")
@@ -335,13 +335,13 @@ def _unpack_member(
     name = member.name
     is_stored = name == _DATABASE or _MEDIA.fullmatch(name) is not None
     if not is_stored and name not in (_HEADER, _MANIFEST, _SEAL):
-        raise _incomplete(f"it has a member {name[:100]!r}")
+        raise _incomplete(f"unexpected member {name[:100]!r}")
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise _incomplete(f"{name!r} is not a plain file")
+        raise _incomplete(f"{name!r} is not a regular file")
     if name in found:
-        raise _incomplete(f"it has {name!r} twice")
+        raise _incomplete(f"{name!r} occurs twice")
     if not found and name != _HEADER:
-        raise _incomplete(f"it does not begin with {_HEADER}")
+        raise _incomplete(f"its first member is not {_HEADER}")
     content = tar.extractfile(member)
     assert content is not None
     reader = _Hashed(content)
@@ -352,12 +352,12 @@ def _unpack_member(
                 out.write(data)
             size = out.tell()
     elif member.size > _MAX_TEXT_BYTES:
-        raise _incomplete(f"{name} is too large")
+        raise _incomplete(f"{name} has {member.size} bytes, more than {_MAX_TEXT_BYTES}")
     else:
         texts[name] = reader.read()
         size = len(texts[name])
     if size != member.size:
-        raise _incomplete("it is cut off")
+        raise _incomplete("the file is truncated")
     found[name] = [size, reader.sha256]
     if name == _HEADER:
         _check_header(texts[name])
@@ -366,7 +366,7 @@ def _unpack_member(
 def _check_header(data: bytes) -> None:
     found = json.loads(data)["format"]
     if found != _FORMAT:
-        raise _incomplete(f"its format is {found!r}, and this version reads {_FORMAT}")
+        raise _incomplete(f"its format is {found!r}, but this version reads format {_FORMAT}")
 
 
 def _check_restored(aside: Path) -> None:
@@ -377,17 +377,17 @@ def _check_restored(aside: Path) -> None:
     try:
         with database.read() as connection:
             if (result := connection.execute(sa.text("PRAGMA quick_check")).scalar()) != "ok":
-                raise _incomplete(f"its database is broken: {result}")
+                raise _incomplete(f"the database is damaged: {result}")
             for sha256 in connection.execute(sa.select(db.videos.c.sha256)).scalars():
                 if not _MEDIA.fullmatch(name := f"media/{sha256[:2]}/{sha256}/video") or not (aside / name).is_file():
-                    raise _incomplete(f"the bytes of clip {sha256[:12]} are not in it")
+                    raise _incomplete(f"the bytes of clip {sha256[:12]} are missing")
     finally:
         database.close()
     _settle_journal(aside / _DATABASE)
 
 
 def _incomplete(reason: str) -> InvalidInput:
-    return InvalidInput("FILE", f"this is not a whole backup of ReelsRS: {reason}")
+    return InvalidInput("FILE", f"not a complete backup of ReelsRS: {reason}")
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def copy(
         with target_db.read() as connection:
             for table in (db.library, db.videos):
                 if connection.execute(sa.select(table).limit(1)).first() is not None:
-                    raise ConfigurationError(f"there is a library in {target_db.url.render_as_string()} already")
+                    raise ConfigurationError(
+                        f"{target_db.url.render_as_string()} already holds a library: copy to an empty database"
+                    )
         done: dict[str, int] = {}  # SHA-256 -> size in bytes
         damaged: set[str] = set()
         while True:

@@ -91,7 +91,7 @@ def diagnose(settings: Settings, progress: ProgressCallback = lambda _: None) ->
             with _open_database(settings) as database:
                 found += _check_queue(database)
     else:
-        found.append(Finding("database", "ok", "there is none yet; the first start makes it"))
+        found.append(Finding("database", "ok", "does not exist yet; the first start creates it"))
     progress("decoder")
     found.append(_check_decoder())
     progress("model")
@@ -126,10 +126,10 @@ def rebuild(settings: Settings) -> int:
 def _check_database(settings: Settings) -> list[Finding]:
     try:
         if not _exists(settings):
-            message = f"there is none at {make_url(settings.database).render_as_string()}"
+            message = f"{make_url(settings.database).render_as_string()} does not exist"
             return [Finding("database", "problem", message, "start `reelsrs serve`, or restore a backup")]
     except ReelsError as error:
-        return [Finding("database", "problem", str(error), "see that its server runs and lets this machine in")]
+        return [Finding("database", "problem", str(error), "check that its server runs and accepts connections")]
     broken = "restore the last backup into an empty folder: `reelsrs restore FILE`"
     try:
         revision, head = db.revision(settings.database), db.newest_revision()
@@ -141,43 +141,43 @@ def _check_database(settings: Settings) -> list[Finding]:
         return [Finding("database", "problem", str(error), broken)]
     found = [Finding("database", "problem", line, broken) for line in lines[:_MAX_FINDINGS] if line != "ok"]
     found += [
-        Finding("database", "problem", f"row {row[1]} of {row[0]} refers to nothing in {row[2]}", broken)
+        Finding("database", "problem", f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}", broken)
         for row in orphans[:_MAX_FINDINGS]
     ]
     if revision != head:
-        upgrade = "`reelsrs db upgrade`, or start the service"
-        found.append(Finding("database", "problem", f"its schema is {revision}, this version's is {head}", upgrade))
-    return found or [Finding("database", "ok", f"sound, schema {revision}")]
+        upgrade = "run `reelsrs db upgrade`, or start the service"
+        found.append(Finding("database", "problem", f"schema revision {revision}, this version needs {head}", upgrade))
+    return found or [Finding("database", "ok", f"no damage found, schema revision {revision}")]
 
 
 def _check_index(settings: Settings, database: Database) -> list[Finding]:
     generation = _active_generation(database)
     if generation is None:
-        return [Finding("index", "ok", "nothing was embedded yet")]
+        return [Finding("index", "ok", "nothing has been embedded yet")]
     found = []
     for kind in indexed_kinds(settings, database, generation):
         name = "index of frames" if kind == "frame" else "index"
         synced = _open_index(settings, database, generation, kind)
         try:
             if synced.snapshot_error:
-                again = "`reelsrs index rebuild`, or start the service again"
+                again = "run `reelsrs index rebuild`, or restart the service"
                 found.append(Finding(name, "problem", f"its snapshot cannot be used: {synced.snapshot_error}", again))
             differences = synced.differences()
             with synced.current() as (index, _):
-                summary = f"{len(index)} rows, {index.kind}, equal to the database in vectors, captions and categories"
+                summary = f"{len(index)} rows, {index.kind}; vectors, captions and categories match the database"
         except Unavailable as error:
-            found.append(Finding(name, "problem", str(error), "see that the server of the vectors runs"))
+            found.append(Finding(name, "problem", str(error), "check that the vector store runs"))
             continue
         finally:
             synced.close(save=False)
-        found += _limited(name, differences, "`reelsrs index rebuild`") or (
+        found += _limited(name, differences, "run `reelsrs index rebuild`") or (
             [] if synced.snapshot_error else [Finding(name, "ok", summary)]
         )
     with database.read() as connection:
         all_vectors, texts = generations.missing(connection, generation.id)
     if all_vectors or texts:
-        message = f"{len(all_vectors) + len(texts)} ready videos lack vectors of the model that answers"
-        found.append(Finding("index", "warning", message, "they are embedded once the service is started again"))
+        message = f"{len(all_vectors) + len(texts)} ready videos lack vectors of the active model"
+        found.append(Finding("index", "warning", message, "restart the service, which embeds them"))
     return found
 
 
@@ -212,10 +212,8 @@ def _check_store(settings: Settings, database: Database, *, deep: bool) -> list[
         time.sleep(2)
         marks &= set(files.marked())
     found = _limited("store", wrong, "upload the clips again, or restore the last backup")
-    messages = [
-        f"clip {sha256[:12]} carries a mark: an upload or a deletion was broken off" for sha256 in sorted(marks)
-    ]
-    found += _limited("store", messages, "start the service again, which settles it")
+    messages = [f"clip {sha256[:12]} has a mark of an interrupted upload or deletion" for sha256 in sorted(marks)]
+    found += _limited("store", messages, "restart the service, which completes or undoes it")
     checked = "every byte read" if deep else "sizes compared"
     return found or [Finding("store", "ok", f"{len(rows)} clips, {size / 1e6:,.1f} MB, {checked}")]
 
@@ -224,13 +222,13 @@ def _check_clip(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> st
     try:
         blob = files.video(sha256)
         if blob.size_bytes != size_bytes:
-            return f"{blob.size_bytes} bytes are stored, {size_bytes} came"
+            return f"{blob.size_bytes} bytes are stored, {size_bytes} were uploaded"
         if deep:
             digest = hashlib.sha256()
             for piece in blob.pieces():
                 digest.update(piece)
             if digest.hexdigest() != sha256:
-                return "other bytes are stored than came"
+                return "the stored bytes are not those that were uploaded"
     except NotFound:
         return "its bytes are not in the store"
     except OSError as error:
@@ -253,9 +251,9 @@ def _check_queue(database: Database) -> list[Finding]:
         ).all()
     found = [Finding("queue", "ok", f"{waiting} jobs waiting")]
     if stuck:
-        run = "a worker takes them up again: see that `reelsrs serve` or `reelsrs worker` runs"
-        found.append(Finding("queue", "warning", f"{stuck} jobs are past their lease", run))
-    again = "`POST /v1/videos/{id}/retry` tries one again"
+        run = "a worker runs them again: check that `reelsrs serve` or `reelsrs worker` runs"
+        found.append(Finding("queue", "warning", f"the leases of {stuck} jobs have expired", run))
+    again = "`POST /v1/videos/{id}/retry` retries one of them"
     found += [
         Finding("queue", "warning", f"{count} videos failed: {reason}", again)
         for reason, count in failed[:_MAX_FINDINGS]
@@ -280,7 +278,7 @@ def _check_open_files() -> Finding:
     try:
         import resource
     except ImportError:
-        return Finding("open files", "ok", "this system has no such limit")
+        return Finding("open files", "ok", "this system does not limit them")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _MIN_OPEN_FILES:
         return Finding("open files", "warning", f"at most {soft}", f"raise the limit: `ulimit -n {_MIN_OPEN_FILES}`")
@@ -302,13 +300,13 @@ def _check_folders(settings: Settings) -> list[Finding]:
                 os.fsync(file.fileno())
         except OSError as error:
             message = f"{path} cannot be written: {error.strerror}"
-            found.append(Finding(name, "problem", message, "make room, or give the service's user the right to write"))
+            found.append(Finding(name, "problem", message, "free disk space, or allow the service's user to write"))
             continue
         if free < _MIN_FREE_BYTES:
-            message = f"{path} has {free / 1e6:,.0f} MB left"
-            found.append(Finding(name, "warning", message, "make room: a full disk refuses uploads"))
+            message = f"{path} has {free / 1e6:,.0f} MB free"
+            found.append(Finding(name, "warning", message, "free disk space: uploads fail if the disk is full"))
         else:
-            found.append(Finding(name, "ok", f"{path} can be written, {free / 1e9:,.1f} GB left"))
+            found.append(Finding(name, "ok", f"{path} can be written, {free / 1e9:,.1f} GB free"))
     return found
 
 
@@ -320,15 +318,17 @@ def _check_decoder() -> Finding:
             write_clip(distinct_scenes(1, seed=1)[0], clip, seconds=0.5, fps=8, width=64, height=64)
             sample = decoder.sample(clip, Sampling(2), ImageSpec(32, 32))
         except (ReelsError, OSError) as error:
-            return Finding("decoder", "problem", f"it does not decode: {error}", "install ReelsRS and PyAV anew")
+            return Finding("decoder", "problem", f"cannot decode a test clip: {error}", "reinstall ReelsRS and PyAV")
         finally:
             decoder.close()
     if len(sample.times) != 2:
-        return Finding("decoder", "problem", f"{len(sample.times)} frames of 2 were found", "install PyAV anew")
+        return Finding(
+            "decoder", "problem", f"decoded {len(sample.times)} of 2 frames of a test clip", "reinstall PyAV"
+        )
     if decoder.unsandboxed_reason:
-        message = f"decodes, without a filter of system calls: {decoder.unsandboxed_reason}"
-        return Finding("decoder", "warning", message, "let only people upload whom you trust")
-    return Finding("decoder", "ok", "decodes a clip, in its jail")
+        message = f"decodes a test clip, but without a system call filter: {decoder.unsandboxed_reason}"
+        return Finding("decoder", "warning", message, "accept uploads only from people you trust")
+    return Finding("decoder", "ok", "decodes a test clip in its sandbox")
 
 
 def _check_models(settings: Settings) -> list[Finding]:
@@ -352,11 +352,11 @@ def _check_model(settings: Settings, name: str, precision: str, known: Generatio
         model = loading.load(name, device=settings.device, precision=precision, cache_dir=settings.data_dir / "models")
         model.embed_texts(["a word"])
     except ReelsError as error:
-        return Finding("model", "problem", str(error), "see `reelsrs config`, or wait for the network")
-    description = f"{name} embeds on {model.device} in {model.generation.precision}"
+        return Finding("model", "problem", str(error), "check `reelsrs config` and the network connection")
+    description = f"{name} runs on {model.device} in {model.generation.precision}"
     if known is not None and known.id != model.generation.id:
         message = f"{description}, but its weights are not those that the library was embedded with"
-        return Finding("model", "warning", message, "bring those back, or start the service, which embeds anew")
+        return Finding("model", "warning", message, "restore those weights, or start the service, which re-embeds")
     return Finding("model", "ok", description)
 
 
@@ -383,5 +383,5 @@ def _active_generation(database: Database) -> Generation | None:
 def _limited(check: str, problems: list[str], fix: str) -> list[Finding]:
     found = [Finding(check, "problem", message, fix) for message in problems[:_MAX_FINDINGS]]
     if len(problems) > _MAX_FINDINGS:
-        found.append(Finding(check, "problem", f"and {len(problems) - _MAX_FINDINGS} more of the kind", fix))
+        found.append(Finding(check, "problem", f"and {len(problems) - _MAX_FINDINGS} more", fix))
     return found

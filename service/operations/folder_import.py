@@ -52,7 +52,7 @@ def scan(folder: Path) -> list[Entry]:
     Raises InvalidInput if the folder does not exist or contains no clips.
     """
     if not folder.is_dir():
-        raise InvalidInput("data_folder", f"there is no folder {folder}")
+        raise InvalidInput("data_folder", f"folder {folder} does not exist")
     entries = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
@@ -60,7 +60,7 @@ def scan(folder: Path) -> list[Entry]:
         if len(inside) >= 2 and not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
             entries.append(Entry(path, inside[0]))
     if not entries:
-        raise InvalidInput("data_folder", f"there are no clips below {folder}/<Category>/")
+        raise InvalidInput("data_folder", f"no clips found below {folder}/<Category>/")
     return entries
 
 
@@ -110,7 +110,7 @@ class FolderImport:
             stop.set()
             worker.join()
         for path in self._pending.values():
-            self._record(path, "failed", "the worker stopped before it was embedded; run the import again")
+            self._record(path, "failed", "not embedded, because the worker stopped; run the import again")
         return self._report
 
     def import_clip(self, entry: Entry) -> None:
@@ -193,7 +193,7 @@ class FolderImport:
             if video is None or video.status in ("ready", "failed"):
                 del self._pending[video_pk]
             if video is None:
-                self._record(path, "failed", "it was deleted while it was embedded")
+                self._record(path, "failed", "the video was deleted before it was embedded")
             elif video.status == "ready":
                 self._record(path, "embedded")
             elif video.status == "failed":

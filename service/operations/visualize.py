@@ -57,7 +57,7 @@ def write_projection(
         raise InvalidInput("output", f"must end in .html, .png or .svg, not {ending or 'nothing'}")
     state = runtime.projections.fit_and_wait(spec, refit=refit, progress=progress)
     if state.points == 0:
-        raise InvalidInput("embedding_type", "there is no embedding of this type in the library")
+        raise InvalidInput("embedding_type", f"the library has no {spec.embedding} embeddings")
     points = runtime.projections.points(state)
     title = f"{len(points.ids):,} {spec.embedding} embeddings, {spec.method.upper()}"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ class Projections:
         owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         while (state := self.update(state.id)).status != "ready":
             if state.status == "failed":
-                raise ReelsError(f"the map could not be laid out: {state.error}")
+                raise ReelsError(f"the map could not be fitted: {state.error}")
             with self._db.write() as connection:
                 claimed = projection_jobs.claim(connection, owner, projection_pk=state.pk)
             if claimed is None:
@@ -282,7 +282,7 @@ class Projections:
                 log.exception("placing new points failed", projection=projection_pk)
                 with self._db.write() as connection:
                     projection_jobs.fail(
-                        connection, projection_pk, None, f"placing failed: {error or type(error).__name__}"
+                        connection, projection_pk, None, f"placing new points failed: {error or type(error).__name__}"
                     )
         return bool(projection_pks)
 
@@ -387,7 +387,7 @@ class Projections:
             needed = projection_rows.vectors_digests(connection)
         for path in self._folder.glob("[!.]*"):
             if path.name.split(".")[0] not in needed:
-                with system_errors.converted("the atlas cannot be tidied"):
+                with system_errors.converted("old files of maps cannot be removed"):
                     path.unlink(missing_ok=True)
 
     def _change(self, projection_id: str, change: Callable[[sa.Connection, int], None]) -> Projection:

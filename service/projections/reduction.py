@@ -76,7 +76,7 @@ def complete_parameters(method: Method, parameters: Mapping[str, object]) -> Par
         field = f"parameters.{name}"
         if name not in known:
             has = " and ".join(known) or "no parameters"
-            raise InvalidInput(field, f"{method} has {has}")
+            raise InvalidInput(field, f"is not a parameter of {method}, which has {has}")
         allowed = known[name]
         whole = isinstance(allowed.default, int)
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
@@ -143,7 +143,7 @@ def fit(
     else:
         wanted = neighbours_needed(method, count, parameters)
         if neighbours is None or len(neighbours.rows) != count or neighbours.rows.shape[1] < wanted:
-            raise ValueError(f"{method} of {count} vectors wants {wanted} neighbours of each")
+            raise ValueError(f"{method} of {count} vectors needs {wanted} neighbours of each vector")
         found = Neighbours(neighbours.rows[:, :wanted], neighbours.distances[:, :wanted])
         # Without the noise, equal vectors would start and stay in one place.
         start = _spread(flat.coordinates) + np.random.default_rng(seed).normal(0, 1e-3, flat.coordinates.shape)
@@ -192,11 +192,11 @@ def transform(
         projected = [fit.model["components"] @ row for row in centred]
         return np.array(projected, dtype=np.float32).reshape(-1, dimensions)
     if not can_transform(method, dimensions):
-        raise InvalidInput("method", f"{method} takes no new points into a map of {dimensions} dimensions")
+        raise InvalidInput("method", f"{method} cannot place new points on a map of {dimensions} dimensions")
     if len(vectors) == 0:
         return np.zeros((0, dimensions), np.float32)
     if len(neighbours.rows) != len(vectors) or neighbours.rows.shape[1] == 0:
-        raise ValueError(f"{len(vectors)} vectors do not fit neighbours of {neighbours.rows.shape}")
+        raise ValueError(f"neighbours of shape {neighbours.rows.shape} do not belong to {len(vectors)} vectors")
     given = complete_parameters(method, parameters)
     if method == "umap":
         transformed = transform_umap(fit, neighbours, int(given["n_neighbors"]), seed)

@@ -49,7 +49,7 @@ class FitRunner:
             if stop.is_set():
                 projection_jobs.release(connection, self._owner)
             else:  # no effect if the process recorded its own result
-                reason = f"its process ended with {process.returncode}; was there enough memory?"
+                reason = f"its process ended with exit code {process.returncode}; it may have run out of memory"
                 projection_jobs.fail(connection, projection_pk, self._owner, reason)
         return True
 

@@ -148,14 +148,14 @@ def test_a_map_grows_where_it_stands(own_library: Service, visit: Visit, clips: 
         assert upload(client, clips[3]).status_code == 201
         until(lambda: map_of(client, method="pca")["placed"] == 1)
     look_at_map(page)
-    page.get_by_text("1 placed since it was laid out").wait_for()
+    page.get_by_text("1 placed since the fit").wait_for()
     after = page.evaluate(view)
     assert len(after["dots"]) == 4
     assert set(before["dots"]) < set(after["dots"])  # no dot moved
     assert (after["x"], after["y"]) == (before["x"], before["y"])  # the view did not move
-    page.get_by_role("button", name="Lay out again").click()
-    page.get_by_text("1 placed since it was laid out").wait_for(state="hidden")
-    page.locator("#map-note", has_text="Being laid out").wait_for(state="hidden")
+    page.get_by_role("button", name="Fit again").click()
+    page.get_by_text("1 placed since the fit").wait_for(state="hidden")
+    page.locator("#map-note", has_text="Fitting again").wait_for(state="hidden")
     map_drawn(page)
     page.locator("#legend").get_by_role("button", name="No category").wait_for()
 
@@ -178,10 +178,10 @@ def test_a_map_that_takes_long_is_told_of_and_cancelled(visit: Visit, library: S
     page.route("**/v1/projections**", answer)
     page.route("**/v1/projections/**", answer)
     page.get_by_role("button", name="Map", exact=True).click()
-    page.get_by_text("Laying out 1,234 clips").wait_for()
+    page.get_by_text("Fitting a map of 1,234 clips").wait_for()
     assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "40"
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_text("The map was cancelled").wait_for()
-    page.get_by_role("button", name="Lay it out").click()
+    page.get_by_text("The fit was cancelled").wait_for()
+    page.get_by_role("button", name="Fit the map").click()
     page.get_by_text("No space left on the device.").wait_for()
     page.get_by_role("button", name="Try again").wait_for()

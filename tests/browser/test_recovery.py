@@ -26,9 +26,9 @@ def test_a_service_that_starts_again_loses_nothing(
         running.close()
         page.get_by_role("searchbox").fill("a star")
         page.keyboard.press("Enter")
-        page.get_by_role("alert").get_by_text("does not answer").wait_for()
+        page.get_by_role("alert").get_by_text("does not respond").wait_for()
         page.set_input_files("#files", clips[3])
-        page.get_by_text("Sent again when it does").wait_for()
+        page.get_by_text("sent again when it does").wait_for()
         with serving_here(settings, tiny, decoder, port=port):
             page.get_by_role("heading", name="a star").wait_for()
             page.locator("#grid .card .score").nth(2).wait_for()

@@ -98,7 +98,7 @@ def test_a_picture_and_a_clip_are_searched_with(visit: Visit, library: Service, 
         offered = drop(page, "#drop-search", clip.name, "video/mp4", clip.read_bytes())
         assert offered == ["drop-search", "drop-add"]
         page.get_by_role("heading", name=clip.name).wait_for()
-        page.get_by_text("has no caption, so only what is seen counts").wait_for(state="hidden")  # at this weight
+        page.get_by_text("has no caption, so only visual similarity counts").wait_for(state="hidden")  # at this weight
         form = {"k": str(PAGE), **{name: str(value) for name, value in weights(1).items()}}
         with clip.open("rb") as file:
             expect_shown(page, ids_of(client.post("/v1/search/video", files={"file": (clip.name, file)}, data=form)))

@@ -61,7 +61,7 @@ def test_a_key_is_asked_for_once(
     ):
         page.get_by_role("textbox", name="API key").fill("something else")
         page.get_by_role("button", name="Continue").click()
-        page.get_by_text("not known here").wait_for()
+        page.get_by_text("This API key is not valid").wait_for()
         page.get_by_role("textbox", name="API key").fill("open sesame")
         page.get_by_role("button", name="Continue").click()
         page.get_by_text("No clips yet").wait_for()

@@ -162,7 +162,7 @@ def test_only_an_empty_folder_is_filled(library: Path, tmp_path: Path) -> None:
 def test_what_is_cut_off_is_refused(library: Path, tmp_path: Path, share: float) -> None:
     data = (library / "backup.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: int(len(data) * share)])
-    _refused(tmp_path / "cut.tar", tmp_path / "data", "not a whole backup")
+    _refused(tmp_path / "cut.tar", tmp_path / "data", "not a complete backup")
 
 
 def test_what_was_changed_is_refused(library: Path, tmp_path: Path) -> None:
@@ -177,16 +177,16 @@ def test_what_was_changed_is_refused(library: Path, tmp_path: Path) -> None:
             changed = bytearray(data)
             changed[place] ^= 1
             (tmp_path / "changed.tar").write_bytes(changed)
-            _refused(tmp_path / "changed.tar", tmp_path / f"data{number}", "not a whole backup")
+            _refused(tmp_path / "changed.tar", tmp_path / f"data{number}", "not a complete backup")
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(random.Random(1).randbytes(100_000))
-    _refused(tmp_path / "x", tmp_path / "data", "not a whole backup")
+    _refused(tmp_path / "x", tmp_path / "data", "not a complete backup")
     with tarfile.open(tmp_path / "y", "w") as tar:
         tar.add(tmp_path / "x", "x")
     (tmp_path / "data").mkdir()
-    _refused(tmp_path / "y", tmp_path / "data", "it has a member 'x'")
+    _refused(tmp_path / "y", tmp_path / "data", "unexpected member 'x'")
     _refused(tmp_path / "nothing", tmp_path / "data", "there is no file")
 
 
@@ -231,7 +231,7 @@ def test_a_file_that_is_made_to_harm_is_refused(tmp_path: Path, member: Callable
         info.size = len(header)
         tar.addfile(info, io.BytesIO(header))
         member(tar)
-    _refused(file, data, "not a whole backup")
+    _refused(file, data, "not a complete backup")
     assert {path.name for path in tmp_path.rglob("*")} == {"harm.tar", "inner"}
     assert not Path("/tmp/harm").exists()
 
@@ -317,4 +317,4 @@ def test_a_full_disk_leaves_nothing_half_done(library: Path, tmp_path: Path, sma
 def test_there_must_be_a_library(tmp_path: Path) -> None:
     done = run("backup", "x.tar", cwd=tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
-    assert "there is no library" in done.stderr
+    assert "no library in" in done.stderr

@@ -198,7 +198,7 @@ def test_the_commands(tmp_path: Path) -> None:
     gone = on_keys("revoke", "ci.robot-1")
     assert (gone.returncode, "no API key is left" in gone.stderr) == (0, True)
     missing = on_keys("revoke", "ci.robot-1")
-    assert (missing.returncode, "there is no key ci.robot-1" in missing.stderr) == (1, True)
+    assert (missing.returncode, "API key ci.robot-1 does not exist" in missing.stderr) == (1, True)
     assert "there are no API keys" in on_keys("list").stderr
 
 

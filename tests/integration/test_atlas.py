@@ -286,7 +286,12 @@ def test_a_fault_in_placing_is_said_and_not_tried_for_ever(library: Library, mon
     library.add()
     assert library.projections.update_all()
     after = library.projections.find(state.id)
-    assert (after.status, after.error, after.points, after.missing) == ("failed", "placing failed: no place", 120, 1)
+    assert (after.status, after.error, after.points, after.missing) == (
+        "failed",
+        "placing new points failed: no place",
+        120,
+        1,
+    )
     assert not library.projections.update_all()
     again, queued = library.projections.request(state.spec)
     assert (queued, again.points) == (True, 120)

@@ -65,16 +65,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda data: _rows(data, f"UPDATE videos SET status = 'failed' WHERE key = {FIRST}"),
         "the index holds video 1",
     ),
-    "a row": (lambda data: _rows(data, f"DELETE FROM videos WHERE key = {FIRST}"), "refers to nothing in videos"),
+    "a row": (lambda data: _rows(data, f"DELETE FROM videos WHERE key = {FIRST}"), "refers to a missing row of videos"),
     "a revision": (
         lambda data: _rows(data, "UPDATE alembic_version SET version_num = '0001'"),
-        "its schema is 0001",
+        "schema revision 0001, this version needs",
     ),
     "the snapshot": (lambda data: _flip(next((data / "index").glob("*.flat")), 50), "its snapshot cannot be used"),
     "a length": (lambda data: _first(data).write_bytes(b"short"), "5 bytes are stored"),
-    "a byte": (lambda data: _flip(_first(data), 100), "other bytes are stored than came"),
+    "a byte": (lambda data: _flip(_first(data), 100), "the stored bytes are not those that were uploaded"),
     "a file": (lambda data: _first(data).unlink(), "its bytes are not in the store"),
-    "a mark": (_mark, "carries a mark"),
+    "a mark": (_mark, "has a mark of an interrupted upload"),
     "the database": (
         lambda data: (data / "reelsrs.db").write_bytes(b"SQLite format 3\0" + bytes(5000)),
         "the database cannot be used",
@@ -129,7 +129,7 @@ def test_the_doctor_says_all_of_it(sound: Path) -> None:
         *("index", "queue", "decoder", "model"),
     }
     assert found["model"]["state"] == "ok"
-    assert "jail" in found["decoder"]["said"]
+    assert "sandbox" in found["decoder"]["said"]
 
 
 def test_the_doctor_finds_what_is_wrong(sound: Path, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_switch_in_the_middle_of_the_work_mixes_nothing(
     moved.reembed(lambda _: None)
     # `runtime` is a process that has not noticed the switch yet.
     late = accept(runtime, make_clip("late.mp4", numbered(20)), caption="late")
-    with pytest.raises(Unavailable, match="took over"):
+    with pytest.raises(Unavailable, match="became active"):
         runtime.ingest.edit(videos[0].id, {"caption": "never"})
     worker = Worker(runtime)
     assert worker.claim() == [], "claimed for a model that does not answer any more"

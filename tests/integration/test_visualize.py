@@ -67,7 +67,7 @@ def test_other_endings_and_empty_libraries_are_refused(runtime: Runtime, tmp_pat
     spec = runtime.projections.spec("aggregated", "pca", 2)
     with pytest.raises(InvalidInput, match=r"output: must end in \.html, \.png or \.svg, not \.pdf"):
         write_projection(runtime, tmp_path / "map.pdf", spec)
-    with pytest.raises(InvalidInput, match="no embedding of this type"):
+    with pytest.raises(InvalidInput, match="the library has no aggregated embeddings"):
         write_projection(runtime, tmp_path / "map.html", spec)
     assert list(tmp_path.glob("map.*")) == []
 

@@ -68,7 +68,7 @@ class DatabaseProperties:
         with database.write() as connection:
             connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
         database.close()
-        with pytest.raises(ConfigurationError, match="revision that this version does not know"):
+        with pytest.raises(ConfigurationError, match="revision that this version does not support"):
             db.upgrade(url)
 
     def test_many_writers_take_turns_and_lose_nothing(self, url: str) -> None:

@@ -114,7 +114,7 @@ class Problem(BaseModel):
             "type": "about:blank",
             "title": "Not Found",
             "status": 404,
-            "detail": "there is no video 'nope'",
+            "detail": "video 'nope' does not exist",
             "instance": "/v1/videos/nope",
             "request_id": "0c7f5d0e8d2b4c0f",
         }
