@@ -104,7 +104,7 @@ def search(
     """
     from service import config
     from service.models import Weights
-    from service.search.query import Reference, Scope, SearchQuery
+    from service.search.query import Scope, SearchQuery
 
     images, clips = image or [], video or []
     _require_files(("image", images), ("video", clips))
@@ -113,14 +113,9 @@ def search(
     weights = Weights(video_weight, text_weight)
     needs_images = bool(images or clips)
     with open_runtime(config.load(), pictures=needs_images) as runtime:
-        clip_references, vectors = _encode_examples(runtime, query, images, clips)
-        references = [
-            *(Reference(one) for one in like or ()),
-            *(Reference(one, -1.0) for one in unlike or ()),
-            *clip_references,
-        ]
+        references, vectors = _encode_examples(runtime, query, images, clips)
         search_query = SearchQuery(
-            references=tuple(references),
+            references=(*_references(like, 1.0), *_references(unlike, -1.0), *references),
             vectors=tuple(vectors),
             weights=weights,
             fusion=fusion or ("cosine" if query is None and not images else "zscore"),
@@ -133,6 +128,12 @@ def search(
         results = runtime.serving.recommender.search(search_query)
         _warn_other_model(runtime)
     _print_results(results, as_json)
+
+
+def _references(video_ids: list[str] | None, weight: float) -> list[Reference]:
+    from service.search.query import Reference
+
+    return [Reference(video_id, weight) for video_id in video_ids or ()]
 
 
 def _encode_examples(

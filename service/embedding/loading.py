@@ -8,7 +8,7 @@ import socket
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -51,13 +51,35 @@ def load(
             wrongly here.
         ModelUnavailable: if the weights cannot be loaded.
     """
-    import open_clip
-
     chosen, precision, device_reason = choose_device(device, precision)
     log.info("loading the model", model=model, device=chosen, precision=precision, reason=device_reason)
     if model == "tiny":
         log.warning("tiny is a model for tests and demos, not for production")
     name, pretrained = _resolve(model)
+    loaded, tokenizer = _create(name, pretrained)
+    loaded.float()  # converts weights stored in half precision; others are not copied
+    try:
+        return Encoder(
+            loaded,
+            tokenizer,
+            name=model,
+            device=chosen,
+            precision=precision,
+            has_image_tower=image_tower,
+            cache_dir=cache_dir,
+        )
+    except ConfigurationError as error:
+        if chosen != "mps":
+            raise
+        # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
+        log.exception("MPS failed verification; using the CPU", reason=str(error))
+        return load(model, device="cpu", precision="float32", image_tower=image_tower)
+
+
+def _create(name: str, pretrained: str | None) -> tuple[CLIP | CustomTextCLIP, Any]:
+    """Return a model with its weights, and its tokenizer. Raises ModelUnavailable."""
+    import open_clip
+
     offline = pretrained is not None and _offline()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,23 +103,7 @@ def load(
             raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
         finally:
             root.setLevel(level)
-    loaded.float()  # converts weights stored in half precision; others are not copied
-    try:
-        return Encoder(
-            loaded,
-            tokenizer,
-            name=model,
-            device=chosen,
-            precision=precision,
-            has_image_tower=image_tower,
-            cache_dir=cache_dir,
-        )
-    except ConfigurationError as error:
-        if chosen != "mps":
-            raise
-        # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
-        log.exception("MPS failed verification; using the CPU", reason=str(error))
-        return load(model, device="cpu", precision="float32", image_tower=image_tower)
+    return loaded, tokenizer
 
 
 def _load_weights(model: CLIP | CustomTextCLIP, path: str) -> None:

@@ -27,7 +27,10 @@ def test_no_function_of_the_service_is_longer_than_a_screen() -> None:
     for path in sorted((ROOT / "service").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                # Without its docstring, which says how to call it and is read apart.
+                first = node.body[0]
+                said = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1 - said
                 if lines > LONGEST_FUNCTION:
                     long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
     assert long == {}
