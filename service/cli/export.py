@@ -66,7 +66,7 @@ def visualize(
 ) -> None:
     """Write a map of the embeddings as interactive HTML, PNG or SVG.
 
-    Points are coloured by category. A map is kept: later videos are placed into it, and no other point moves.
+    Points are coloured by category. A map is stored: later videos are placed into it, and no other point moves.
     """
     from service import config
     from service.operations.visualize import write_projection

@@ -36,7 +36,7 @@ ProjectionId = Annotated[str, Path(description="The `id` of a map.", examples=["
 def ask(service: Service, body: ProjectionRequest) -> JSONResponse:
     """Request a map of the embedding space.
 
-    The map is fitted in a process of its own and then kept. Later videos are placed into it one by one, and no other
+    The map is fitted in a process of its own and then stored. Later videos are placed into it one by one, and no other
     point moves. Only a map of fewer than 100 points is fitted again, each time it has doubled. A map that failed is
     queued again.
     """

@@ -93,8 +93,8 @@ async def upload(
     """Upload a clip and queue it for embedding.
 
     When the response is sent, the clip is stored safely and its row is committed. Embedding goes on in the background:
-    poll `Location`, follow the `events` of the video, or `wait`. The same bytes again are the same video; one that had
-    failed is queued again.
+    poll `Location`, follow the `events` of the video, or `wait`. If the library has a video with the same bytes, that
+    video is returned; if it had failed, it is queued again.
     """
     await run_in_threadpool(_check_queue, service)
     async with receive_form(request, service.ingest, _FIELDS) as form:
