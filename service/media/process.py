@@ -170,7 +170,7 @@ class _Child:
                     self.close()
                     if worked < timeout_seconds / 4:  # too little CPU time to blame the clip
                         raise Overloaded("the machine is too busy to decode the clip in time; try again", _BUSY_SECONDS)
-                    raise Undecodable(f"decoding took longer than the limit of {timeout_seconds:.0f} s")
+                    raise Undecodable(f"decoding took longer than the limit of {timeout_seconds:.0f} seconds")
                 header, begun = json.loads(pipe.recv_bytes()), True
                 if "read" not in header or not isinstance(source, Blob):
                     break

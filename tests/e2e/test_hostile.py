@@ -304,8 +304,8 @@ BOMBS: dict[Callable[[Path, ClipMaker], Path], str | None] = {
     _matryoshka: "not a video",
     _one_long_comment: None,  # a valid clip; its comment is not stored
     # FFmpeg 9 (PyAV 19) joins all comments one by one, in quadratic time. Earlier releases kept only one comment.
-    _many_comments: "longer than 8 seconds" if av.library_versions["libavformat"][0] >= 63 else None,
-    _many_tags: "longer than 8 seconds",
+    _many_comments: "longer than the limit of 8 seconds" if av.library_versions["libavformat"][0] >= 63 else None,
+    _many_tags: "longer than the limit of 8 seconds",
     _huge_frame: "",
     _huge_gif: "",
     _million_frames: "keyframes",

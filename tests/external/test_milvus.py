@@ -156,7 +156,7 @@ def test_what_differs_is_named_and_a_rebuild_mends_it(library: VectorLibrary) ->
     client.upsert(name, [stranger, {**stranger, "id": keys[1], "video": keys[1]}])
     said = "\n".join(library.follower.differences())
     assert f"different vectors for video {keys[1]}" in said
-    assert "holds video 999999, which is not ready" in said
+    assert "contains video 999999, which is not ready" in said
     client.delete(name, ids=[keys[0]])
     said = "\n".join(library.follower.differences())
     assert f"different rows for video {keys[0]}" in said

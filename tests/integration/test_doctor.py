@@ -63,7 +63,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a status": (
         lambda data: _rows(data, f"UPDATE videos SET status = 'failed' WHERE key = {FIRST}"),
-        "the index holds video 1",
+        "the index contains video 1",
     ),
     "a row": (lambda data: _rows(data, f"DELETE FROM videos WHERE key = {FIRST}"), "refers to a missing row of videos"),
     "a revision": (
