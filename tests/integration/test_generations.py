@@ -272,7 +272,7 @@ def test_other_weights_under_the_same_name_are_another_generation(
     second = Runtime(settings)
     assert second.initialise().id == tiny.generation.id
     assert len(_like(second, videos[0])) == 1, "videos are compared by what is stored"
-    with pytest.raises(Unavailable, match="another model"):
+    with pytest.raises(Unavailable, match="not those that the library was embedded with"):
         second.serving.query_encoder.text("words")
     second.reembed(lambda _: None)
     assert second.serving.generation.id != tiny.generation.id
