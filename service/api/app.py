@@ -50,6 +50,8 @@ Errors are `application/problem+json`. Lists are `{items, next_cursor}`. Times a
 
 A `score` orders the hits of one query. It is a weighted sum of cosines or of z-scores, not a probability. Scores of
 different queries are not comparable.
+
+The [guide](/guide) explains searches, scores, maps, operation and the architecture.
 """
 
 _TAGS = [
