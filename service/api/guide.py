@@ -124,11 +124,15 @@ def search(text: str) -> list[Section]:
 
 def _on_the_service(link: re.Match[str]) -> str:
     anchor = link[2] or ""
-    return f"/guide{anchor}" if link[1] == _CONTENTS else f"/guide/{link[1]}{anchor}"
+    return _address(link[1]) + anchor
+
+
+def _address(name: str) -> str:
+    return "/guide" if name == _CONTENTS else f"/guide/{name}"
 
 
 def _sections(name: str, title: str, tokens: list[Token]) -> Iterator[Section]:
-    address = "/guide" if name == _CONTENTS else f"/guide/{name}"
+    address = _address(name)
     heading, anchor, texts = title, "", list[str]()
     for number, token in enumerate(tokens):
         if token.type == "heading_open":
@@ -159,20 +163,24 @@ def _snippet(text: str, query: str) -> str:
     return f"{'… ' if start else ''}{marked}{' …' if start + len(cut) < len(text) else ''}"
 
 
+@cache
+def _template() -> Template:
+    return Template((DOCS / "page.html").read_text(encoding="utf-8"))
+
+
 def _response(shown: Page, name: str, query: str = "") -> HTMLResponse:
     links = []
     for one in names():
-        address = "/guide" if one == _CONTENTS else f"/guide/{one}"
         title = "Contents" if one == _CONTENTS else page(one).title
         here = ' aria-current="page"' if one == name else ""
-        links.append(f'<li><a href="{address}"{here}>{html.escape(title)}</a></li>')
+        links.append(f'<li><a href="{_address(one)}"{here}>{html.escape(title)}</a></li>')
     below = [
         f'<li><a href="#{anchor}">{html.escape(text)}</a></li>' for level, anchor, text in shown.headings if level == 2
     ]
     on_this_page = f'<nav class="here" aria-label="On this page"><ul>{"".join(below)}</ul></nav>' if below else ""
     title = "The ReelsRS guide" if name == _CONTENTS else f"{shown.title} · ReelsRS guide"
     return HTMLResponse(
-        Template((DOCS / "page.html").read_text(encoding="utf-8")).substitute(
+        _template().substitute(
             title=html.escape(title),
             query=html.escape(query, quote=True),
             pages="".join(links),
