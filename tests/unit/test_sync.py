@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from service.database import db
 from service.errors import StorageFull
+from service.index import sync
 from service.index.sync import SyncedIndex
 from service.models import Entries, Weights
 from service.search.recommender import Recommender
@@ -197,6 +198,26 @@ def test_what_an_index_differs_in_is_said_number_by_number(filled: tuple[VectorL
             f"index and database have different categories for video {category}",
         ]
     )
+
+
+def test_differences_of_every_batch_are_found(
+    filled: tuple[VectorLibrary, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, folder = filled
+    monkeypatch.setattr(sync, "_BATCH_SIZE", 8)
+    follower = follow(library, folder)
+    keys = sorted(library.keys.values())
+    changed = [keys[0], keys[7], keys[8], keys[-1]]
+
+    def wrong(now: Entries) -> Entries:
+        return replace(now, categories=("other",) * len(now.video_pks))
+
+    assert follower.differences() == []
+    for key in changed:
+        _falsify(follower, [key], wrong)
+    assert follower.differences() == [
+        f"index and database have different categories for video {key}" for key in changed
+    ]
 
 
 def test_videos_that_an_index_misses_or_keeps_are_said(filled: tuple[VectorLibrary, Path]) -> None:
