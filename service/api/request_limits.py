@@ -30,7 +30,8 @@ _MAX_WATCHERS = 256
 # Answered under any load, because they report the load.
 _UNLIMITED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 # These receive files. The handler applies the limit of uploads, after the API key was checked.
-_UPLOAD_PATHS = frozenset({"/v1/videos", "/v1/search/image", "/v1/search/video"})
+UPLOAD_PATHS = frozenset({"/v1/videos", "/v1/search/image", "/v1/search/video"})
+"""Paths of the routes that receive files."""
 
 
 class ConcurrencyLimit:
@@ -134,7 +135,7 @@ class RequestLimitsMiddleware:
             await send(message)
 
         try:
-            if scope["method"] == "POST" and scope["path"] in _UPLOAD_PATHS:
+            if scope["method"] == "POST" and scope["path"] in UPLOAD_PATHS:
                 await self._app(scope, receive_and_track, send_and_close)
                 return
             if not read:

@@ -128,12 +128,13 @@ def postpone(connection: sa.Connection, video_pk: int, reason: str, seconds: flo
 def release(connection: sa.Connection, owner: str, *, count_attempt: bool = True) -> None:
     """Release all jobs of `owner` at once, so that they can be claimed again.
 
-    Pass `count_attempt` as False if the jobs cannot have killed the worker: the attempt then does not count. Call
+    This includes owners whose name starts with `owner` and a colon. Pass `count_attempt` as False if the jobs cannot have killed the worker: the attempt then does not count. Call
     inside a write transaction.
     """
+    held = _LEASES.held_by(owner)
     if not count_attempt:
-        _uncount_attempt(connection, db.jobs.c.owner == owner)
-    video_pks = connection.execute(sa.select(db.jobs.c.video_key).where(db.jobs.c.owner == owner)).scalars().all()
+        _uncount_attempt(connection, held)
+    video_pks = connection.execute(sa.select(db.jobs.c.video_key).where(held)).scalars().all()
     for video_pk in video_pks:
         connection.execute(sa.update(db.jobs).where(db.jobs.c.video_key == video_pk).values(**FREE))
         video_rows.set_status(connection, video_pk, "queued", 0.0)

@@ -38,6 +38,11 @@ class Leases:
         expires_at = self._table.c.lease_expires_at
         return sa.or_(expires_at.is_(None), expires_at < now)
 
+    def held_by(self, owner: str) -> sa.ColumnElement[bool]:
+        """Return the SQL condition that `owner` holds a row, or an owner whose name starts with `owner` and a colon."""
+        names = self._table.c.owner
+        return sa.or_(names == owner, names.startswith(f"{owner}:", autoescape=True))
+
     def assign(self, connection: sa.Connection, row_pk: int, owner: str, until: float, **values: Any) -> None:
         """Make `owner` the owner of a row, with a lease until `until`.
 

@@ -141,11 +141,8 @@ def release(connection: sa.Connection, owner: str) -> None:
 
     This includes owners whose name starts with `owner` and a colon. Call inside a write transaction.
     """
-    names = db.projections.c.owner
     connection.execute(
-        sa.update(db.projections)
-        .where(sa.or_(names == owner, names.startswith(f"{owner}:", autoescape=True)))
-        .values(status="queued", progress=0.0, **FREE)
+        sa.update(db.projections).where(_LEASES.held_by(owner)).values(status="queued", progress=0.0, **FREE)
     )
 
 

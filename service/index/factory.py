@@ -1,6 +1,6 @@
 """Choose the engine that holds the vectors: FAISS in this process, or Milvus.
 
-No other module depends on this choice.
+Both have the interface `VectorIndex`, so no search depends on this choice. The setting `vector_store` names the engine.
 """
 
 from __future__ import annotations

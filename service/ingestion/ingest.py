@@ -97,7 +97,7 @@ class Ingest:
 
         Raises:
             Undecodable: if the bytes are not a video, or if a video with these bytes was deleted at this moment.
-            InvalidInput: if the clip is longer or larger than the limits.
+            InvalidInput: if the clip is longer, or its frames are larger, than the limits.
             StorageFull: if there is no space left.
         """
         if incoming.size_bytes == 0:

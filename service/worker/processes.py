@@ -37,7 +37,7 @@ def terminate(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def owner_of(pid: int) -> str:
-    """Return the name under which the worker process `pid` of this machine holds its jobs."""
+    """Return how the names start under which the worker process `pid` of this machine holds its jobs."""
     return f"{socket.gethostname()}:{pid}"
 
 

@@ -2,12 +2,13 @@
 
 The worker embeds uploads and transforms them into existing projections. Each fit of a projection runs in a process of
 its own, and so does re-embedding by another model. If a worker dies, its jobs lose one attempt and nothing else: the
-lease expires, and the job is claimed again. All of this runs at a lower priority than serving searches.
+supervisor releases them, or their lease expires, and they are claimed again. All of this runs at a lower priority than serving searches.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 
 import structlog
@@ -29,7 +30,9 @@ class Worker:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self.owner = owner_of(os.getpid())
+        # A container that is started again often has the host name and the process number of the one before. With the
+        # same owner it would renew the leases of jobs that nobody works on.
+        self.owner = f"{owner_of(os.getpid())}:{secrets.token_hex(4)}"
         self._uploads = runtime.uploads(self.owner)
         self._count_attempt: bool | None = None  # if set, jobs are to be released, and the attempt counts or not
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,21 @@ def test_no_more_is_claimed_than_keeps_the_model_busy(
     # Each stage (decoding, model, storing) holds at most one video more than there are decoder processes.
     assert len(videos) > most
     assert most <= 3 * (runtime.decoder.processes + 1)
+
+
+def test_jobs_of_a_dead_worker_of_the_same_name_are_claimed_again(runtime: Runtime, make_clip: ClipMaker) -> None:
+    """A container that is started again has the host name and often the process number of the one before."""
+    video = accept(runtime, make_clip("a.mp4", numbered(10)))
+    runtime.timing = replace(runtime.timing, lease_seconds=1.5)
+    assert Worker(runtime).claim() == [video.pk]  # dies with its job, in a process of the same number
+    stop = threading.Event()
+    worker = threading.Thread(target=Worker(runtime).run, args=(stop,))
+    worker.start()
+    try:
+        _until(lambda: status_of(runtime, video).status == "ready", 20)
+    finally:
+        stop.set()
+        worker.join()
 
 
 def _until(condition: Callable[[], bool], seconds: float = 60) -> None:

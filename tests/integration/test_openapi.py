@@ -9,6 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance, unsupported_method
 
+from service.api.request_limits import UPLOAD_PATHS
 from tests.support.openapi import SNAPSHOT, document
 from tests.support.server import Service
 
@@ -37,6 +38,16 @@ def test_every_operation_is_described_with_an_example() -> None:
             for kind, content in body.items():
                 name = content["schema"].get("$ref", "").rsplit("/", 1)[-1]
                 assert "example" in content or schemas.get(name, {}).get("examples"), f"{where}: no example of a {kind}"
+
+
+def test_routes_with_a_file_are_those_with_the_limit_of_uploads() -> None:
+    with_file = {
+        path
+        for path, verbs in document()["paths"].items()
+        for operation in verbs.values()
+        if "multipart/form-data" in operation.get("requestBody", {}).get("content", {})
+    }
+    assert with_file == UPLOAD_PATHS
 
 
 def test_errors_are_documented_as_problems() -> None:

@@ -69,6 +69,13 @@ def test_the_settings_are_told_with_their_defaults() -> None:
     assert set(re.findall(r"REELSRS_[A-Z_]+", ALL)) <= set(exist)
 
 
+def test_a_container_takes_every_setting_but_those_that_the_image_fixes() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8").split("  ports:")[0]
+    fixed = {"REELSRS_DATA_DIR", "REELSRS_HOST", "REELSRS_PORT"}
+    exist = {row["name"] for row in config.describe(config.load())}
+    assert set(re.findall(r"^    (REELSRS_\w+):", compose, re.MULTILINE)) == exist - fixed
+
+
 def test_the_log_events_are_told_with_their_fields() -> None:
     table = TEXTS["service/docs/operations.md"].split("## Logs")[1].split("\n## ")[0]
     told = {

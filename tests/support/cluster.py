@@ -152,7 +152,7 @@ class Cluster:
 
     def busy(self) -> list[int]:
         """Return the numbers of the workers that hold jobs."""
-        held = owners(self.url)
+        held = {owner.rpartition(":")[0] for owner in owners(self.url)}
         return [number for number, process in self.workers.items() if owner_of(process.pid) in held]
 
     def _log(self, number: int) -> Path:

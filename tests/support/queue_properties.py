@@ -255,6 +255,16 @@ class QueueProperties:
             jobs.finish(connection, videos[1].pk)
             assert _attempts(connection) == [0, 1]
 
+    def test_a_name_releases_the_jobs_of_all_that_begin_with_it(self, database: Database) -> None:
+        videos = [_queued(database, name) for name in "abc"]
+        for owner in ("host:1:ab", "host:12:cd", "host:1"):
+            assert len(_claim(database, owner, 1)) == 1
+        with database.write() as connection:
+            jobs.release(connection, "host:1")
+            assert not jobs.owns(connection, videos[0].pk, "host:1:ab")
+            assert jobs.owns(connection, videos[1].pk, "host:12:cd"), "another process"
+            assert not jobs.owns(connection, videos[2].pk, "host:1")
+
     def test_giving_one_up_does_not_keep_the_next_from_being_begun(self, database: Database, clock: Clock) -> None:
         hopeless, sound = _queued(database, "a"), _queued(database, "b")
         for _ in range(jobs.MAX_ATTEMPTS):

@@ -61,6 +61,9 @@ class Form:
 async def receive_form(request: Request, ingest: Ingest, names: frozenset[str]) -> AsyncIterator[Form]:
     """Yield the form of a request whose text fields are `names` and whose file is `file`.
 
+    The path of a route that calls this must be among `UPLOAD_PATHS` of `request_limits`: the limit of other bodies is
+    far lower.
+
     Raises:
         InvalidInput: If the form is broken or incomplete, or has other fields.
         TooLarge: If the file exceeds the limit; raised as soon as that is known.
