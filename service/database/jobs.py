@@ -128,8 +128,8 @@ def postpone(connection: sa.Connection, video_pk: int, reason: str, seconds: flo
 def release(connection: sa.Connection, owner: str, *, count_attempt: bool = True) -> None:
     """Release all jobs of `owner` at once, so that they can be claimed again.
 
-    This includes owners whose name starts with `owner` and a colon. Pass `count_attempt` as False if the jobs cannot have killed the worker: the attempt then does not count. Call
-    inside a write transaction.
+    This includes owners whose name starts with `owner` and a colon. Pass `count_attempt` as False if the jobs cannot
+    have killed the worker: the attempt then does not count. Call inside a write transaction.
     """
     held = _LEASES.held_by(owner)
     if not count_attempt:

@@ -2,7 +2,8 @@
 
 The worker embeds uploads and transforms them into existing projections. Each fit of a projection runs in a process of
 its own, and so does re-embedding by another model. If a worker dies, its jobs lose one attempt and nothing else: the
-supervisor releases them, or their lease expires, and they are claimed again. All of this runs at a lower priority than serving searches.
+supervisor releases them, or their lease expires, and they are claimed again. All of this runs at a lower priority than
+serving searches.
 """
 
 from __future__ import annotations
