@@ -67,13 +67,15 @@ class Serving:
             return "unavailable"
 
     def warm(self) -> None:
-        """Build everything that the first search would wait for, except the model.
+        """Build everything that the first search would wait for, except the model, which may be unavailable.
 
         Call this in one thread before requests arrive, because concurrent requests would each build their own parts.
         """
         self.index.check()  # builds the index and catches up with the database
         self.index.save()
         _ = self.recommender, self.query_encoder, self.duplicates
+        if self._model is not None:
+            self.query_encoder.noise()
 
     @cached_property
     def index(self) -> VectorIndex:

@@ -243,6 +243,8 @@ def _print_results(results: SearchResults, as_json: bool) -> None:
     if not results.hits:
         err.print("no hits")
         return
+    if results.match and results.match.level == "none":
+        err.print("nothing in this library seems to fit the text; the nearest videos are:")
     table = Table(box=None, pad_edge=False)
     for column in ("rank", "score", "visual", "text", "seconds"):
         table.add_column(column, justify="right")

@@ -172,6 +172,9 @@ async function withoutGone(asked, error) {
   else page.go({ like: keep(asked.like), unlike: keep(asked.unlike) }, { replace: true });
 }
 
+// What the service says of the best hit of a search by words.
+const FITS = { none: "Nothing here seems to fit these words; these are the nearest. ", weak: "The best match is weak. " };
+
 // `without`: message to show if the query has no text vector.
 function showAnswer(asked, found, without = "") {
   heading(asked);
@@ -179,7 +182,7 @@ function showAnswer(asked, found, without = "") {
   answered = { ...found, items, w: asked.w };
   rank(items);
   const count = items.length;
-  byId("results-note").textContent = `${counted(count, "clip")}, best match first. Scores order the clips of one search; they are not probabilities.`;
+  byId("results-note").textContent = `${FITS[found.match] ?? ""}${counted(count, "clip")}, best match first. Scores order the clips of one search; they are not probabilities.`;
   byId("more").hidden = found.items.length < wanted || wanted >= service.limits.max_k;
   extra(found.weights.text === 0 && asked.w < 1 ? without : "");
   byId("empty").hidden = count > 0;

@@ -56,11 +56,14 @@ class QueryVector:
     """Example from outside the library, given by its vectors, (D,) float32: a text, an image or a clip.
 
     `text` is None if the example has no text vector. With a negative weight, results should be unlike the example.
+    `noise`, (R, D), are vectors of random examples of the same kind, to tell whether anything fits; None if there are
+    none for this kind.
     """
 
     visual: Vectors
     text: Vectors | None
     weight: float = 1.0
+    noise: Vectors | None = None
 
     def __post_init__(self) -> None:
         _check_weight(self.weight)
@@ -116,6 +119,12 @@ class SearchQuery:
                 raise InvalidInput(
                     "video_weight", "must be greater than 0 with group_by=moment: moments have only visual similarity"
                 )
+
+    @property
+    def noise(self) -> Vectors | None:
+        """Noise of the one example of this query; None if there are several, or none for its kind."""
+        alone = len(self.vectors) == 1 and not self.references and self.vectors[0].weight > 0
+        return self.vectors[0].noise if alone else None
 
     def digest(self) -> str:
         """Return a hash that is equal for all pages of one query.

@@ -16,13 +16,15 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from service.embedding.encoder import Encoder
+from service.embedding.random_words import random_words
 from service.errors import InvalidInput
 from service.media import Decoder
-from service.models import Aggregation, Sampling, clean_caption
+from service.models import Aggregation, Sampling, Vectors, clean_caption
 from service.search.query import QueryVector
 from service.vectors import aggregate
 
 _CACHE_SIZE = 64
+_NOISE_WORDS = 512
 
 
 class EncoderProvider(Protocol):
@@ -45,6 +47,8 @@ class QueryEncoder:
         self._aggregation = aggregation
         self._lock = threading.Lock()
         self._cache: LRUCache[Hashable, QueryVector] = LRUCache(_CACHE_SIZE)
+        self._noise_lock = threading.Lock()
+        self._noise: Vectors | None = None
 
     def text(self, query: str, weight: float = 1.0) -> QueryVector:
         """Embed a text, which is compared with the visual and the text vectors. Raises InvalidInput if it is empty."""
@@ -54,9 +58,16 @@ class QueryEncoder:
 
         def encode() -> QueryVector:
             vector = encoder.embed_texts([query])[0]
-            return QueryVector(vector, vector)
+            return QueryVector(vector, vector, noise=self.noise())
 
         return self._cached(("text", query), encode, weight)
+
+    def noise(self) -> Vectors:
+        """Return the vectors of 512 random words, (512, D), which are computed once."""
+        with self._noise_lock:
+            if self._noise is None:
+                self._noise = self._encoder_provider().embed_texts(random_words(_NOISE_WORDS))
+            return self._noise
 
     def image(self, path: Path, weight: float = 1.0) -> QueryVector:
         """Embed an image, which is compared with the visual and the text vectors. Raises Undecodable, InvalidInput."""

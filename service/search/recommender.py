@@ -38,11 +38,13 @@ import numpy as np
 import sqlalchemy as sa
 
 from service.database import vector_rows, video_rows
+from service.index.base import Searchable
 from service.index.factory import VectorIndex
-from service.models import Aggregation, Generation, Vectors, Video, VideoPks
+from service.models import Aggregation, Generation, Vectors, Video, VideoPks, Weights
+from service.search.match import MATCHED_HITS, match_of
 from service.search.query import MAX_DEPTH, Cursor, SearchQuery
 from service.search.ranking import Line, Numbers, interval, lines, rounded, sort_key, spans
-from service.search.results import Candidate, Contribution, Hit, Moment, SearchResults
+from service.search.results import Candidate, Contribution, Hit, Match, Moment, SearchResults
 from service.search.scoring import (
     EXTRA_ROWS,
     CombinedQuery,
@@ -125,7 +127,8 @@ class Recommender:
                     after=None if query.diversity else sort_key(found[-1].score, found[-1].video.id),
                     shown=shown if query.diversity else (),
                 ).encode()
-        return SearchResults(hits, combined.weights, query.fusion, self.generation.id, index.exact, next_cursor)
+            match = None if cursor else _match(index, query, combined.weights, found)
+        return SearchResults(hits, combined.weights, query.fusion, self.generation.id, index.exact, next_cursor, match)
 
     def near_duplicate_candidates(self, video: Video) -> list[Video]:
         """Return the candidates for near-duplicates of a video, the most likely first, at most 100.
@@ -210,6 +213,17 @@ class Recommender:
                     text=Contribution(None, 0.0, 0.0),
                     moment=Moment(video.frame_times[span.best], span.best, similarity, start, end),
                 )
+
+
+def _match(index: Searchable, query: SearchQuery, weights: Weights, found: list[Candidate]) -> Match | None:
+    """Return how well the best candidate fits the query, which is one text; None for other queries."""
+    if (noise := query.noise) is None:
+        return None
+    if not found:
+        return Match("none", None)
+    rows = index.rows_of(np.array([one.video.pk for one in found[:MATCHED_HITS]], dtype=np.int64))
+    visual, text = weights.video > 0, weights.text > 0
+    return match_of(query.vectors[0].visual, noise, index.get(rows), index.layout, visual=visual, text=text)
 
 
 def _read_cursor(query: SearchQuery, combined: CombinedQuery) -> Cursor | None:

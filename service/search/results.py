@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from service.models import Fusion, Video, Weights
+
+MatchLevel = Literal["strong", "weak", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,14 @@ class Hit(Candidate):
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """How well the best hit fits the query. `score`: deviations above random words; None without any hit."""
+
+    level: MatchLevel
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResults:
     """Hits, best first, and how they were found.
 
@@ -67,6 +78,8 @@ class SearchResults:
         generation: Id of the generation that was searched.
         exact: Whether the index compared every vector.
         next_cursor: Cursor of the next page; None if this page is the last.
+        match: How well the best hit fits; None if that is not known: on later pages, in searches for moments, and
+            unless the query is one text.
     """
 
     hits: tuple[Hit, ...]
@@ -75,3 +88,4 @@ class SearchResults:
     generation: str
     exact: bool
     next_cursor: str | None
+    match: Match | None = None

@@ -9,7 +9,7 @@ from service.api.schemas.videos import VideoSummary
 from service.models import Fusion
 from service.search.duplicates import Duplicate as DomainDuplicate
 from service.search.results import Hit as DomainHit
-from service.search.results import SearchResults
+from service.search.results import MatchLevel, SearchResults
 
 
 class Breakdown(BaseModel):
@@ -102,6 +102,8 @@ class Answer(BaseModel):
             "generation": "g0123456789abcdef",
             "exact": True,
             "next_cursor": None,
+            "match": "strong",
+            "match_score": 9.1,
         }
     )
 
@@ -111,6 +113,13 @@ class Answer(BaseModel):
     generation: str
     exact: bool = Field(description="Whether the results are exact over the whole library.")
     next_cursor: str | None = Field(description="Send it as `cursor`, with the same parameters, for the next page.")
+    match: MatchLevel | None = Field(
+        description="Whether anything fits the text: `none` means that the library probably has nothing of the kind. "
+        "null unless the query is one text, on later pages, and for moments."
+    )
+    match_score: float | None = Field(
+        description="How far the best hit stands above random words, in standard deviations. null if `match` is null."
+    )
 
     @classmethod
     def from_results(cls, results: SearchResults) -> Answer:
@@ -122,6 +131,8 @@ class Answer(BaseModel):
             generation=results.generation,
             exact=results.exact,
             next_cursor=results.next_cursor,
+            match=results.match.level if results.match else None,
+            match_score=results.match.score if results.match else None,
         )
 
 
