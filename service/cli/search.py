@@ -161,8 +161,8 @@ def _require_files(*options: tuple[str, list[Path]]) -> None:
 def duplicates(as_json: AsJson = False) -> None:
     """List groups of near-duplicates.
 
-    A group names the video to keep, then its near-duplicates: clips of the same recording, encoded again, resized, with
-    black bars, trimmed, or played backwards.
+    A group names the video to keep and why, then its near-duplicates: clips of the same recording, encoded again,
+    resized, with black bars, trimmed, or played backwards.
     """
     from service import config
     from service.api import schemas
@@ -174,13 +174,7 @@ def duplicates(as_json: AsJson = False) -> None:
         with progress("comparing", total) as bar:
             groups = runtime.serving.duplicates.groups(bar.advance)
     if as_json:
-        found = [
-            {
-                "best": schemas.VideoSummary.from_video(group.best).model_dump(),
-                "copies": schemas.DuplicateList.from_duplicates(group.near_duplicates).model_dump()["items"],
-            }
-            for group in groups
-        ]
+        found = [schemas.DuplicateGroup.from_group(group).model_dump() for group in groups]
         typer.echo(json.dumps({"items": found}, indent=2))
         return
     if not groups:
@@ -189,17 +183,17 @@ def duplicates(as_json: AsJson = False) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("group", "similarity"):
         table.add_column(column, justify="right")
-    for column in ("category", "title", "size", "duration", "id"):
+    for column in ("because", "category", "title", "size", "duration", "id"):
         table.add_column(column, no_wrap=column != "title")
     for number, group in enumerate(groups, 1):
         rows = [
-            (group.best, "keep"),
-            *((duplicate.video, f"{duplicate.similarity:.3f}") for duplicate in group.near_duplicates),
+            (group.best, "keep", group.keep.because),
+            *((duplicate.video, f"{duplicate.similarity:.3f}", "") for duplicate in group.near_duplicates),
         ]
-        for one, mark in rows:
+        for one, mark, because in rows:
             seconds = "-" if one.duration_seconds is None else f"{one.duration_seconds:.1f} s"
             size = f"{one.width} x {one.height}"
-            table.add_row(str(number), mark, one.category or "-", plain(one.title), size, seconds, one.id)
+            table.add_row(str(number), mark, because, one.category or "-", plain(one.title), size, seconds, one.id)
     out.print(table)
 
 

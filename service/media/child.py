@@ -110,7 +110,8 @@ def _answer(
     if request["do"] == "probe":
         return {"probe": asdict(probe(file, limits))}, []
     if request["do"] == "fingerprint":
-        return {}, [variant.tobytes() for variant in fingerprint(file, limits, threads=threads).images]
+        made = fingerprint(file, limits, threads=threads)
+        return {"sound": made.sound}, [variant.tobytes() for variant in made.images]
     image_spec = ImageSpec(**request["picture"])
     if request["do"] == "picture":
         return {}, [read_image(file, image_spec, limits).tobytes()]

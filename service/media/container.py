@@ -143,6 +143,11 @@ class Clip:
         self.container.close()
         self._file.close()
 
+    @property
+    def has_sound(self) -> bool:
+        """Whether the container declares a stream of audio. Silence in that stream counts as sound."""
+        return bool(self.container.streams.audio)
+
     def reopen(self) -> None:
         """Reopen the container at its start. Unlike a seek, this works with every container."""
         self.container.close()

@@ -31,10 +31,12 @@ class Fingerprint:
     """Small grey images of a clip's frames, in display order, without the blank ones.
 
     `images` is (V, N, 16, 16) uint8; each frame is stretched to a square. V is 1, or 2 if the clip has black borders:
-    first without them, then with them. N is 0 if every frame is blank.
+    first without them, then with them. N is 0 if every frame is blank. `sound` says whether the clip has sound; it
+    takes no part in the comparison.
     """
 
     images: Pixels
+    sound: bool
 
     def __post_init__(self) -> None:
         side = FINGERPRINT_SIDE
@@ -55,6 +57,7 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
     images: list[Pixels] = []
     size, matrix = (0, 0), (1, 0, 0, 1)
     with Clip(source, limits, threads) as clip:
+        sound = clip.has_sound
         timeline = Timeline.read(clip)
         for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
             check_frame(frame, limits)
@@ -66,7 +69,7 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
     if not images:
         raise no_frame()
     squares = _squares(np.stack(images))
-    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK_DEVIATION])
+    return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK_DEVIATION], sound)
 
 
 def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:

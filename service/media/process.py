@@ -101,9 +101,9 @@ class Decoder:
 
     def fingerprint(self, clip: Path | Blob) -> Fingerprint:
         """Return the fingerprint of a clip, which is compared to find near-duplicates."""
-        _, blobs = self._ask(clip, {"do": "fingerprint"}, self._limits.timeout_seconds)
+        header, blobs = self._ask(clip, {"do": "fingerprint"}, self._limits.timeout_seconds)
         images = np.stack([np.frombuffer(blob, dtype=np.uint8) for blob in blobs])
-        return Fingerprint(images.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
+        return Fingerprint(images.reshape(len(blobs), -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE), header["sound"])
 
     @property
     def child_pids(self) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from service.database.db import Database
 from service.errors import InvalidInput, NotFound, NotReady, ReelsError, Undecodable
 from service.media import FINGERPRINT_SIDE, Decoder, Fingerprint, Pixels
 from service.models import Video
+from service.search.keeping import Reason, choose
 from service.storage import Store
 
 log = structlog.get_logger(__name__)
@@ -53,7 +54,7 @@ _MIN_MOTION = 0.1
 _CONSTANT_WEIGHT = 0.5
 _BLOCKS = FINGERPRINT_SIDE // 2  # a block is 2 x 2 pixels
 
-_FORMAT = b"reelsrs fingerprint 1\n"  # new number if `media.fingerprint` yields other images
+_FORMAT = b"reelsrs fingerprint 2\n"  # new number if `media.fingerprint` yields other images or facts
 _CACHE_SIZE = 512  # fingerprints in memory, at most 256 kB each, twice that with borders
 _PAGE_SIZE = 1024
 
@@ -70,11 +71,35 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Near-duplicates of one recording: the best video, which is worth keeping, and the others, most similar first."""
+class Keep:
+    """The video that is proposed to keep, of several near-duplicates, and the reason."""
 
-    best: Video
+    video: Video
+    because: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The near-duplicates of a video, most similar first.
+
+    `keep` proposes one of them or the video itself; None if there are no near-duplicates.
+    """
+
     near_duplicates: tuple[Duplicate, ...]
+    keep: Keep | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Near-duplicates of one recording: the video to keep, and the others, most similar first."""
+
+    keep: Keep
+    near_duplicates: tuple[Duplicate, ...]
+
+    @property
+    def best(self) -> Video:
+        """The video to keep."""
+        return self.keep.video
 
 
 def similarity(a: Fingerprint, b: Fingerprint) -> float:
@@ -117,8 +142,8 @@ class Duplicates:
         self._candidates = candidates
         self._load_cached = lru_cache(_CACHE_SIZE)(self._load)
 
-    def find(self, video_id: str) -> tuple[Duplicate, ...]:
-        """Return the near-duplicates of a video, best first. Raises NotFound, NotReady.
+    def find(self, video_id: str) -> Found:
+        """Return the near-duplicates of a video, and which of all to keep. Raises NotFound, NotReady.
 
         The first search for a clip decodes the clip and its candidates, which takes about half a second each.
         """
@@ -126,17 +151,18 @@ class Duplicates:
             video = video_rows.video(connection, video_id)
         if video.status != "ready":
             raise NotReady(video.id, video.status)
-        return self._near_duplicates(video, self._candidates(video))
+        near_duplicates = self._near_duplicates(video, self._candidates(video))
+        return Found(near_duplicates, self._keep(video, near_duplicates) if near_duplicates else None)
 
     def groups(self, progress: Callable[[], None] | None = None) -> tuple[Group, ...]:
-        """Return all near-duplicates in the library, in groups. `progress` is called once for each ready video.
+        """Return all near-duplicates in the library, in groups, the longest videos first.
 
-        The best video of a group has the most pixels; ties are decided by length, then by age, the oldest first. Groups
-        are sorted in the same way, by their best video.
+        `keeping.choose` selects the best video of a group. `progress` is called once for each ready video.
         """
         # Connected components would be wrong: a compilation would join clips that have nothing in common. Instead, the
-        # best video takes its own near-duplicates, then the best of the remaining videos takes its own, and so on. To
-        # keep the best of each group is to keep every recording, and none twice.
+        # longest video and its near-duplicates choose the best of them, which takes its own near-duplicates. Then the
+        # longest of the remaining videos does the same, and so on. To keep the best of each group is to keep every
+        # recording, and none twice.
         videos = self._ready()
         neighbours = self._neighbours(videos)
         found: list[Group] = []
@@ -144,17 +170,37 @@ class Duplicates:
         for pk in list(waiting):
             if progress is not None:
                 progress()
-            best = waiting.pop(pk, None)
-            if best is None:
+            if pk not in waiting:
                 continue
-            near_duplicates = self._near_duplicates(
-                best, (waiting[near] for near in sorted(neighbours[pk]) if near in waiting)
-            )
-            if near_duplicates:
-                found.append(Group(best, near_duplicates))
-            for duplicate in near_duplicates:
-                del waiting[duplicate.video.pk]
+            group = self._group(waiting[pk], neighbours, waiting)
+            if group is None:
+                del waiting[pk]
+                continue
+            found.append(group)
+            for video in (group.best, *(duplicate.video for duplicate in group.near_duplicates)):
+                del waiting[video.pk]
         return tuple(found)
+
+    def _group(self, first: Video, neighbours: dict[int, set[int]], waiting: dict[int, Video]) -> Group | None:
+        """Return the group that the longest of the waiting videos leads to; None if it has no near-duplicates."""
+
+        def near_duplicates(video: Video) -> tuple[Duplicate, ...]:
+            near = (waiting[pk] for pk in sorted(neighbours[video.pk]) if pk in waiting)
+            return self._near_duplicates(video, near)
+
+        found = near_duplicates(first)
+        if not found:
+            return None
+        keep = self._keep(first, found)
+        return Group(keep, found if keep.video.pk == first.pk else near_duplicates(keep.video))
+
+    def _keep(self, video: Video, near_duplicates: Iterable[Duplicate]) -> Keep:
+        videos = [video, *(duplicate.video for duplicate in near_duplicates)]
+        return Keep(*choose(videos, self._has_sound))
+
+    def _has_sound(self, video: Video) -> bool:
+        found = self._fingerprint(video)
+        return found is not None and found.sound
 
     def _ready(self) -> list[Video]:
         videos: list[Video] = []
@@ -264,7 +310,8 @@ def _peak_energy(rows: Frames) -> float:
 
 
 def _pack(fingerprint: Fingerprint) -> bytes:
-    return _FORMAT + bytes([len(fingerprint.images)]) + zlib.compress(fingerprint.images.tobytes(), 1)
+    facts = bytes([len(fingerprint.images), fingerprint.sound])
+    return _FORMAT + facts + zlib.compress(fingerprint.images.tobytes(), 1)
 
 
 def _unpack(data: bytes | None) -> Fingerprint | None:
@@ -274,14 +321,14 @@ def _unpack(data: bytes | None) -> Fingerprint | None:
     """
     if data is None or not data.startswith(_FORMAT):
         return None
-    variants, packed = data[len(_FORMAT) :][:1], data[len(_FORMAT) + 1 :]
+    facts, packed = data[len(_FORMAT) :][:2], data[len(_FORMAT) + 2 :]
     try:
         pictures = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
     except zlib.error:
         return None
-    return Fingerprint(pictures.reshape(variants[0], -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE))
+    return Fingerprint(pictures.reshape(facts[0], -1, FINGERPRINT_SIDE, FINGERPRINT_SIDE), bool(facts[1]))
 
 
-def _rank(video: Video) -> tuple[int, float, int]:
-    """Return the sort key of a video, from best to worst: most pixels, then the longest, then the oldest."""
-    return -video.width * video.height, -(video.duration_seconds or 0.0), video.pk
+def _rank(video: Video) -> tuple[float, int, int]:
+    """Return the sort key of a video: the longest first, then the one with the most pixels, then the oldest."""
+    return -(video.duration_seconds or 0.0), -video.width * video.height, video.pk

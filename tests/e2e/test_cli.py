@@ -164,8 +164,10 @@ def test_duplicates_are_listed_as_groups(tmp_path: Path, drawn: Path) -> None:
     (copy,) = group["copies"]
     assert {group["best"]["title"], copy["video"]["title"]} == {"clip1", "again"}
     assert copy["similarity"] == pytest.approx(1, abs=1e-3)
+    assert (group["keep"]["video"], group["keep"]["because"]) == (group["best"], "older")
     lines = run("duplicates", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["similarity", "keep", "1.000"]
+    assert lines[1].split()[2] == "older"
 
 
 def test_export_writes_every_vector(embedded: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +19,7 @@ from service.ingestion.ingest import Ingest
 from service.media import SUFFIXES, Decoder, Fingerprint, Limits, fingerprint
 from service.models import Video
 from service.search.duplicates import THRESHOLD, Duplicates, similarity
-from tests.support.clips import ClipMaker
+from tests.support.clips import ClipMaker, with_sound
 from tests.support.copies import (
     BAD,
     COPIES,
@@ -31,12 +30,13 @@ from tests.support.copies import (
     Library,
     barred,
     black,
+    read_frames,
     resized,
     scene,
     texture,
 )
 
-FINGERPRINT_HEADER = b"reelsrs fingerprint 1\n"
+FINGERPRINT_HEADER = b"reelsrs fingerprint 2\n"
 
 
 # --- fingerprints
@@ -59,6 +59,13 @@ def test_borders_go_to_a_fraction_of_a_pixel(make_clip: ClipMaker) -> None:
         assert boxed.shape == (2, 6, 16, 16)
         assert np.abs(boxed[0].astype(int) - whole.astype(int)).max() <= 5
         assert boxed[1, :, 0, 0].max() <= 2
+
+
+def test_sound_is_part_of_the_fingerprint(make_clip: ClipMaker, decoder: Decoder, tmp_path: Path) -> None:
+    silent = make_clip("a.mp4", scene(1, 10))
+    sounding = with_sound(silent, tmp_path / "b.mp4")
+    assert [decoder.fingerprint(clip).sound for clip in (silent, sounding)] == [False, True]
+    assert np.array_equal(decoder.fingerprint(silent).images, decoder.fingerprint(sounding).images)
 
 
 def test_a_dark_corner_is_no_border(make_clip: ClipMaker) -> None:
@@ -95,7 +102,7 @@ def test_limits_hold(make_clip: ClipMaker) -> None:
     with pytest.raises(InvalidInput, match="15,360 pixels"):
         fingerprint(clip, Limits(600, 10_000))
     with pytest.raises(ValueError, match="images: must be uint8"):
-        Fingerprint(np.zeros((3, 16, 16), np.uint8))
+        Fingerprint(np.zeros((3, 16, 16), np.uint8), sound=False)
 
 
 # --- similarity
@@ -156,7 +163,7 @@ def test_the_copies_of_a_video_best_first(library: Library, make_clip: ClipMaker
     library.add(make_clip("bad.mp4", resized(scene(1), 0.5), options=FAIR))
     library.add(make_clip("stranger.mp4", scene(2)))
     library.add(make_clip("good.mp4", scene(1), options=GOOD))
-    found = library.duplicates.find(original)
+    found = library.duplicates.find(original).near_duplicates
     assert [copy.video.title for copy in found] == ["good", "bad"]
     assert 1 >= found[0].similarity > found[1].similarity >= THRESHOLD
     assert sorted(library.copies(found[1].video.id)) == ["good", "original"]
@@ -165,7 +172,7 @@ def test_the_copies_of_a_video_best_first(library: Library, make_clip: ClipMaker
 def test_equal_copies_are_in_the_order_of_their_ids(library: Library, make_clip: ClipMaker) -> None:
     original = library.add(make_clip("a.mp4", scene(1)))
     ids = [library.add(make_clip(f"{n}.mkv", scene(1), metadata={"title": str(n)})) for n in range(4)]
-    assert [copy.video.id for copy in library.duplicates.find(original)] == sorted(ids)
+    assert [copy.video.id for copy in library.duplicates.find(original).near_duplicates] == sorted(ids)
 
 
 def test_who_cannot_be_asked_about(library: Library, make_clip: ClipMaker) -> None:
@@ -226,8 +233,9 @@ def test_a_compilation_makes_no_copies_of_its_parts(library: Library, make_clip:
     library.add(make_clip("compilation.mp4", resized(one + other, 0.5), options=GOOD))
     library.add(make_clip("other.mp4", other))
     (group,) = library.duplicates.groups()
-    # The compilation contains both parts; keeping "one" and "other" keeps all content once.
-    assert (group.best.title, [copy.video.title for copy in group.near_duplicates]) == ("one", ["compilation"])
+    # The two clips are not copies of each other. The compilation contains both, so keeping it keeps all content once.
+    assert (group.best.title, group.keep.because) == ("compilation", "longer")
+    assert {copy.video.title for copy in group.near_duplicates} == {"one", "other"}
 
 
 def test_one_of_two_that_proposes_the_other_is_enough(library: Library, make_clip: ClipMaker) -> None:
@@ -329,7 +337,7 @@ def test_precision_and_recall_over_real_clips_and_their_copies(
     }
     originals = {name: name for name in paths}
     for name in COPIED:
-        frames = _read(paths[name])
+        frames = read_frames(paths[name])
         for number, (kind, change) in enumerate(COPIES.items()):
             codec, suffix, options = (("libx264", "mp4", FAIR), ("mpeg4", "avi", {"qscale": "8"}))[number % 2]
             copy = f"{name} {kind}"
@@ -350,12 +358,3 @@ def test_precision_and_recall_over_real_clips_and_their_copies(
 
 def _related(names: set[str]) -> bool:
     return len(names) == 1 or names in TWINS
-
-
-def _read(path: Path) -> Frames:
-    """Return at most the first 60 frames of a clip, at most 480 pixels wide, with even sides."""
-    with av.open(str(path)) as container:
-        frames = [
-            np.asarray(frame.to_image().convert("RGB")) for frame in itertools.islice(container.decode(video=0), 60)
-        ]
-    return resized(frames, min(1.0, 480 / frames[0].shape[1]))

@@ -51,6 +51,24 @@ def encode(
     return path
 
 
+def with_sound(clip: Path, path: Path) -> Path:
+    """Copy a clip's video packets into `path` beside a quiet tone of the same length; return `path`."""
+    with av.open(str(clip)) as source, av.open(str(path), "w") as target:
+        video = source.streams.video[0]
+        copied = target.add_stream_from_template(video)
+        sound = target.add_stream("aac", rate=8000, layout="mono", bit_rate=8000)
+        for packet in source.demux(video):
+            if packet.dts is not None:
+                packet.stream = copied
+                target.mux(packet)
+        tone = 0.01 * np.sin(np.arange(round(8000 * source.duration / 1e6)) * 0.2)
+        frame = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        target.mux(sound.encode(frame))
+        target.mux(sound.encode(None))
+    return path
+
+
 def numbered(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
     """Return `count` grey frames (height, width, 3) uint8: frame i of n has the brightness 20 + 200 i / (n - 1)."""
     return [

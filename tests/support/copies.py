@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -63,6 +65,15 @@ def resized(frames: Frames, factor: float) -> Frames:
 def barred(frames: Frames, rows: int, columns: int) -> Frames:
     """Add black bars: `rows` pixels above and below, `columns` pixels left and right."""
     return [np.pad(frame, ((rows, rows), (columns, columns), (0, 0))) for frame in frames]
+
+
+def read_frames(path: Path) -> Frames:
+    """Return at most the first 60 frames of a clip, at most 480 pixels wide, with even sides."""
+    with av.open(str(path)) as container:
+        frames = [
+            np.asarray(frame.to_image().convert("RGB")) for frame in itertools.islice(container.decode(video=0), 60)
+        ]
+    return resized(frames, min(1.0, 480 / frames[0].shape[1]))
 
 
 def black(frames: Frames, count: int) -> Frames:
@@ -139,4 +150,4 @@ class Library:
 
     def copies(self, video_id: str) -> list[str]:
         """Return the titles of the video's near-duplicates, in the detector's order."""
-        return [copy.video.title for copy in self.duplicates.find(video_id)]
+        return [copy.video.title for copy in self.duplicates.find(video_id).near_duplicates]

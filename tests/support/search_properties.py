@@ -219,7 +219,10 @@ class SearchProperties:
                 answer = client.get(f"/v1/videos/{ids[one]}/duplicates")
                 assert names(answer) == [ids[two]]
                 assert 0.85 < answer.json()["items"][0]["similarity"] <= 1
-            assert names(client.get(f"/v1/videos/{ids[2]}/duplicates")) == []
+                keep = answer.json()["keep"]
+                assert (keep["video"]["id"], keep["because"]) == (ids[0], "more bits per pixel")
+            lonely = client.get(f"/v1/videos/{ids[2]}/duplicates")
+            assert (names(lonely), lonely.json()["keep"]) == ([], None)
             assert client.get("/v1/videos/nobody/duplicates").status_code == 404
         finally:
             for name in ids:

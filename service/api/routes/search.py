@@ -96,8 +96,11 @@ def duplicates(service: Service, video_id: VideoId) -> DuplicateList:
     Near-duplicates are videos of the same recording, or of a part of it: encoded again, resized, with black bars,
     trimmed, or played backwards. Pixels are compared, so two different clips of one scene are not near-duplicates. The
     first request for a clip decodes the clip and its candidates, which takes seconds. Later requests are fast.
+
+    `keep` proposes which of the videos to keep: the longest, then the one with the most pixels, then the most bits per
+    pixel, then one with sound, then the oldest.
     """
-    return DuplicateList.from_duplicates(service.serving.duplicates.find(video_id))
+    return DuplicateList.from_found(service.serving.duplicates.find(video_id))
 
 
 @router.post("/v1/search/text", summary="Search by text", response_model=Answer, responses=problems(410, 503))

@@ -8,6 +8,10 @@ from service.api.schemas.examples import HIT, SHORT, examples
 from service.api.schemas.videos import VideoSummary
 from service.models import Fusion
 from service.search.duplicates import Duplicate as DomainDuplicate
+from service.search.duplicates import Found as DomainFound
+from service.search.duplicates import Group as DomainGroup
+from service.search.duplicates import Keep as DomainKeep
+from service.search.keeping import Reason
 from service.search.results import Hit as DomainHit
 from service.search.results import MatchLevel, SearchResults
 
@@ -142,18 +146,63 @@ class Duplicate(BaseModel):
     video: VideoSummary
     similarity: float = Field(description="Share of the pixels of one clip that the other explains, from 0 to 1.")
 
+    @classmethod
+    def from_duplicate(cls, duplicate: DomainDuplicate) -> Duplicate:
+        """Build the response from a near-duplicate of the search package."""
+        return cls(video=VideoSummary.from_video(duplicate.video), similarity=duplicate.similarity)
+
+
+class Keep(BaseModel):
+    """The video that is proposed to keep."""
+
+    video: VideoSummary
+    because: Reason = Field(description="What decided between this video and the last of the others.")
+
+    @classmethod
+    def from_keep(cls, keep: DomainKeep) -> Keep:
+        """Build the response from a proposal of the search package."""
+        return cls(video=VideoSummary.from_video(keep.video), because=keep.because)
+
 
 class DuplicateList(BaseModel):
     """The near-duplicates of a video, best match first."""
 
-    model_config = examples({"items": [{"video": SHORT, "similarity": 0.97}], "next_cursor": None})
+    model_config = examples(
+        {
+            "items": [{"video": SHORT, "similarity": 0.97}],
+            "keep": {"video": SHORT, "because": "more bits per pixel"},
+            "next_cursor": None,
+        }
+    )
 
     items: list[Duplicate]
+    keep: Keep | None = Field(
+        default=None,
+        description="Which to keep, of the near-duplicates and the requested video. null without near-duplicates.",
+    )
     next_cursor: str | None = None
 
     @classmethod
-    def from_duplicates(cls, found: tuple[DomainDuplicate, ...]) -> DuplicateList:
+    def from_found(cls, found: DomainFound) -> DuplicateList:
         """Build the response from the near-duplicates of the search package."""
         return cls(
-            items=[Duplicate(video=VideoSummary.from_video(one.video), similarity=one.similarity) for one in found]
+            items=[Duplicate.from_duplicate(one) for one in found.near_duplicates],
+            keep=None if found.keep is None else Keep.from_keep(found.keep),
+        )
+
+
+class DuplicateGroup(BaseModel):
+    """Near-duplicates of one recording."""
+
+    best: VideoSummary
+    copies: list[Duplicate]
+    keep: Keep
+
+    @classmethod
+    def from_group(cls, group: DomainGroup) -> DuplicateGroup:
+        """Build the output from a group of the search package."""
+        return cls(
+            best=VideoSummary.from_video(group.best),
+            copies=[Duplicate.from_duplicate(one) for one in group.near_duplicates],
+            keep=Keep.from_keep(group.keep),
         )
