@@ -220,7 +220,7 @@ class SearchProperties:
                 assert names(answer) == [ids[two]]
                 assert 0.85 < answer.json()["items"][0]["similarity"] <= 1
                 keep = answer.json()["keep"]
-                assert (keep["video"]["id"], keep["because"]) == (ids[0], "more bits per pixel")
+                assert (keep["video"]["id"], keep["because"]) == (ids[0], "more pixels")
             lonely = client.get(f"/v1/videos/{ids[2]}/duplicates")
             assert (names(lonely), lonely.json()["keep"]) == ([], None)
             assert client.get("/v1/videos/nobody/duplicates").status_code == 404
