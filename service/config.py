@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         DEFAULT_MODEL,
-        description="open_clip NAME/PRETRAINED, local-dir:PATH of a checkpoint folder, or tiny (for tests)",
+        description="open_clip NAME/PRETRAINED, local-dir:PATH of a checkpoint folder, starter (made here, without a "
+        "model hub), or tiny (for tests)",
     )
     device: str = Field(
         "auto",

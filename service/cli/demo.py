@@ -1,26 +1,34 @@
-"""Command `demo`: make a small library of synthetic clips, and serve it."""
+"""Command `demo`: make a small library of drawn clips or of a folder of clips, and serve it."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.console import err, progress
-from service.cli.embed import import_folder
+from service.cli.console import err, plain, progress
+from service.cli.embed import import_folder, print_report
 from service.cli.serve import run_server
-from service.cli.session import open_runtime
+from service.cli.session import make_model, open_runtime
 from service.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from service.config import Settings
     from service.media.synthetic.scenes import Scene
+    from service.operations.folder_import import Entry
 
 _DEMO_CLIPS = 48
 _DEMO_SEED = 7
+_EXAMPLE_WORDS = 8
 
 
 def demo(
+    data_folder: Annotated[
+        Path | None,
+        typer.Option("--data-folder", "--data_folder", help="Folder with <Category>/<clip> files; unset: drawn clips."),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Folder of the demo library.")] = Path("reelsrs-demo"),
     host: Annotated[str | None, typer.Option(help="Address to listen on. [REELSRS_HOST]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [REELSRS_PORT]")] = None,
@@ -28,47 +36,87 @@ def demo(
 ) -> None:
     """Make and serve a small demonstration library.
 
-    Its clips are synthetic and embedded with the small model `tiny`. No network is needed.
+    With --data-folder, it holds these clips, embedded with the model `starter`: pip install "reelsrs[starter]". Without
+    it, its clips are synthetic and embedded with the small model `tiny`. No model is downloaded.
     """
-    from service import config
     from service.api.app import check_access
+    from service.embedding.starter import store
     from service.operations.folder_import import scan
 
-    data = folder / "data"
-    settings = config.load(
-        data_dir=data,
-        database_url=f"sqlite:///{data / 'reelsrs.db'}",
-        storage_url=str(data / "media"),
-        model="tiny",
-        host=host,
-        port=port,
-    )
-    clips = folder / "Data"
+    settings = _settings(folder, own_clips=data_folder is not None, host=host, port=port)
+    if data_folder is not None:  # fail now, before anything is written
+        store.check_precision(settings.precision)
+        store.check_available(settings.data_dir / "models")
+        scan(data_folder)
     if serve_it:  # fail now, not after everything is drawn and embedded
         with open_runtime(settings) as runtime:
             check_access(runtime)
-    _draw_demo(clips)
-    entries = scan(clips)
+    if data_folder is None:
+        _draw_demo(folder / "Data")
+    make_model(settings)
+    entries = scan(data_folder or folder / "Data")
     with open_runtime(settings) as runtime:
         report = import_folder(runtime, entries, settings.sampling)
-    if report.failures:
+    if data_folder is not None:
+        print_report(report)  # clips of a user may fail
+    elif report.failures:
         path, reason = report.failures[0]
         raise InvalidInput("folder", f"{len(report.failures)} clips failed; the first is {path}: {reason}")
+    example = _example(settings, entries)
     if not serve_it:
-        typer.echo(f"{len(entries)} clips in {clips}, library in {settings.data_dir}")
+        typer.echo(f"{len(entries)} clips in {data_folder or folder / 'Data'}, library in {settings.data_dir}")
+        if data_folder is not None:
+            typer.echo(f"search it by words: {example}")
         return
+    _print_addresses(settings, len(entries), example)
+    run_server(settings, worker=True)
+
+
+def _settings(folder: Path, *, own_clips: bool, host: str | None, port: int | None) -> Settings:
+    """Return the settings of the demo library. Drawn clips and those of a user have a library each."""
+    from service import config
+
+    data = folder / ("own" if own_clips else "data")
+    return config.load(
+        data_dir=data,
+        database_url=f"sqlite:///{data / 'reelsrs.db'}",
+        storage_url=str(data / "media"),
+        model="starter" if own_clips else "tiny",
+        host=host,
+        port=port,
+    )
+
+
+def _example(settings: Settings, entries: list[Entry]) -> str:
+    """Return a command that searches the library: by words with `starter`, by a clip with `tiny`."""
+    from service.operations.folder_import import sidecar
+
+    place = f"REELSRS_DATA_DIR={shlex.quote(str(settings.data_dir))} reelsrs"
+    if settings.model == "tiny":
+        return f"{place} similar {entries[0].path}"
+    captions = (sidecar(entry.path) or "" for entry in entries)
+    words = next((caption for caption in captions if caption.strip()), entries[0].category.replace("_", " ")).split()
+    return f"{place} search {shlex.quote(' '.join(words[:_EXAMPLE_WORDS]))}"
+
+
+def _print_addresses(settings: Settings, clips: int, example: str) -> None:
+    from service.embedding.starter import NOTE
+
     url = f"http://{settings.host}:{settings.port}"
-    example = entries[0].path
+    what = (
+        "synthetic clips are embedded with the small model [b]tiny[/b] (not for production)."
+        if settings.model == "tiny"
+        else f"clips are embedded with the model [b]starter[/b]. {NOTE}"
+    )
     err.print(
-        f"\n{len(entries)} synthetic clips are embedded with the small model [b]tiny[/b] (not for production).\n\n"
+        f"\n{clips} {what}\n\n"
         f"  Explorer        [b]{url}/explore[/b]\n"
         f"  API docs        [b]{url}/docs[/b]\n"
         f"  From a shell    curl {url}/v1/videos?limit=3\n"
-        f"                  REELSRS_DATA_DIR={settings.data_dir} reelsrs similar {example}\n\n"
+        f"                  {plain(example)}\n\n"
         "  Press Ctrl-C to stop.\n",
         soft_wrap=True,
     )
-    run_server(settings, worker=True)
 
 
 def _draw_demo(clips: Path) -> None:

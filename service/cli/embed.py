@@ -10,7 +10,7 @@ import typer
 
 from service.cli.console import err, progress
 from service.cli.options import AsJson
-from service.cli.session import open_runtime
+from service.cli.session import make_model, open_runtime
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
@@ -52,16 +52,18 @@ def embed(
         default.frame_interval if frame_interval is None else frame_interval,
     )
     entries = scan(data_folder)
+    make_model(settings)
     device, precision, because = choose_device(settings.device, settings.precision)
     err.print(f"{settings.model} on {device} in {precision}: {because}", style="dim", markup=False)
     with open_runtime(settings) as runtime:
         report = import_folder(runtime, entries, sampling)
-    _report(report, as_json)
+    print_report(report, as_json=as_json)
     if report.failures:
         raise typer.Exit(3)
 
 
-def _report(report: ImportReport, as_json: bool) -> None:
+def print_report(report: ImportReport, *, as_json: bool = False) -> None:
+    """Print the duplicates and failures of an import, and its counts."""
     for path, reason in report.duplicates:
         err.print(f"duplicate {path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     for path, reason in report.failures:

@@ -46,3 +46,17 @@ def open_runtime(settings: Settings, *, pictures: bool = True) -> Iterator[Runti
         yield runtime
     finally:
         runtime.close()
+
+
+def make_model(settings: Settings) -> None:
+    """Make the model `starter` with a progress bar, if the settings select it and it is not made yet.
+
+    Other models need no such step. Raises ConfigurationError if the model cannot be made or used with these settings.
+    """
+    from service.cli.console import progress
+    from service.embedding.starter import NAME, store
+
+    if settings.model == NAME:
+        store.check_precision(settings.precision)
+        with progress("making the model starter", share=True) as bar:
+            store.made(settings.data_dir / "models", bar.share)

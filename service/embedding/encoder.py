@@ -41,7 +41,8 @@ _MAX_BATCH = 1024
 class Encoder:
     """A loaded model. Thread-safe: the towers run for one call at a time.
 
-    Towers compiled by OpenVINO are kept below the folder `cache_dir`, if given.
+    Towers compiled by OpenVINO are kept below the folder `cache_dir`, if given. In the identity of the vectors,
+    `weights_digest` stands for the weights, if their bytes differ between machines without a difference in meaning.
 
     Attributes:
         generation: the identity of the vectors that this encoder makes.
@@ -63,6 +64,7 @@ class Encoder:
         precision: str,
         has_image_tower: bool = True,
         cache_dir: Path | None = None,
+        weights_digest: str | None = None,
     ) -> None:
         import torch
 
@@ -76,7 +78,8 @@ class Encoder:
         self.device = device
         """Device of the model, as torch names it, or `openvino`."""
         calibration_digest = openvino_towers.calibration()[2] if precision == "int8" else ""
-        identity = f"g{_fingerprint(model.state_dict(), settings, precision + calibration_digest)[:16]}"
+        weights = model.state_dict() if weights_digest is None else weights_digest
+        identity = f"g{_fingerprint(weights, settings, precision + calibration_digest)[:16]}"
         if not has_image_tower:
             model.visual = None  # text search needs only the text tower
         image_module, text_module = split(model, settings)
@@ -269,12 +272,15 @@ def _image_spec(settings: dict[str, Any]) -> ImageSpec:
     )
 
 
-def _fingerprint(weights: dict[str, torch.Tensor], preprocessing: dict[str, Any], precision: str) -> str:
-    """Return a digest of every weight, the preprocessing and the precision.
+def _fingerprint(weights: dict[str, torch.Tensor] | str, preprocessing: dict[str, Any], precision: str) -> str:
+    """Return a digest of every weight, or of what stands for them, the preprocessing and the precision.
 
     Embeddings are comparable only if these are equal.
     """
     digest = hashlib.sha256(repr((sorted(preprocessing.items(), key=str), precision)).encode())
+    if isinstance(weights, str):
+        digest.update(weights.encode())
+        return digest.hexdigest()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

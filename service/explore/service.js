@@ -6,6 +6,10 @@ import { byId, counted, number } from "./dom.js";
 
 const HEALTH_MILLISECONDS = 30_000;
 const NETWORK_BACK = "online";
+const MODEL_NOTES = {
+  tiny: "small demo model, not for production",
+  starter: "starter model: common things and scenes, not for production",
+};
 
 export let kinds = []; // categories with counts
 export let limits = { max_k: 1000 };
@@ -65,7 +69,7 @@ async function sayHealth() {
     counted(ready, "clip"),
     ...(waiting ? [`${number(waiting)} processing`] : []),
     ...(failed ? [`${number(failed)} failed`] : []),
-    about.model === "tiny" ? "small demo model, not for production" : about.model,
+    MODEL_NOTES[about.model] ?? about.model,
   ];
   setHealth(waiting ? "busy" : "ok", parts.join(" \u00b7 "), about.model);
 }
