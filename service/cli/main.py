@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from service import __version__
-from service.cli import backup, demo, embed, export, keys, maintenance, search, serve, worker
+from service.cli import backup, demo, embed, evaluate, export, keys, maintenance, search, serve, worker
 from service.cli.console import err
 from service.errors import InvalidInput, ReelsError
 
@@ -30,6 +30,7 @@ app.command()(embed.embed)
 app.command()(search.similar)
 app.command()(search.search)
 app.command()(search.duplicates)
+app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(export.visualize)
 app.command("config")(maintenance.show_config)

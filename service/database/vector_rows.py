@@ -103,6 +103,20 @@ def vectors_of(
     return found
 
 
+def embedded_pks(connection: sa.Connection, generation: Generation, kind: Kind) -> set[int]:
+    """Return the primary keys of the ready videos that have vectors of this kind in a generation."""
+    rows = (
+        sa.select(db.embeddings.c.video_key)
+        .join(db.videos, db.videos.c.key == db.embeddings.c.video_key)
+        .where(
+            db.videos.c.status == "ready",
+            db.embeddings.c.generation == generation.id,
+            db.embeddings.c.kind == kind,
+        )
+    )
+    return set(connection.execute(rows).scalars())
+
+
 def index_entries(connection: sa.Connection, video_pks: Sequence[int], generation: Generation, kind: Kind) -> Entries:
     """Return the entries of an index for those of these videos that can be searched.
 
@@ -113,7 +127,7 @@ def index_entries(connection: sa.Connection, video_pks: Sequence[int], generatio
     counts = [len(rows) for rows in visual.values()]
     nothing = np.zeros((0, generation.dimension), dtype=np.float32)
     matrix = np.concatenate([nothing, *visual.values()])
-    names = _categories_of(connection, visual)
+    names = categories_of(connection, visual)
     captioned = np.zeros(len(matrix), dtype=np.bool_)
     text = None
     if kind != "frame":
@@ -156,7 +170,8 @@ def _put(connection: sa.Connection, video_pk: int, generation: Generation, kind:
     )
 
 
-def _categories_of(connection: sa.Connection, video_pks: Iterable[int]) -> dict[int, str | None]:
+def categories_of(connection: sa.Connection, video_pks: Iterable[int]) -> dict[int, str | None]:
+    """Return the category of each video, by primary key. Deleted videos are missing."""
     found: dict[int, str | None] = {}
     for chunk in chunks(list(video_pks)):
         rows = connection.execute(sa.select(db.videos.c.key, db.videos.c.category).where(db.videos.c.key.in_(chunk)))

@@ -171,6 +171,12 @@ def status_counts(connection: sa.Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
+def names(connection: sa.Connection) -> list[sa.Row[Any]]:
+    """Return key, id, filename and category of every video that can be searched."""
+    columns = (db.videos.c.key, db.videos.c.id, db.videos.c.filename, db.videos.c.category)
+    return list(connection.execute(sa.select(*columns).where(db.videos.c.status == "ready")))
+
+
 def ready_pks(connection: sa.Connection, category: str | None = None) -> list[int]:
     """Return the primary keys of videos that can be searched, ascending; optionally of one category."""
     query = sa.select(db.videos.c.key).where(db.videos.c.status == "ready").order_by(db.videos.c.key)
