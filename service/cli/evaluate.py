@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from service.operations.evaluation.evaluate import Evaluation
     from service.operations.evaluation.figures import Figure
 
+_WORST = 12  # queries in a report
+
 
 def evaluate(
     generation: Annotated[
@@ -36,6 +38,12 @@ def evaluate(
     ] = None,
     sample: Annotated[int, typer.Option(min=10, help="Videos that are queries, at most.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same figures.")] = 0,
+    copies: Annotated[
+        bool, typer.Option("--copies", help="Also make copies of ten clips, and see which are recognised: minutes.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with figures, curves and the worst queries: an .html file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how good search and recommendations are on this library.
@@ -47,14 +55,24 @@ def evaluate(
     from service import config
     from service.models import Weights, check_seed
     from service.operations.evaluation import evaluate as evaluation
+    from service.operations.evaluation.copies import copies as copies_of
     from service.operations.evaluation.figures import Options
     from service.operations.evaluation.queries import read_judgements
+    from service.operations.evaluation.report import check_ending, write_report
 
     weights = Weights(video_weight, text_weight)
+    if report is not None:
+        check_ending(report)
     judgements = () if queries is None else read_judgements(queries)
     with open_runtime(config.load(), pictures=False) as runtime, err.status("evaluating") as status:
         options = Options(
-            weights, fusion, runtime.settings.aggregation, sample=sample, seed=check_seed(seed), curves=as_json
+            weights,
+            fusion,
+            runtime.settings.aggregation,
+            sample=sample,
+            seed=check_seed(seed),
+            curves=as_json or report is not None,
+            worst=_WORST if as_json or report is not None else 0,
         )
         found = evaluation.evaluate(
             runtime.db,
@@ -62,12 +80,17 @@ def evaluate(
             options,
             judgements=judgements,
             embed=lambda one, texts: _embed(runtime, one, texts),
+            copy=(lambda one, common: copies_of(runtime, one, common, seed, status.update)) if copies else None,
             progress=status.update,
         )
+        if report is not None:
+            write_report(runtime, found, report)
     if as_json:
         typer.echo(json.dumps(evaluation.as_json(found), indent=2))
-    else:
-        _print(found)
+        return
+    _print(found)
+    if report is not None:
+        err.print(f"report: {report}", markup=False)
 
 
 def _generations(runtime: Runtime, ids: list[str]) -> list[Generation]:

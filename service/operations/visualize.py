@@ -1,9 +1,15 @@
-"""Write a projection of the library to a file, coloured by category: an interactive page, a PNG or an SVG."""
+"""Draw data: a projection of the library as an interactive page, a PNG or an SVG; curves as SVG for a page.
+
+Points of a projection are coloured by category.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +32,35 @@ _ENDINGS = (".html", ".htm", ".png", ".svg")
 _UNCATEGORISED = "no category"
 _RASTER_POINTS = 5_000
 """Number of points above which an SVG holds them as a raster image, and a page draws them with WebGL."""
+
+_INK = "#010203"
+"""Colour that stands for that of the page's text in an SVG."""
+_CURVE_COLOURS = ("#0072B2", "#D55E00")  # both are readable on light and on dark pages
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Line through points (x, y), with an interval from `low` to `high` at each, or none if they are empty.
+
+    Curves with the same `colour`, 0 or 1, belong together; `dashed` tells them apart.
+    """
+
+    label: str
+    colour: int
+    dashed: bool
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One diagram of several curves; y runs from 0 to 1."""
+
+    title: str
+    x_label: str
+    curves: tuple[Curve, ...]
 
 
 def write_projection(
@@ -164,3 +199,42 @@ def _draw(output: Path, points: Points, title: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such a character is drawn as a box
         figure.savefig(output, dpi=160)
+
+
+def draw_curves(panels: Sequence[Panel], salt: str) -> str:
+    """Draw diagrams side by side, with one legend, as an `<svg>` element for an HTML page.
+
+    Text and axes have the colour of the page's text. `salt` makes the ids of the element differ from those of another.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 10, "font.family": "sans-serif"}
+    inked: tuple[Any, ...] = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+    )
+    with mpl.rc_context({**style, **dict.fromkeys(inked, _INK)}):
+        figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+        drawn: dict[str, Any] = {}
+        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            for curve in panel.curves:
+                colour, dashes = _CURVE_COLOURS[curve.colour], "--" if curve.dashed else "-"
+                (line,) = axes.plot(curve.x, curve.y, dashes, color=colour, marker="o", markersize=3.5, linewidth=1.6)
+                drawn.setdefault(curve.label, line)
+                if len(curve.low):
+                    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+            axes.set(ylim=(0, 1.02), xlabel=panel.x_label)
+            axes.set_title(panel.title, loc="left", fontsize=10)
+            axes.grid(color=_INK, alpha=0.12)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower left", ncols=len(drawn), frameon=False)
+        output = io.StringIO()
+        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
+    drawing = output.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    return drawing.replace(_INK, "currentColor")

@@ -12,7 +12,6 @@ visible in every single frame.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.media.synthetic.backgrounds import FAR, backdrop, smooth
+from service.media.synthetic.encoding import encode
 from service.media.synthetic.scenes import COLOURS, ROUND, SHAPES, TINTS, Scene
 
 Floats = NDArray[np.floating[Any]]
@@ -60,27 +60,9 @@ def write_clip(
     scene: Scene, path: Path, *, seconds: float = 2.0, fps: int = 12, width: int = 256, height: int = 256
 ) -> None:
     """Encode the scene as an MP4 file that browsers play; the same scene gives the same bytes."""
-    import av  # imported here, so that drawing alone does not need FFmpeg
-    from av.codec.codec import UnknownCodecError
-
     frames = max(1, round(seconds * fps))
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream: Any
-        try:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.options = {"crf": "20", "preset": "veryfast"}
-        except UnknownCodecError:  # FFmpeg built without GPL parts
-            stream = container.add_stream("mpeg4", rate=fps)
-            stream.options = {"q": "3"}
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, fps)
-        stream.codec_context.thread_count = 1  # several clips are written at once, each on one core
-        for number in range(frames):
-            image = draw_frame(scene, number / max(1, frames - 1), width, height)
-            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    images = (draw_frame(scene, number / max(1, frames - 1), width, height) for number in range(frames))
+    encode((np.asarray(image) for image in images), path, fps=fps, width=width, height=height)
 
 
 def _coverage(distance: Floats, side: np.floating[Any]) -> Floats:

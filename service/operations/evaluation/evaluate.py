@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,9 +13,8 @@ from service.models import Generation, Vectors
 from service.operations.evaluation import figures
 from service.operations.evaluation.bootstrap import RESAMPLES, Bootstrap
 from service.operations.evaluation.curves import Point, frame_curve, weight_curves
-from service.operations.evaluation.figures import Figure, Group, Options
+from service.operations.evaluation.figures import Figure, Group, Options, Worst
 from service.operations.evaluation.library import Common, common_videos, read_catalogue
-from service.operations.evaluation.measures import Numbers, Rows
 from service.operations.evaluation.queries import Judgement, judged, relevant_rows
 
 ProgressCallback = Callable[[str], None]
@@ -25,16 +24,12 @@ Embed = Callable[[Generation, list[str]], Vectors]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
-    """Evaluation of one generation.
-
-    `caption_ranks` (Q,) are the visual ranks of the clips in the rows `caption_rows` (Q,), found by their captions.
-    """
+    """Evaluation of one generation. `worst` are the captions that find their own clips worst, the worst first."""
 
     generation: Generation
     figures: tuple[Figure, ...]
     curves: tuple[Point, ...]
-    caption_rows: Rows
-    caption_ranks: Numbers
+    worst: tuple[Worst, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +52,7 @@ def evaluate(
     *,
     judgements: Sequence[Judgement] = (),
     embed: Embed | None = None,
+    copy: Callable[[Generation, Common], Group] | None = None,
     progress: ProgressCallback = lambda _: None,
 ) -> Evaluation:
     """Evaluate generations on the videos that have vectors in all of them.
@@ -67,6 +63,7 @@ def evaluate(
         options: What is evaluated.
         judgements: The user's own queries, with the videos that are relevant.
         embed: Embeds the texts of `judgements`.
+        copy: Measures how well copies are recognised; None to leave that out.
         progress: Called with the name of each step.
 
     Raises:
@@ -85,29 +82,31 @@ def evaluate(
         common = common_videos(connection, generations, options.candidates, options.seed)
         relevant = relevant_rows(connection, common, judgements)
         for generation, queries in zip(generations, vectors, strict=True):
-            progress(f"reading {generation.model}")
-            catalogue = read_catalogue(connection, generation, common, options.aggregation)
             progress(f"measuring {generation.model}")
+            catalogue = read_catalogue(connection, generation, common, options.aggregation)
             rows = figures.caption_rows(catalogue, options.sample, options.seed)
             groups, ranks = figures.captions(catalogue, rows, options)
             groups += figures.categories(catalogue, options)
             groups.append(figures.moments(connection, generation, common, options))
             if queries is not None:
                 groups += judged(catalogue, queries, relevant, options)
-            measured.append([group for group in groups if len(group.values)])
+            worst = figures.worst_captions(catalogue, common, rows, ranks, options.worst)
             progress(f"curves of {generation.model}")
-            curves = _curves(connection, generation, common, options)
-            means = tuple(figure for group in measured[-1] for figure in group.figures(bootstrap))
-            found.append(Evaluated(generation, means, curves, rows, ranks))
-    differences = tuple(
-        tuple(
-            figure
-            for group, base in zip(other, measured[0], strict=True)
-            for figure in group.differences(base, bootstrap)
-        )
-        for other in measured[1:]
-    )
+            found.append(Evaluated(generation, (), _curves(connection, generation, common, options), worst))
+            measured.append(groups)
+    for number, one in enumerate(found):  # outside of the transaction, because it takes minutes
+        if copy is not None:
+            measured[number].append(copy(one.generation, common))
+        measured[number] = [group for group in measured[number] if len(group.values)]
+        means = tuple(figure for group in measured[number] for figure in group.figures(bootstrap))
+        found[number] = replace(one, figures=means)
+    differences = tuple(tuple(_differences(measured[0], other, bootstrap)) for other in measured[1:])
     return Evaluation(common, options, tuple(found), differences)
+
+
+def _differences(base: Sequence[Group], other: Sequence[Group], bootstrap: Bootstrap) -> Iterator[Figure]:
+    for group, its_base in zip(other, base, strict=True):
+        yield from group.differences(its_base, bootstrap)
 
 
 def _curves(connection: sa.Connection, generation: Generation, common: Common, options: Options) -> tuple[Point, ...]:

@@ -22,6 +22,7 @@ from service.operations.evaluation.measures import (
     Rows,
     Setting,
     at_least,
+    best_first,
     evenly,
     own_precisions,
     own_ranks,
@@ -30,12 +31,13 @@ from service.operations.evaluation.measures import (
 )
 
 Measure = Literal["captions", "categories", "moments", "queries", "copies"]
-Ranking = Literal["visual", "text", "fused"]
+Ranking = Literal["visual", "text", "fused", "pixels"]
 
 SAMPLE = 2_000
 """Videos that are queries, at most, unless another number is given."""
 DEFAULT_WEIGHTS = Weights(0.7, 0.3)
 _RECALLS = (1, 5, 10)
+_WORST_HITS = 5
 _MOMENT_RECALLS = (1, 5)
 _PRECISIONS = (5, 10)
 
@@ -53,6 +55,7 @@ class Options:
         candidates: Videos that are ranked, at most; None for all.
         seed: Seed of the samples and of the intervals.
         curves: Whether to compute the curves.
+        worst: Number of the worst queries to return with their best hits.
     """
 
     weights: Weights = DEFAULT_WEIGHTS
@@ -62,6 +65,7 @@ class Options:
     candidates: int | None = None
     seed: int = 0
     curves: bool = False
+    worst: int = 0
 
     def fused(self, fusion: Fusion) -> Setting:
         """Return the setting of the fused ranking, whose default fusion is `fusion`."""
@@ -128,6 +132,36 @@ def captions(catalogue: Catalogue, rows: Rows, options: Options) -> tuple[list[G
         rank_group("captions", "fused", ranks[1], _RECALLS, left_out, candidates),
     ]
     return groups, ranks[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """Caption that finds its own clip badly by picture: primary key and rank of the clip, and the best hits.
+
+    Each hit is the primary key of a video and the similarity of its frames with the caption. The clip has the
+    similarity `similarity`.
+    """
+
+    video_pk: int
+    rank: int
+    similarity: float
+    hits: tuple[tuple[int, float], ...]
+
+
+def worst_captions(catalogue: Catalogue, common: Common, rows: Rows, ranks: Numbers, count: int) -> tuple[Worst, ...]:
+    """Return the captions whose own clips have the worst visual ranks, at most `count`, without those at rank 1.
+
+    `ranks` (Q,) are the visual ranks of the clips in `rows` (Q,).
+    """
+    order = np.argsort(-ranks, kind="stable")[:count]
+    order = order[ranks[order] > 1]
+    found = []
+    for row, rank in zip(rows[order].tolist(), ranks[order].tolist(), strict=True):
+        similarities = catalogue.visual @ catalogue.text[row]
+        best = best_first(similarities[None], _WORST_HITS)[0]
+        hits = tuple((int(common.video_pks[hit]), float(similarities[hit])) for hit in best.tolist())
+        found.append(Worst(int(common.video_pks[row]), int(rank), float(similarities[row]), hits))
+    return tuple(found)
 
 
 def categories(catalogue: Catalogue, options: Options) -> list[Group]:
