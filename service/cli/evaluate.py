@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,9 +17,11 @@ from service.cli.session import open_runtime
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
-    from service.models import Generation, Vectors
+    from service.models import Generation
     from service.operations.evaluation.evaluate import Evaluation
-    from service.operations.evaluation.figures import Figure
+    from service.operations.evaluation.figures import Figure, Group, Options
+    from service.operations.evaluation.library import Common
+    from service.operations.evaluation.queries import Judgement
 
 _WORST = 12  # queries in a report
 
@@ -54,43 +58,53 @@ def evaluate(
     """
     from service import config
     from service.models import Weights, check_seed
-    from service.operations.evaluation import evaluate as evaluation
-    from service.operations.evaluation.copies import copies as copies_of
     from service.operations.evaluation.figures import Options
     from service.operations.evaluation.queries import read_judgements
     from service.operations.evaluation.report import check_ending, write_report
 
-    weights = Weights(video_weight, text_weight)
     if report is not None:
         check_ending(report)
     judgements = () if queries is None else read_judgements(queries)
+    options = Options(
+        Weights(video_weight, text_weight),
+        fusion,
+        sample=sample,
+        seed=check_seed(seed),
+        curves=as_json or report is not None,
+        worst=_WORST if report is not None else 0,
+    )
     with open_runtime(config.load(), pictures=False) as runtime, err.status("evaluating") as status:
-        options = Options(
-            weights,
-            fusion,
-            runtime.settings.aggregation,
-            sample=sample,
-            seed=check_seed(seed),
-            curves=as_json or report is not None,
-            worst=_WORST if as_json or report is not None else 0,
-        )
-        found = evaluation.evaluate(
-            runtime.db,
-            _generations(runtime, generation or []),
-            options,
-            judgements=judgements,
-            embed=lambda one, texts: _embed(runtime, one, texts),
-            copy=(lambda one, common: copies_of(runtime, one, common, seed, status.update)) if copies else None,
-            progress=status.update,
-        )
+        found = _evaluate(runtime, generation or [], options, judgements, copies, status.update)
         if report is not None:
             write_report(runtime, found, report)
-    if as_json:
-        typer.echo(json.dumps(evaluation.as_json(found), indent=2))
-        return
-    _print(found)
+    (_print_json if as_json else _print)(found)
     if report is not None:
         err.print(f"report: {report}", markup=False)
+
+
+def _evaluate(
+    runtime: Runtime,
+    ids: list[str],
+    options: Options,
+    judgements: tuple[Judgement, ...],
+    with_copies: bool,
+    progress: Callable[[str], None],
+) -> Evaluation:
+    from service.operations.evaluation.copies import copies
+    from service.operations.evaluation.evaluate import evaluate
+
+    def copy(generations: Sequence[Generation], common: Common) -> list[Group]:
+        return copies(runtime, generations, common, options.seed, progress)
+
+    return evaluate(
+        runtime.db,
+        _generations(runtime, ids),
+        replace(options, aggregation=runtime.settings.aggregation),
+        judgements=judgements,
+        embed=lambda generation, texts: runtime.load(generation).embed_texts(texts),
+        copy=copy if with_copies else None,
+        progress=progress,
+    )
 
 
 def _generations(runtime: Runtime, ids: list[str]) -> list[Generation]:
@@ -102,8 +116,10 @@ def _generations(runtime: Runtime, ids: list[str]) -> list[Generation]:
         return [generation_rows.generation(connection, one) for one in dict.fromkeys(ids)] or [active]
 
 
-def _embed(runtime: Runtime, generation: Generation, texts: list[str]) -> Vectors:
-    return runtime.load(generation).embed_texts(texts)
+def _print_json(found: Evaluation) -> None:
+    from service.operations.evaluation.evaluate import as_json
+
+    typer.echo(json.dumps(as_json(found), indent=2))
 
 
 def _print(found: Evaluation) -> None:

@@ -8,7 +8,7 @@ read.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from service.media import Pixels
 from service.media.synthetic.encoding import encode
 from service.models import Generation, ImageSpec, Sampling, Video
 from service.operations.evaluation.figures import Group
-from service.operations.evaluation.library import Common, sample_rows
+from service.operations.evaluation.library import Common
 from service.operations.folder_import import FolderImport, scan
 from service.search.duplicates import Duplicates
 
@@ -47,46 +47,69 @@ COPIES = {"encoded": Copy(1.0, 0.0, 1.0, 34), "resized": Copy(0.5, 0.0, 1.0, 28)
 
 
 def copies(
-    runtime: Runtime, generation: Generation, common: Common, seed: int, on_done: Callable[[str], None] = lambda _: None
-) -> Group:
-    """Measure which share of a clip's copies is found, and which share finds no wrong video.
+    runtime: Runtime,
+    generations: Sequence[Generation],
+    common: Common,
+    seed: int,
+    on_done: Callable[[str], None] = lambda _: None,
+) -> list[Group]:
+    """Measure which share of a clip's copies is found, and which share finds no wrong video, for each generation.
 
     A video is wrong if it is neither the clip, nor another copy of it, nor a near-duplicate of the clip itself. A clip
     that cannot be decoded any more is left out.
 
     Raises:
-        ConfigurationError: The model of the generation cannot be used.
-        ModelUnavailable: The weights of the generation cannot be loaded.
+        ConfigurationError: The model of a generation cannot be used.
+        ModelUnavailable: The weights of a generation cannot be loaded.
     """
-    encoder = runtime.load(generation, image_tower=True)
-    rows = np.random.default_rng(seed).permutation(sample_rows(np.arange(len(common.video_pks)), 10_000, seed))
+    wanted = np.random.default_rng(seed).permutation(common.video_pks)[: MAX_CLIPS + _MAX_OTHERS].tolist()
     with runtime.db.read() as connection:
-        wanted = common.video_pks[rows[: MAX_CLIPS + _MAX_OTHERS]].tolist()
         found = video_rows.videos_by_pk(connection, wanted)
     videos = [found[pk] for pk in wanted if pk in found]
     with tempfile.TemporaryDirectory(prefix="reelsrs-copies-") as name:
         folder = Path(name)
         copied = _write(runtime, videos, folder / "clips", on_done)
-        settings = runtime.settings.model_copy(
-            update={
-                "data_dir": folder / "data",
-                "database_url": None,
-                "storage_url": None,
-                "vector_store": "faiss",
-                "model": generation.model,
-                "precision": generation.precision,
-            }
+        values = []
+        for generation in generations:
+            on_done(f"searching copies with {generation.model}")
+            values.append(_embed_and_search(runtime, generation, folder, copied))
+    # The same clips for all generations, because differences are paired.
+    whole = [one for one in copied if all(one in by_clip for by_clip in values)]
+    left_out = min(MAX_CLIPS, len(wanted)) - len(whole)
+    return [
+        Group(
+            "copies",
+            "pixels",
+            ("found", "no wrong hit"),
+            np.array([by_clip[one] for one in whole], dtype=np.float64).reshape(-1, 2),
+            left_out,
+            (None, None),
         )
-        scratch = Runtime(settings, model=encoder, decoder=runtime.decoder)
-        try:
-            on_done("embedding copies")
-            FolderImport(scratch, settings.sampling).run(scan(folder / "clips"))
-            on_done("searching copies")
-            values = _search(scratch, copied)
-        finally:
-            scratch.close()
-    names = ("found", "no wrong hit")
-    return Group("copies", "pixels", names, values, len(videos[:MAX_CLIPS]) - len(values), (None, None))
+        for by_clip in values
+    ]
+
+
+def _embed_and_search(
+    runtime: Runtime, generation: Generation, folder: Path, copied: list[str]
+) -> dict[str, tuple[float, float]]:
+    """Embed the clips in `<folder>/clips` into a library of their own, and search it for the copies."""
+    encoder = runtime.load(generation, image_tower=True)
+    settings = runtime.settings.model_copy(
+        update={
+            "data_dir": folder / generation.id,
+            "database_url": None,
+            "storage_url": None,
+            "vector_store": "faiss",
+            "model": generation.model,
+            "precision": generation.precision,
+        }
+    )
+    scratch = Runtime(settings, model=encoder, decoder=runtime.decoder)
+    try:
+        FolderImport(scratch, settings.sampling).run(scan(folder / "clips"))
+        return _search(scratch, copied)
+    finally:
+        scratch.close()
 
 
 def _write(runtime: Runtime, videos: list[Video], folder: Path, on_done: Callable[[str], None]) -> list[str]:
@@ -124,13 +147,13 @@ def _copies(runtime: Runtime, video: Video) -> Iterator[tuple[str, Pixels, Copy,
         yield name, sample.pixels[first:last], copy, fps
 
 
-def _search(scratch: Runtime, copied: list[str]) -> np.ndarray:
-    """Return the share of copies that is found, and the share without a wrong hit, of each copied clip, (C, 2)."""
+def _search(scratch: Runtime, copied: list[str]) -> dict[str, tuple[float, float]]:
+    """Return the share of copies that is found, and the share without a wrong hit, by copied clip."""
     with scratch.db.read() as connection:
         videos = video_rows.list_videos(connection, status="ready", limit=len(COPIES) * MAX_CLIPS + 100)
     by_title = {video.title: video for video in videos}
     duplicates = scratch.serving.duplicates
-    values = []
+    values: dict[str, tuple[float, float]] = {}
     for name in copied:
         family = [name, *(f"{name}-{kind}" for kind in COPIES)]
         if not all(title in by_title for title in family):
@@ -141,8 +164,8 @@ def _search(scratch: Runtime, copied: list[str]) -> np.ndarray:
             titles = _titles(duplicates, by_title[title])
             found.append(name in titles)
             clean.append(all(one.startswith(name) for one in titles - near))
-        values.append((float(np.mean(found)), float(np.mean(clean))))
-    return np.array(values, dtype=np.float64).reshape(-1, 2)
+        values[name] = (float(np.mean(found)), float(np.mean(clean)))
+    return values
 
 
 def _titles(duplicates: Duplicates, video: Video) -> set[str]:

@@ -15,6 +15,7 @@ from service.operations.evaluation.bootstrap import RESAMPLES, Bootstrap
 from service.operations.evaluation.curves import Point, frame_curve, weight_curves
 from service.operations.evaluation.figures import Figure, Group, Options, Worst
 from service.operations.evaluation.library import Common, common_videos, read_catalogue
+from service.operations.evaluation.measures import Rows
 from service.operations.evaluation.queries import Judgement, judged, relevant_rows
 
 ProgressCallback = Callable[[str], None]
@@ -52,7 +53,7 @@ def evaluate(
     *,
     judgements: Sequence[Judgement] = (),
     embed: Embed | None = None,
-    copy: Callable[[Generation, Common], Group] | None = None,
+    copy: Callable[[Sequence[Generation], Common], list[Group]] | None = None,
     progress: ProgressCallback = lambda _: None,
 ) -> Evaluation:
     """Evaluate generations on the videos that have vectors in all of them.
@@ -83,25 +84,41 @@ def evaluate(
         relevant = relevant_rows(connection, common, judgements)
         for generation, queries in zip(generations, vectors, strict=True):
             progress(f"measuring {generation.model}")
-            catalogue = read_catalogue(connection, generation, common, options.aggregation)
-            rows = figures.caption_rows(catalogue, options.sample, options.seed)
-            groups, ranks = figures.captions(catalogue, rows, options)
-            groups += figures.categories(catalogue, options)
-            groups.append(figures.moments(connection, generation, common, options))
-            if queries is not None:
-                groups += judged(catalogue, queries, relevant, options)
-            worst = figures.worst_captions(catalogue, common, rows, ranks, options.worst)
+            groups, worst = _measure(connection, generation, common, options, relevant, queries)
+            measured.append(groups)
             progress(f"curves of {generation.model}")
             found.append(Evaluated(generation, (), _curves(connection, generation, common, options), worst))
-            measured.append(groups)
-    for number, one in enumerate(found):  # outside of the transaction, because it takes minutes
-        if copy is not None:
-            measured[number].append(copy(one.generation, common))
-        measured[number] = [group for group in measured[number] if len(group.values)]
-        means = tuple(figure for group in measured[number] for figure in group.figures(bootstrap))
-        found[number] = replace(one, figures=means)
-    differences = tuple(tuple(_differences(measured[0], other, bootstrap)) for other in measured[1:])
-    return Evaluation(common, options, tuple(found), differences)
+    if copy is not None:  # outside of the transaction, because it takes minutes
+        measured = [[*groups, copied] for groups, copied in zip(measured, copy(generations, common), strict=True)]
+    measured = [[group for group in groups if len(group.values)] for groups in measured]
+    return Evaluation(
+        common,
+        options,
+        tuple(
+            replace(one, figures=tuple(figure for group in groups for figure in group.figures(bootstrap)))
+            for one, groups in zip(found, measured, strict=True)
+        ),
+        tuple(tuple(_differences(measured[0], other, bootstrap)) for other in measured[1:]),
+    )
+
+
+def _measure(
+    connection: sa.Connection,
+    generation: Generation,
+    common: Common,
+    options: Options,
+    relevant: Sequence[Rows],
+    queries: Vectors | None,
+) -> tuple[list[Group], tuple[Worst, ...]]:
+    """Return all groups of one generation, and its worst captions. `queries` are the vectors of judged queries."""
+    catalogue = read_catalogue(connection, generation, common, options.aggregation)
+    rows = figures.caption_rows(catalogue, options.sample, options.seed)
+    groups, ranks = figures.captions(catalogue, rows, options)
+    groups += figures.categories(catalogue, options)
+    groups.append(figures.moments(connection, generation, common, options))
+    if queries is not None:
+        groups += judged(catalogue, queries, relevant, options)
+    return groups, figures.worst_captions(catalogue, common, rows, ranks, options.worst)
 
 
 def _differences(base: Sequence[Group], other: Sequence[Group], bootstrap: Bootstrap) -> Iterator[Figure]:
