@@ -169,4 +169,4 @@ def _search(scratch: Runtime, copied: list[str]) -> dict[str, tuple[float, float
 
 
 def _titles(duplicates: Duplicates, video: Video) -> set[str]:
-    return {one.video.title for one in duplicates.find(video.id)}
+    return {one.video.title for one in duplicates.find(video.id).near_duplicates}
