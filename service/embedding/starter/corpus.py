@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from service.embedding.starter import inputs
 
-_CAPTIONS = 4000
-_DEFINITIONS = 4000
+_CAPTIONS = 6000
+_DEFINITIONS = 8000
 _SEED = 1
 
 _PEOPLE = (

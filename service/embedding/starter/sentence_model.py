@@ -18,7 +18,9 @@ class SentenceModel:
 
     def __init__(self, on_texts: Callable[[int], None] = lambda _: None) -> None:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the caller shows its own
         folder = inputs.find(inputs.SENTENCE_MODEL)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
