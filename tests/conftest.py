@@ -75,6 +75,23 @@ def tiny() -> Encoder:
     return load("tiny", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def starter_cache(shared_folder: Path) -> Iterator[Path]:
+    """Return the cache folder that holds the model `starter`, made once if the user's cache lacks it."""
+    from tests.support.starter_model import cached
+
+    with cached(shared_folder) as cache:
+        yield cache
+
+
+@pytest.fixture(scope="session")
+def starter(starter_cache: Path) -> Encoder:
+    """Load the model `starter` once."""
+    from service.embedding.loading import load
+
+    return load("starter", device="cpu")
+
+
 @pytest.fixture
 def make_clip(tmp_path: Path) -> ClipMaker:
     """Return a function `make_clip("a.mp4", frames)`; it encodes RGB uint8 frames (H, W, 3) into this test's folder."""

@@ -67,6 +67,8 @@ def demo(
         typer.echo(f"{len(entries)} clips in {data_folder or folder / 'Data'}, library in {settings.data_dir}")
         if data_folder is not None:
             typer.echo(f"search it by words: {example}")
+        if report.failures:
+            raise typer.Exit(3)
         return
     _print_addresses(settings, len(entries), example)
     run_server(settings, worker=True)

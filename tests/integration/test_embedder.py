@@ -246,6 +246,7 @@ def test_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPat
     said = str(caught.value)
     for part in ("datacomp_s34b_b86k", "ViT-B-32-256", "huggingface.co/laion", "hub.invalid", "local-dir:", "tiny"):
         assert part in said
+    assert said.index("REELSRS_MODEL=starter") < said.index("(2)")  # the first that is proposed
 
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:

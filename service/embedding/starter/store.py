@@ -42,7 +42,7 @@ def check_precision(precision: str) -> None:
 
 def check_available(library_folder: Path | None = None) -> None:
     """Raise ConfigurationError if the model is neither made nor can be made, because packages are missing."""
-    if _find(library_folder) is None:
+    if find(library_folder) is None:
         inputs.require_packages()
 
 
@@ -58,7 +58,7 @@ def made(library_folder: Path | None = None, on_progress: ProgressCallback = lam
         ConfigurationError: if the packages that the model is made from are not installed.
         ModelUnavailable: if they have other contents than expected, or if no folder can be written.
     """
-    found = _find(library_folder)
+    found = find(library_folder)
     if found is not None:
         return found
     inputs.require_packages()
@@ -84,7 +84,8 @@ def _folders(library_folder: Path | None) -> list[Path]:
     return [parent / f"starter-{inputs.identity()[:16]}" for parent in (_user_cache(), library_folder) if parent]
 
 
-def _find(library_folder: Path | None) -> Path | None:
+def find(library_folder: Path | None = None) -> Path | None:
+    """Return the folder of the finished model; None if there is none, or only a damaged one."""
     return next((folder for folder in _folders(library_folder) if _is_intact(folder)), None)
 
 
