@@ -135,6 +135,7 @@ async def _lifespan(
 ) -> AsyncIterator[None]:
     """Run the application: start its parts, and stop them when the block ends."""
     app.state.search_limiter, app.state.key_limiter = CapacityLimiter(os.cpu_count() or 1), CapacityLimiter(1)
+    app.state.evaluation_limiter = CapacityLimiter(1)
     if runtime is None:
         runtime = await run_in_threadpool(start_runtime, settings)
     app.state.runtime = runtime

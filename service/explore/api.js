@@ -16,6 +16,7 @@ export const paths = {
   searchVideo: "/v1/search/video",
   recommendations: "/v1/recommendations",
   projections: "/v1/projections",
+  generations: "/v1/generations",
   video: (video) => `/v1/videos/${id(video)}`,
   frames: (video) => `/v1/videos/${id(video)}/frames`,
   events: (video) => `/v1/videos/${id(video)}/events`,
@@ -23,6 +24,7 @@ export const paths = {
   thumbnail: (video) => `/v1/videos/${id(video)}/thumbnail`,
   content: (video) => `/v1/videos/${id(video)}/content`,
   frame: (video, n) => `/v1/videos/${id(video)}/frames/${n}`,
+  evaluation: (which) => `/v1/generations/${id(which)}/evaluation`,
   projection: (which) => `/v1/projections/${id(which)}`,
   points: (which) => `/v1/projections/${id(which)}/points`,
   fit: (which) => `/v1/projections/${id(which)}/fit`,
@@ -161,6 +163,11 @@ export const retry = (which) => json(paths.retry(which), { method: "POST" });
 
 // For a page that is being closed: `keepalive` lets the request outlive the page; the response is ignored.
 export const removeInPassing = (which) => fetch(paths.video(which), { method: "DELETE", headers: keyHeaders(), keepalive: true });
+
+// --- generations
+
+export const generations = (signal) => json(paths.generations, { signal });
+export const evaluation = (which, signal) => json(paths.evaluation(which), { signal });
 
 // --- queries
 

@@ -7,6 +7,7 @@ import * as detail from "./detail.js";
 import { byId, counted } from "./dom.js";
 import * as drop from "./drop.js";
 import * as map from "./map.js";
+import * as quality from "./quality.js";
 import * as removal from "./removal.js";
 import * as results from "./results.js";
 import * as selection from "./selection.js";
@@ -199,6 +200,7 @@ map.setUp({
   },
 });
 detail.setUp({ closed });
+quality.setUp();
 upload.setUp({
   ready: (video) => {
     shelf.keep(video);

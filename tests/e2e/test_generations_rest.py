@@ -103,6 +103,14 @@ def test_a_model_is_changed_under_traffic_and_a_kill(
         check_recommendations(client, items(client), [everything[0].id])
         state = _state(client, url, lambda state: state["status"] == "ready" and state["embedded"] == 20)
         assert (state["progress"], state["total"], state["error"]) == (1.0, 20, None)
+        evaluated = client.get(f"{url}/evaluation").json()
+        assert [one["id"] for one in evaluated["generations"]] == [first, state["id"]], "the active one first"
+        assert (evaluated["videos"], evaluated["ready_videos"], evaluated["captioned_videos"]) == (20, 20, 20)
+        (difference,) = evaluated["differences"]
+        assert {one["verdict"] for one in difference["figures"]} <= {"better", "worse", "no clear difference"}
+        alone = client.get(f"/v1/generations/{first}/evaluation").json()
+        assert (alone["generations"], alone["differences"]) == (evaluated["generations"][:1], [])
+        assert client.get("/v1/generations/g0/evaluation").status_code == 404
         recommendations = f"/v1/videos/{everything[0].id}/recommendations"
         before = client.get(recommendations).json()
         assert client.put(f"{url}/activation").json()["status"] == "active"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -61,6 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Deco
         asked = client.post(
             "/v1/projections", json={"embedding": "aggregated", "method": "pca", "dimensions": 2}
         ).json()
+        judged = {"query": "a red circle", "relevant": [ids[0], ids[-1]]}
+        (folder / "queries.jsonl").write_text(json.dumps(judged), encoding="utf-8")
         names = {"MAP": asked["id"], "KEY": "none", "GENERATION": client.get("/v1/info").json()["generation"]}
         until(lambda: client.get(f"/v1/projections/{asked['id']}").json()["status"] == "ready", what="the map")
         yield Place(folder, service, ids, names)

@@ -37,6 +37,15 @@ SearchLimiter = Annotated[CapacityLimiter, Depends(_search_limiter)]
 More would only compete for the interpreter's lock, which costs a third of the throughput.
 """
 
+
+async def _evaluation_limiter(request: Request) -> CapacityLimiter:
+    limiter: CapacityLimiter = request.app.state.evaluation_limiter
+    return limiter
+
+
+EvaluationLimiter = Annotated[CapacityLimiter, Depends(_evaluation_limiter)]
+"""Limiter that allows one evaluation at a time, because each takes a core and some memory for seconds."""
+
 _bearer = HTTPBearer(auto_error=False, description="An API key, if the service requires one.")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same API key in the header X-API-Key.")
 

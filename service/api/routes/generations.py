@@ -1,18 +1,26 @@
-"""Routes of generations: embed the library with another model, and switch to its vectors."""
+"""Routes of generations: embed the library with another model, compare, and switch to its vectors."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path
 from fastapi.responses import JSONResponse
 
-from service.api.routes.common import Service, problems, require_admin
-from service.api.schemas import Generation, GenerationList, GenerationRequest
+from service.api.routes.common import EvaluationLimiter, Service, problems, require_admin
+from service.api.schemas import Evaluation, Generation, GenerationList, GenerationRequest
+from service.bootstrap import Runtime
+from service.errors import NotReady
 from service.generations import generations
 from service.generations.generations import State
+from service.operations.evaluation.evaluate import evaluate
+from service.operations.evaluation.figures import Options
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
+
+_EVALUATED_VIDEOS = 2_000
+"""Videos of an evaluation, at most, so that it takes seconds and little memory in a library of any size."""
 
 GenerationId = Annotated[str, Path(description="The `id` of a generation.", examples=["g0123456789abcdef"])]
 
@@ -30,6 +38,27 @@ def one_generation(service: Service, generation_id: GenerationId) -> Generation:
     """Return the status and the progress of a generation, and its error, if there is one."""
     with service.db.read() as connection:
         return Generation.from_state(generations.state(connection, generation_id))
+
+
+@router.get("/{generation_id}/evaluation", summary="Evaluate a generation", responses=problems(404, 409))
+async def evaluation(limiter: EvaluationLimiter, service: Service, generation_id: GenerationId) -> Evaluation:
+    """Measure how good search is with this generation, and compare it with the active one on the same videos.
+
+    A generation that is still being embedded is compared on the videos that have its vectors. In a large library, a
+    sample of 2,000 videos is evaluated. One evaluation runs at a time; others wait.
+    """
+    return await to_thread.run_sync(_evaluate, service, generation_id, limiter=limiter)
+
+
+def _evaluate(service: Runtime, generation_id: str) -> Evaluation:
+    active = service.serving.generation
+    with service.db.read() as connection:
+        state = generations.state(connection, generation_id)
+    if not state.embedded:
+        raise NotReady(generation_id, state.status, "generation")
+    compared = [active] if state.generation == active else [active, state.generation]
+    options = Options(aggregation=service.settings.aggregation, sample=_EVALUATED_VIDEOS, candidates=_EVALUATED_VIDEOS)
+    return Evaluation.from_evaluation(evaluate(service.db, compared, options))
 
 
 @router.post(

@@ -1,5 +1,6 @@
 """Request and response bodies as pydantic models, with the examples that the docs page shows."""
 
+from service.api.schemas.evaluation import Evaluation, EvaluationFigure
 from service.api.schemas.generations import Generation, GenerationList, GenerationRequest
 from service.api.schemas.info import FieldError, Health, IndexInfo, Info, Limits, Problem, Welcome
 from service.api.schemas.projections import Point, PointList, Projection, ProjectionList, ProjectionRequest, Quality
@@ -52,6 +53,8 @@ __all__ = [
     "DuplicateGroup",
     "DuplicateList",
     "Embedding",
+    "Evaluation",
+    "EvaluationFigure",
     "ExampleVideo",
     "FieldError",
     "Frame",
