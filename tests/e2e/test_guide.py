@@ -58,7 +58,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Deco
     shutil.copy(clips.pop(), folder / "other.mp4")
     Image.new("RGB", (64, 64), "red").save(folder / "beach.jpg")
     with serving_here(settings_for(folder / "data"), tiny, decoder) as service, service.client() as client:
-        ids = [upload(client, clip, caption=f"clip {number}").json()["id"] for number, clip in enumerate(clips)]
+        ids = [
+            upload(client, clip, caption=f"clip {number}", category="animals").json()["id"]
+            for number, clip in enumerate(clips)
+        ]
         asked = client.post(
             "/v1/projections", json={"embedding": "aggregated", "method": "pca", "dimensions": 2}
         ).json()
