@@ -31,7 +31,7 @@ from service.vectors import normalise
 
 if TYPE_CHECKING:
     import torch
-from service.embedding.towers import Tower, run_torch, split, trace
+from service.embedding.towers import Tower, merge_branches, run_torch, split, trace
 
 log = structlog.get_logger(__name__)
 BATCH = 32
@@ -74,13 +74,16 @@ class Encoder:
         self.batch = BATCH
         self._tokenizer = tokenizer
         self.context_length = int(tokenizer.context_length)
+        self._room = self.context_length - _special_tokens(tokenizer)
         self._lock = threading.Lock()
         self.device = device
         """Device of the model, as torch names it, or `openvino`."""
         calibration_digest = openvino_towers.calibration()[2] if precision == "int8" else ""
         weights = model.state_dict() if weights_digest is None else weights_digest
         identity = f"g{_fingerprint(weights, settings, precision + calibration_digest)[:16]}"
-        if not has_image_tower:
+        if has_image_tower:
+            merge_branches(model)
+        else:
             model.visual = None  # text search needs only the text tower
         image_module, text_module = split(model, settings)
         self.image_tower: Tower = partial(run_torch, image_module, "cpu")
@@ -230,7 +233,7 @@ class Encoder:
 
         There is at least one window.
         """
-        room = self.context_length - 2  # without the start and the end token
+        room = self._room
         windows: list[tuple[list[str], int]] = [([], 0)]
         for word, tokens in self._words(text, room):
             words, used = windows[-1]
@@ -238,7 +241,19 @@ class Encoder:
                 windows.append(([word], tokens))
             else:
                 windows[-1] = ([*words, word], used + tokens)
-        return [(" ".join(words), max(1, tokens)) for words, tokens in windows]
+        return [fitted for words, tokens in windows for fitted in self._fitted(words, tokens)]
+
+    def _fitted(self, words: list[str], tokens: int) -> Iterator[tuple[str, int]]:
+        """Yield words as one window, or in halves if they have more tokens together than one by one.
+
+        Some tokenizers count the space before a word, which is missing before the first word of a text.
+        """
+        text = " ".join(words)
+        if len(words) < 2 or self.count_tokens(text) <= self._room:
+            yield text, max(1, tokens)
+            return
+        for half in (words[: len(words) // 2], words[len(words) // 2 :]):
+            yield from self._fitted(half, sum(self.count_tokens(word) for word in half))
 
     def _words(self, text: str, room: int) -> Iterator[tuple[str, int]]:
         """Yield the words of a text with their numbers of tokens, in pieces of at most `room` tokens."""
@@ -257,7 +272,17 @@ class Encoder:
         """Return the number of tokens of a text, without the start and the end token."""
         if hasattr(self._tokenizer, "encode"):
             return len(self._tokenizer.encode(word))
-        return len(self._tokenizer.tokenizer(word, add_special_tokens=False)["input_ids"])
+        # Cleaning can change the number of tokens: it may make capitals small and remove punctuation.
+        cleaned = self._tokenizer.clean_fn(word)
+        return len(self._tokenizer.tokenizer(cleaned, add_special_tokens=False)["input_ids"])
+
+
+def _special_tokens(tokenizer: Any) -> int:
+    """Return how many tokens a tokenizer may add to a text: at least a start and an end token."""
+    if getattr(tokenizer, "tokenizer_mode", "") == "clips":
+        return 3  # and a class token
+    count = getattr(getattr(tokenizer, "tokenizer", None), "num_special_tokens_to_add", None)
+    return max(2, count() if count is not None else 0)
 
 
 def _image_spec(settings: dict[str, Any]) -> ImageSpec:

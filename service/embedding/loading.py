@@ -14,6 +14,7 @@ from urllib.request import getproxies
 
 import structlog
 
+from service.embedding import text_towers
 from service.embedding.devices import choose_device
 from service.embedding.encoder import Encoder
 from service.embedding.starter import NAME as STARTER
@@ -85,10 +86,11 @@ def load(
 
 
 def _create(name: str, pretrained: str | None) -> tuple[CLIP | CustomTextCLIP, Any]:
-    """Return a model with its weights, and its tokenizer. Raises ModelUnavailable."""
+    """Return a model with its weights, and its tokenizer. Raises ModelUnavailable, ConfigurationError."""
     import open_clip
 
-    offline = pretrained is not None and _offline()
+    text_tower = text_towers.find(name)
+    offline = _offline() if pretrained is not None or text_tower.hub_names else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = logging.getLogger()  # open_clip logs its steps there; its errors arrive as exceptions
@@ -103,12 +105,13 @@ def _create(name: str, pretrained: str | None) -> tuple[CLIP | CustomTextCLIP, A
                 device="cpu",
                 # OpenAI's weights were trained with another activation than the configuration of that name states.
                 force_quick_gelu=bool(pretrained and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu")),
+                **text_tower.overrides,
             )
             _load_weights(loaded, _weights_of(name, pretrained))
-            tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = text_tower.tokenizer()
         except Exception as error:  # hub, network, disk and torch raise different types
             reason = offline or (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelUnavailable(_cannot_load(name, pretrained, reason)) from error
+            raise ModelUnavailable(_cannot_load(name, pretrained, reason + text_tower.hint)) from error
         finally:
             root.setLevel(level)
     return loaded, tokenizer

@@ -22,13 +22,16 @@ def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
     `preprocessing`. The text tower maps (N, context) int64 tokens to (N, D). Neither normalises its vectors.
     """
     import torch
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     class ImageTower(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.clip = model
-            self.register_buffer("mean", torch.tensor(preprocessing["mean"]).view(1, 3, 1, 1))
-            self.register_buffer("std", torch.tensor(preprocessing["std"]).view(1, 3, 1, 1))
+            for name, default in (("mean", OPENAI_DATASET_MEAN), ("std", OPENAI_DATASET_STD)):
+                # Like open_clip: one number stands for all three colours, and nothing for the values of OpenAI.
+                values = torch.tensor(preprocessing.get(name) or default, dtype=torch.float32)
+                self.register_buffer(name, values.expand(3).reshape(1, 3, 1, 1).clone())
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             scaled = images.permute(0, 3, 1, 2).float() / 255
@@ -45,6 +48,18 @@ def split(model: Any, preprocessing: dict[str, Any]) -> tuple[Any, Any]:
             return self.clip.encode_text(tokens)  # type: ignore[no-any-return]
 
     return ImageTower().eval(), TextTower().eval()
+
+
+def merge_branches(model: Any) -> None:
+    """Merge the parallel branches of each block of a MobileCLIP image tower into one convolution, in place.
+
+    The vectors stay the same, and are computed about 1.6 times as fast. Other towers stay as they are.
+    """
+    from timm.utils.model import reparameterize_model
+
+    trunk = getattr(model.visual, "trunk", None)
+    if trunk is not None and any(hasattr(module, "reparameterize") for module in trunk.modules()):
+        reparameterize_model(trunk, inplace=True)
 
 
 def run_torch(tower: Any, device: str, inputs: npt.NDArray[Any]) -> torch.Tensor:
