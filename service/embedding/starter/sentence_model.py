@@ -20,7 +20,7 @@ class SentenceModel:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # the caller shows its own
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller shows its own
         folder = inputs.find(inputs.SENTENCE_MODEL)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
