@@ -22,12 +22,11 @@ Vectors = npt.NDArray[np.float64]
 
 CONTEXT = 77
 _FILLER = 64  # dimensions beside those of the vectors; the width must be a multiple of 64
-_SHRINKAGE = 3.0
+_SHRINKAGE = 10.0
 """Weight of staying near the vectors of single words, against pointing where whole texts do.
 
 Chosen by the cosine to the sentence model's vectors of texts that the fit did not see.
 """
-_ROUNDS = 3
 _STEPS = 12  # leave a thousandth of the residual; a fixed number, so that every machine takes the same steps
 
 
@@ -39,8 +38,9 @@ def words(tokenizer: Any) -> dict[int, str]:
 def fit(tokenizer: Any, word_vectors: dict[int, Vectors], texts: Sequence[str], targets: Vectors) -> Vectors:
     """Return one vector for each token, (vocabulary, D), whose sums over a text point where its target does.
 
-    This is ridge regression towards the vectors of single words. A text's target has the length that the present fit
-    gives it, because only directions count; so the fit is repeated a few times.
+    This is ridge regression towards the vectors of single words. Only directions count, so a text's target has the
+    length that the sum of its words has in that direction. Fitting again with the lengths of the first fit is worse on
+    texts that the fit did not see.
 
     Args:
         tokenizer: open_clip's tokenizer.
@@ -53,13 +53,9 @@ def fit(tokenizer: Any, word_vectors: dict[int, Vectors], texts: Sequence[str], 
     counts = _counts(tokenizer, texts)
     used = np.unique(counts.indices)
     counts = counts[:, used].tocsr()
-    start = predicted = counts @ table[used]
-    change = np.zeros((len(used), targets.shape[1]))
-    for _ in range(_ROUNDS):
-        lengths = np.maximum((predicted * targets).sum(axis=1, keepdims=True), 0)
-        change = _solve(counts, counts.T @ (lengths * targets - start), change)
-        predicted = start + counts @ change
-    table[used] += change
+    start = counts @ table[used]
+    lengths = np.maximum((start * targets).sum(axis=1, keepdims=True), 0)
+    table[used] += _solve(counts, counts.T @ (lengths * targets - start))
     return table
 
 
@@ -73,16 +69,15 @@ def _counts(tokenizer: Any, texts: Sequence[str]) -> scipy.sparse.csr_array:
     return sparse.csr_array((np.ones(len(tokens)), (owners, tokens)), shape=(len(rows), tokenizer.vocab_size))
 
 
-def _solve(counts: scipy.sparse.csr_array, wanted: Vectors, solution: Vectors) -> Vectors:
-    """Solve (C^T C + shrinkage I) X = `wanted` (tokens, D), starting at `solution`.
+def _solve(counts: scipy.sparse.csr_array, wanted: Vectors) -> Vectors:
+    """Solve (C^T C + shrinkage I) X = `wanted` (tokens, D).
 
     By conjugate gradients for all D columns at once. Tokens differ in frequency by four orders of magnitude, so the
     diagonal is the preconditioner.
     """
     transposed = counts.T.tocsr()
     scale = 1 / (np.asarray(counts.power(2).sum(axis=0)).reshape(-1, 1) + _SHRINKAGE)
-    solution = solution.copy()
-    residual = wanted - transposed @ (counts @ solution) - _SHRINKAGE * solution
+    solution, residual = np.zeros_like(wanted), wanted.copy()
     direction = scale * residual
     size = (residual * direction).sum(axis=0)
     for _ in range(_STEPS):
