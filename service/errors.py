@@ -52,7 +52,8 @@ class NotReady(ReelsError):
     """The object exists, but the requested part of it does not exist yet. `status` is the status of the object."""
 
     def __init__(self, thing_id: str, status: str, kind: str = "video") -> None:
-        hint = {"failed": "its `error` says why"}.get(status, "try again when its status is `ready`")
+        hints = {"failed": "its `error` says why", "empty": "try again when it has vectors of some videos"}
+        hint = hints.get(status, "try again when its status is `ready`")
         super().__init__(f"{kind} {thing_id} is {status}: {hint}")
         self.status = status
         self.kind = kind

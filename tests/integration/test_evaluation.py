@@ -30,6 +30,7 @@ from service.worker.worker import Worker
 from tests.support.cli import run
 from tests.support.library import PreparedLibrary, settings_for
 from tests.support.oracle import Item, score
+from tests.support.server import serving_here
 
 HOSTILE = "</style><img src=x onerror=alert(1)> $\\frac{"
 
@@ -145,6 +146,35 @@ def test_unknown_generations_and_those_without_videos_are_refused(
     empty = run("evaluate", "--generation", other, cwd=tmp_path, REELSRS_MODEL="tiny")
     assert empty.returncode == 2
     assert f"no video has vectors of {other} yet" in " ".join(empty.stderr.split())
+
+
+def test_an_incomplete_generation_is_compared_over_rest(library: Runtime, tiny: Encoder, decoder: Decoder) -> None:
+    videos, _ = _items(library)
+    other = _second_generation(library, tiny, videos[:3])
+    active = library.generation()
+    with library.db.write() as connection:  # stopped, so that the service's worker does not complete it
+        generations.set_target(connection, active, activate=False)
+    with serving_here(library.settings, tiny, decoder) as service, service.client() as client:
+        found = client.get(f"/v1/generations/{other}/evaluation").json()
+        assert [one["id"] for one in found["generations"]] == [active.id, other]
+        assert (found["videos"], found["ready_videos"]) == (9, 12)
+        with library.db.write() as connection:
+            connection.execute(sa.delete(db.embeddings).where(db.embeddings.c.generation == other))
+        refused = client.get(f"/v1/generations/{other}/evaluation")
+        assert refused.status_code == 409
+        assert f"generation {other} is empty: try again when it has vectors" in refused.json()["detail"]
+
+
+def test_a_file_name_of_several_videos_is_refused(library: Runtime, tmp_path: Path) -> None:
+    first, second = _items(library)[0][:2]
+    with library.db.write() as connection:
+        video_rows.update_video(connection, second.pk, filename=first.filename)
+    line = json.dumps({"query": "a", "relevant": [first.filename]})
+    (tmp_path / "queries.jsonl").write_text(line, encoding="utf-8")
+    done = run("evaluate", "--queries", "queries.jsonl", cwd=tmp_path, REELSRS_MODEL="tiny")
+    assert done.returncode == 2
+    assert "line 1: 'clip" in done.stderr
+    assert "2 videos have this name; give the id or CATEGORY/FILE" in " ".join(done.stderr.split())
 
 
 def test_own_queries_are_measured(library: Runtime, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _evaluate(service: Runtime, generation_id: str) -> Evaluation:
     with service.db.read() as connection:
         state = generations.state(connection, generation_id)
     if not state.embedded:
-        raise NotReady(generation_id, state.status, "generation")
+        raise NotReady(generation_id, "empty", "generation")
     compared = [active] if state.generation == active else [active, state.generation]
     options = Options(aggregation=service.settings.aggregation, sample=_EVALUATED_VIDEOS, candidates=_EVALUATED_VIDEOS)
     return Evaluation.from_evaluation(evaluate(service.db, compared, options))
