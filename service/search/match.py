@@ -22,8 +22,13 @@ from service.search.results import Match, MatchLevel
 MATCHED_HITS = 10
 """Hits of an answer that are looked at, the best first."""
 
-STRONG, WEAK = 8.0, 6.0
-"""Least scores of a strong and of a weak match."""
+STRONG, WEAK = 8.0, 6.5
+"""Least scores of a strong and of a weak match.
+
+Chosen with the model `starter` on one half of 100 queries over 62 captioned clips: about a tenth of the queries that no
+clip answers score more than STRONG, and nearly all that a clip answers score more than WEAK. On the other half, the
+levels of the answered were 60 % strong, 28 % weak and 12 % none, of the others 4 %, 16 % and 80 %.
+"""
 
 _SMALLEST_STD = 1e-6
 
