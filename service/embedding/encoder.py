@@ -79,8 +79,8 @@ class Encoder:
         self.device = device
         """Device of the model, as torch names it, or `openvino`."""
         calibration_digest = openvino_towers.calibration()[2] if precision == "int8" else ""
-        weights = model.state_dict() if weights_digest is None else weights_digest
-        identity = f"g{_fingerprint(weights, settings, precision + calibration_digest)[:16]}"
+        digest = _fingerprint(weights_digest or model.state_dict(), settings, precision + calibration_digest)
+        identity = f"g{digest[:16]}"
         if has_image_tower:
             merge_branches(model)
         else:
@@ -103,8 +103,9 @@ class Encoder:
             gc.collect()  # free torch's towers if others replaced them
         if device.startswith("cuda") and has_image_tower:
             self.batch = self.best_batch()
-        width = self.embed_texts(["warm up"]).shape[1]
-        self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
+        self.generation = Generation(
+            identity, name, dimension=self.embed_texts(["warm up"]).shape[1], precision=precision
+        )
 
     def embed_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """Return (N, D) float32 unit vectors of (N, H, W, 3) uint8 images of the size `image_spec`.
