@@ -78,9 +78,7 @@ class Encoder:
         self._lock = threading.Lock()
         self.device = device
         """Device of the model, as torch names it, or `openvino`."""
-        calibration_digest = openvino_towers.calibration()[2] if precision == "int8" else ""
-        digest = _fingerprint(weights_digest or model.state_dict(), settings, precision + calibration_digest)
-        identity = f"g{digest[:16]}"
+        identity = _identity(weights_digest or model.state_dict(), settings, precision)
         if has_image_tower:
             merge_branches(model)
         else:
@@ -103,9 +101,8 @@ class Encoder:
             gc.collect()  # free torch's towers if others replaced them
         if device.startswith("cuda") and has_image_tower:
             self.batch = self.best_batch()
-        self.generation = Generation(
-            identity, name, dimension=self.embed_texts(["warm up"]).shape[1], precision=precision
-        )
+        width = self.embed_texts(["warm up"]).shape[1]
+        self.generation = Generation(id=identity, model=name, dimension=width, precision=precision)
 
     def embed_images(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """Return (N, D) float32 unit vectors of (N, H, W, 3) uint8 images of the size `image_spec`.
@@ -298,17 +295,18 @@ def _image_spec(settings: dict[str, Any]) -> ImageSpec:
     )
 
 
-def _fingerprint(weights: dict[str, torch.Tensor] | str, preprocessing: dict[str, Any], precision: str) -> str:
-    """Return a digest of every weight, or of what stands for them, the preprocessing and the precision.
+def _identity(weights: dict[str, torch.Tensor] | str, preprocessing: dict[str, Any], precision: str) -> str:
+    """Return the id of the generation: a digest of the weights, or of what stands for them, preprocessing, precision.
 
-    Embeddings are comparable only if these are equal.
+    Embeddings are comparable only if these are equal. For int8, the images that calibrate it count, too.
     """
-    digest = hashlib.sha256(repr((sorted(preprocessing.items(), key=str), precision)).encode())
+    calibration = openvino_towers.calibration()[2] if precision == "int8" else ""
+    digest = hashlib.sha256(repr((sorted(preprocessing.items(), key=str), precision + calibration)).encode())
     if isinstance(weights, str):
         digest.update(weights.encode())
-        return digest.hexdigest()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).numpy().data)
-    return digest.hexdigest()
+    else:
+        for name in sorted(weights):
+            tensor = weights[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.reshape(-1).numpy().data)
+    return f"g{digest.hexdigest()[:16]}"
