@@ -201,8 +201,8 @@ def _draw(output: Path, points: Points, title: str) -> None:
         figure.savefig(output, dpi=160)
 
 
-def draw_curves(panels: Sequence[Panel], salt: str) -> str:
-    """Draw diagrams side by side, with one legend, as an `<svg>` element for an HTML page.
+def draw_curves(panels: Sequence[Panel], salt: str, columns: int = 3) -> str:
+    """Draw diagrams in rows of `columns`, with one legend, as an `<svg>` element for an HTML page.
 
     Text and axes have the colour of the page's text. `salt` makes the ids of the element differ from those of another.
     """
@@ -219,9 +219,11 @@ def draw_curves(panels: Sequence[Panel], salt: str) -> str:
         "ytick.color",
     )
     with mpl.rc_context({**style, **dict.fromkeys(inked, _INK)}):
-        figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+        columns = min(columns, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(4.2 * columns, 3.8 * rows), layout="constrained")
         drawn: dict[str, Any] = {}
-        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
             for curve in panel.curves:
                 colour, dashes = _CURVE_COLOURS[curve.colour], "--" if curve.dashed else "-"
                 (line,) = axes.plot(curve.x, curve.y, dashes, color=colour, marker="o", markersize=3.5, linewidth=1.6)

@@ -16,7 +16,8 @@ from service.models import Fusion, Weights
 Numbers = npt.NDArray[np.float64]
 
 _SMALLEST_STD = 1e-6
-_MOMENT_REACH = 0.5  # standard deviations
+MOMENT_REACH = 0.5
+"""How much worse a frame of a moment may be than its best frame, in standard deviations."""
 _DIGITS = 9
 """Decimal places in which scores are compared.
 
@@ -131,23 +132,24 @@ class FrameSpan:
     best: int
 
 
-def spans(similarities: Numbers, std: float) -> list[FrameSpan]:
+def spans(similarities: Numbers, std: float, reach: float = MOMENT_REACH) -> list[FrameSpan]:
     """Divide the frames of a clip into moments. Every frame belongs to exactly one moment.
 
     The best frame and the adjacent frames on both sides form a moment, as far as they match nearly as well: at most
-    half a standard deviation (`std`) worse. Then the best of the remaining frames forms the next moment, and so on. The
-    division depends on the clip and the query only, not on the number of requested hits.
+    `reach` standard deviations (`std`) worse. Then the best of the remaining frames forms the next moment, and so on.
+    The division depends on the clip and the query only, not on the number of requested hits.
 
     Args:
         similarities: Similarity of each frame with the query, (N,), in order of time.
         std: Standard deviation of the query's similarity over all frames of the library.
+        reach: How far a moment reaches, in standard deviations.
     """
     free = np.ones(len(similarities), dtype=np.bool_)
     found = []
     for peak in np.argsort(-rounded(similarities), kind="stable").tolist():
         if not free[peak]:
             continue
-        near = free & (similarities >= similarities[peak] - _MOMENT_REACH * std)
+        near = free & (similarities >= similarities[peak] - reach * std)
         first = last = peak
         while first > 0 and near[first - 1]:
             first -= 1

@@ -122,13 +122,18 @@ def _name(one: Evaluated) -> str:
 # --- curves
 
 
-def _curves(one: Evaluated) -> str:
+def curve_panels(one: Evaluated) -> list[Panel]:
+    """Return the diagrams of a generation's curves, without those that have no curve."""
     panels = [
         Panel("Neighbours of the same category: precision@5", "visual weight", _by_weight(one.curves, "precision@5")),
         Panel("Captions and their own clips: recall@5", "visual weight", _by_weight(one.curves, "recall@5")),
         Panel("The same by picture, with fewer frames", "frames of a clip", _by_frames(one.curves, "recall@5")),
     ]
-    panels = [panel for panel in panels if panel.curves]
+    return [panel for panel in panels if panel.curves]
+
+
+def _curves(one: Evaluated) -> str:
+    panels = curve_panels(one)
     if not panels:
         return ""
     drawing = draw_curves(panels, one.generation.id).replace(
