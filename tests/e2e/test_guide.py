@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Encoder, decoder: Deco
         asked = client.post(
             "/v1/projections", json={"embedding": "aggregated", "method": "pca", "dimensions": 2}
         ).json()
-        judged = {"query": "a red circle", "relevant": [ids[0], ids[-1]]}
+        judged = {"query": "a red circle", "relevant": ids[-2:]}
         (folder / "queries.jsonl").write_text(json.dumps(judged), encoding="utf-8")
         names = {"MAP": asked["id"], "KEY": "none", "GENERATION": client.get("/v1/info").json()["generation"]}
         until(lambda: client.get(f"/v1/projections/{asked['id']}").json()["status"] == "ready", what="the map")

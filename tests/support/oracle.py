@@ -158,7 +158,7 @@ def moments(
             members = [peak]
             for direction in (range(peak - 1, -1, -1), range(peak + 1, len(values))):
                 for n in direction:
-                    if owner[n] is not None or values[n] < values[peak] - 0.5 * std:
+                    if owner[n] is not None or values[n] < values[peak] - 1.5 * std:
                         break
                     members.append(n)
             for n in members:

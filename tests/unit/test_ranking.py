@@ -91,32 +91,34 @@ def test_a_tie_within_rounding_goes_to_the_more_relevant() -> None:
 def test_moments_reach_over_neighbours_that_answer_nearly_as_well() -> None:
     similarities = np.array([0.1, 0.9, 1.0, 0.8, 0.4, 0.75, 0.7])
     # Half of 0.4 below the peak includes 0.8, but nothing lower; then 0.75 is the best remaining frame.
-    assert spans(similarities, 0.4) == [FrameSpan(1, 3, 2), FrameSpan(5, 6, 5), FrameSpan(4, 4, 4), FrameSpan(0, 0, 0)]
-    assert spans(similarities, 0.0)[0] == FrameSpan(2, 2, 2)
-    assert spans(similarities, 2.0) == [FrameSpan(0, 6, 2)]
+    cut = [FrameSpan(1, 3, 2), FrameSpan(5, 6, 5), FrameSpan(4, 4, 4), FrameSpan(0, 0, 0)]
+    assert spans(similarities, 0.4, 0.5) == cut
+    assert spans(similarities, 0.0, 0.5)[0] == FrameSpan(2, 2, 2)
+    assert spans(similarities, 2.0, 0.5) == [FrameSpan(0, 6, 2)]
 
 
 def test_a_moment_reaches_as_far_as_frames_answer_nearly_as_well() -> None:
     similarities = np.full(12, 0.1)
     similarities[2:10] = 0.9
     similarities[6] = 1.0
-    assert spans(similarities, 0.4)[0] == FrameSpan(2, 9, 6)
+    assert spans(similarities, 0.4, 0.5)[0] == FrameSpan(2, 9, 6)
 
 
 def test_frames_that_answer_alike_are_moments_in_their_order() -> None:
     apart = np.array([0.5, 0.1] * 40)
-    assert [span.best for span in spans(apart, 0.0)] == [*range(0, 80, 2), *range(1, 80, 2)]
+    assert [span.best for span in spans(apart, 0.0, 0.5)] == [*range(0, 80, 2), *range(1, 80, 2)]
 
 
 def test_a_moment_does_not_reach_into_another() -> None:
     # The span of the second peak would include the frame of 0.85, but that frame may belong to the first.
-    assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2) == [FrameSpan(0, 0, 0), FrameSpan(1, 2, 2), FrameSpan(3, 3, 3)]
-    assert spans(np.array([1.0, 0.9, 0.7, 0.85]), 0.4) == [FrameSpan(0, 1, 0), FrameSpan(2, 3, 3)]
+    cut = [FrameSpan(0, 0, 0), FrameSpan(1, 2, 2), FrameSpan(3, 3, 3)]
+    assert spans(np.array([1.0, 0.85, 0.9, 0.2]), 0.2, 0.5) == cut
+    assert spans(np.array([1.0, 0.9, 0.7, 0.85]), 0.4, 0.5) == [FrameSpan(0, 1, 0), FrameSpan(2, 3, 3)]
 
 
 def test_the_first_of_equal_frames_is_the_best_of_its_moment() -> None:
-    assert spans(np.array([0.5, 0.5 + 4e-10]), 1.0) == [FrameSpan(0, 1, 0)]
-    assert spans(np.array([]), 1.0) == []
+    assert spans(np.array([0.5, 0.5 + 4e-10]), 1.0, 0.5) == [FrameSpan(0, 1, 0)]
+    assert spans(np.array([]), 1.0, 0.5) == []
 
 
 def test_a_moment_lasts_half_way_to_its_neighbours() -> None:
