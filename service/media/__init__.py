@@ -1,9 +1,9 @@
 """Probe clips, sample their frames and compute their fingerprints (PyAV).
 
 Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `sandbox`
-restricts to the one file that they receive. Inside a child, `container` opens and describes the clip. `timeline` finds
-frames by their time stamps and decodes as few as possible. `pixels` converts frames to images. `sampling` and
-`fingerprint` combine these parts.
+restricts to the one file that they receive. Inside a child, `container` opens and describes the clip, and `streams`
+chooses the stream that is read. `timeline` finds frames by their time stamps and decodes as few as possible. `pixels`
+converts frames to images. `sampling` and `fingerprint` combine these parts.
 """
 
 from service.media.container import Limits, probe

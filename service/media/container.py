@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.errors import InvalidInput, Undecodable
 from service.media.pixels import display_matrix
+from service.media.streams import VIDEO_CODECS, choose_stream
 from service.models import Probe
 
 if TYPE_CHECKING:
@@ -23,18 +24,12 @@ if TYPE_CHECKING:
 
 # FFmpeg reads hundreds of formats, most of them rarely tested. Uploaded clips use these.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
-_VIDEO_CODECS = (
-    "av1,cinepak,dnxhd,dvvideo,ffv1,ffvhuff,flv,gif,h263,h264,hevc,huffyuv,jpeg2000,libdav1d,libvpx,libvpx-vp9,mjpeg,"
-    "mpeg1video,mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,svq1,svq3,theora,utvideo,vc1,"
-    "vp6,vp6f,vp8,vp9,vvc,wmv1,wmv2,wmv3"
-)
 # Audio is not used, but FFmpeg identifies a container only after it decodes a little of every stream.
 _AUDIO_CODECS = (
     "aac,aac_latm,ac3,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,adpcm_swf,alac,amrnb,amrwb,eac3,flac,libopus,mp1,mp1float,mp2,"
     "mp2float,mp3,mp3float,nellymoser,opus,pcm_alaw,pcm_f32le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,"
     "pcm_s32le,pcm_u8,speex,vorbis,wmapro,wmav1,wmav2"
 )
-_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover art of a song is not a video
 _PROBE_PACKETS = 250
 
 
@@ -120,6 +115,7 @@ class Clip:
     def __init__(self, source: Path | BinaryIO, limits: Limits, threads: int = 0) -> None:
         self._file = source.open("rb") if isinstance(source, Path) else source
         self._threads = threads
+        self._stream_index: int | None = None  # of the stream that was chosen when the clip was opened first
         try:
             self._open()
         except BaseException:
@@ -154,10 +150,14 @@ class Clip:
         self._open()
 
     def _open(self) -> None:
-        self._file.seek(0)
         self.container = _open_container(self._file)
         try:
-            self.stream = _video_stream(self.container)
+            if self._stream_index is None:
+                self._stream_index = choose_stream(self.container).index
+                if len(self.container.streams.video) > 1:  # packets may have been read for the choice
+                    self.container.close()
+                    self.container = _open_container(self._file)
+            self.stream = next(one for one in self.container.streams.video if one.index == self._stream_index)
         except BaseException:
             self.container.close()
             raise
@@ -243,7 +243,7 @@ def _open_container(file: BinaryIO) -> InputContainer:
     if file.seek(0, os.SEEK_END) == 0:
         raise Undecodable("the file is empty")
     file.seek(0)
-    codecs = f"{_VIDEO_CODECS},{_AUDIO_CODECS}"
+    codecs = f"{VIDEO_CODECS},{_AUDIO_CODECS}"
     # Old tools write metadata in any encoding. PyAV 19 keeps such bytes as surrogates; older versions need the option.
     old = int(av.__version__.split(".")[0]) < 19
     encoding: dict[str, Any] = {"metadata_errors": "surrogateescape"} if old else {}
@@ -260,16 +260,6 @@ def _open_container(file: BinaryIO) -> InputContainer:
         reason = getattr(error, "strerror", None) or str(error)
         raise Undecodable(f"the file is not a video that can be opened: {reason}") from error
     return opened
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not int(stream.disposition) & _ATTACHED_PICTURE and stream.codec_context is not None:
-            if stream.codec_context.name not in _VIDEO_CODECS.split(","):
-                raise Undecodable(f"the video codec {stream.codec_context.name} is not supported")
-            return stream
-    kinds = sorted({stream.type for stream in container.streams})
-    raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'unknown data'}")
 
 
 def check_frame(frame: VideoFrame, limits: Limits) -> None:

@@ -1,0 +1,98 @@
+"""Choose the video stream of a container that a player would show.
+
+A container may hold several: camera angles, a cover, a preview, thumbnails of chapters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from service.errors import Undecodable
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# FFmpeg reads hundreds of codecs, most of them rarely tested. Uploaded clips use these.
+VIDEO_CODECS = (
+    "av1,cinepak,dnxhd,dvvideo,ffv1,ffvhuff,flv,gif,h263,h264,hevc,huffyuv,jpeg2000,libdav1d,libvpx,libvpx-vp9,mjpeg,"
+    "mpeg1video,mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,svq1,svq3,theora,utvideo,vc1,"
+    "vp6,vp6f,vp8,vp9,vvc,wmv1,wmv2,wmv3"
+)
+_PICTURES = 0x400 | 0x800  # AV_DISPOSITION_ATTACHED_PIC, _TIMED_THUMBNAILS: covers and thumbnails are not videos
+_DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
+_PART = 0x80000 | 0x100000  # AV_DISPOSITION_DEPENDENT, _STILL_IMAGE: a layer of another stream, a still
+_PICTURE_CODECS = ("mjpeg", "png", "jpeg2000", "gif")  # beside a stream in another codec: a preview or thumbnails
+_MOVING_PACKETS = 2  # a stream with this many packets moves
+_COUNTED_PACKETS = 500  # 10 to 20 seconds of two streams; a stream without a second packet by then is a still
+
+
+def choose_stream(container: InputContainer) -> VideoStream:
+    """Return the video stream that players show.
+
+    Moving streams come before stills. A player follows the default flag first, but a library of videos has no use for
+    a still beside a video. Streams of pictures, such as previews in Motion JPEG, come after streams of a video codec.
+    Of the rest, the one with the default flag wins, then the one with most pixels, then the longest, then the first. If
+    there are several streams, this may read packets: the position of the container is then unknown.
+
+    Raises:
+        Undecodable: If no stream is a video in a codec that is accepted.
+    """
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not int(stream.disposition) & _PICTURES
+    ]
+    supported = [stream for stream in streams if stream.codec_context.name in VIDEO_CODECS.split(",")]
+    if not supported:
+        if streams:
+            raise Undecodable(f"the video codec {streams[0].codec_context.name} is not supported")
+        kinds = sorted({stream.type for stream in container.streams})
+        raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'unknown data'}")
+    if len(supported) == 1:
+        return supported[0]
+    moving = _moving(container, supported)
+    return max(supported, key=lambda stream: (stream.index in moving, *_rank(stream)))
+
+
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int, float, int]:
+    disposition = int(stream.disposition)
+    pixels = stream.codec_context.width * stream.codec_context.height
+    whole, video = not disposition & _PART, stream.codec_context.name not in _PICTURE_CODECS
+    return whole, video, bool(disposition & _DEFAULT), pixels, _seconds(stream), -stream.index
+
+
+def _seconds(stream: VideoStream) -> float:
+    """Return the declared duration in seconds; 0 if there is none."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    # Matroska declares it as text: 00:00:02.000000000, and the tag may end in a language.
+    text = next((value for key, value in stream.metadata.items() if key.upper().startswith("DURATION")), "")
+    try:
+        hours, minutes, seconds = (float(part) for part in text.split(":"))
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _moving(container: InputContainer, streams: list[VideoStream]) -> set[int]:
+    """Return the indices of the streams with more than one frame.
+
+    A header that declares one frame is believed. The packets of the other streams are counted, because headers of most
+    containers do not declare the number of frames.
+    """
+    import av
+
+    unknown = [stream for stream in streams if stream.frames == 0]
+    moving = {stream.index for stream in streams if stream.frames >= _MOVING_PACKETS}
+    counts: Counter[int] = Counter()
+    try:
+        for number, packet in enumerate(container.demux(unknown) if unknown else ()):
+            if packet.size:
+                counts[packet.stream.index] += 1
+            if number >= _COUNTED_PACKETS or all(counts[stream.index] >= _MOVING_PACKETS for stream in unknown):
+                break
+    except av.error.FFmpegError:
+        pass  # a damaged clip is judged by the packets before the damage
+    return moving | {index for index, count in counts.items() if count >= _MOVING_PACKETS}
