@@ -2,13 +2,14 @@
 
 Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `sandbox`
 restricts to the one file that they receive. Inside a child, `container` opens and describes the clip, and `streams`
-chooses the stream that is read. `timeline` finds frames by their time stamps and decodes as few as possible. `pixels`
-converts frames to images. `sampling` and `fingerprint` combine these parts.
+chooses the stream that is read. `timeline` finds frames by their time stamps and decodes as few as possible. `colours`
+converts their colours, and `pixels` makes upright images of them. `sampling` and `fingerprint` combine these parts.
 """
 
+from service.media.colours import Pixels
 from service.media.container import Limits, probe
 from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint, fingerprint
-from service.media.pixels import Pixels, resize_and_crop
+from service.media.pixels import resize_and_crop
 from service.media.process import Decoder
 from service.media.sampling import Sample, sample
 from service.media.timeline import select_frames

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from service.media.colours import Pixels, to_rgb
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import Pixels, display_matrix, orient, to_sdr
+from service.media.pixels import display_matrix, orient, to_sdr
 from service.media.timeline import Timeline
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
 
 FINGERPRINT_SIDE = 16
 _FINGERPRINT_FRAMES = 1024  # every frame of half a minute; 256 KiB
@@ -54,7 +56,10 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
         Undecodable: If the clip cannot be decoded.
         InvalidInput: If the clip exceeds `limits`.
     """
+    from av.video.reformatter import VideoReformatter
+
     images: list[Pixels] = []
+    reformatter = VideoReformatter()
     size, matrix = (0, 0), (1, 0, 0, 1)
     with Clip(source, limits, threads) as clip:
         sound = clip.has_sound
@@ -65,21 +70,24 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
                 scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
                 size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
                 matrix = display_matrix(frame)
-            images.append(_small_grey(frame, size, matrix))
+            images.append(_small_grey(reformatter, frame, size, matrix))
     if not images:
         raise no_frame()
     squares = _squares(np.stack(images))
     return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK_DEVIATION], sound)
 
 
-def _small_grey(frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> Pixels:
+def _small_grey(
+    reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]
+) -> Pixels:
     """Return (H, W) uint8: the frame in grey, upright and in standard dynamic range.
 
     `size` is the (width, height) before rotation. The frame is scaled down first, which makes a fingerprint cheap.
     """
+    from av.video.reformatter import Interpolation
     from PIL import Image as PillowImage
 
-    small: Any = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA").to_ndarray()
+    small = to_rgb(reformatter, frame, *size, Interpolation.AREA)
     pixels = orient(to_sdr(small, frame.color_trc), matrix)
     return np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 

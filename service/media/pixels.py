@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from service.media.colours import Pixels, to_rgb
 from service.models import ImageSpec
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL.Image import Image
-
-Pixels = npt.NDArray[np.uint8]
 
 _THUMBNAIL_LONG_SIDE = 640
 _SMALL_PIXELS = 1 << 17
@@ -82,16 +81,7 @@ def _rgb(reformatter: Any, frame: VideoFrame, interpolation: str, width: int, he
 
     # Without these flags, colour is taken from the nearest sample and rounded down: off by several levels.
     exactly = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    scaled = reformatter.reformat(
-        frame,
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation=Interpolation[interpolation.upper()] | exactly,
-        threads=1,  # an image takes a millisecond; starting threads takes longer
-    )
-    pixels: Pixels = scaled.to_ndarray()
-    return pixels
+    return to_rgb(reformatter, frame, width, height, Interpolation[interpolation.upper()] | exactly)
 
 
 def resize_and_crop(image: Image, image_spec: ImageSpec, display: tuple[int, int]) -> Pixels:

@@ -25,9 +25,9 @@ import structlog
 from service import system_errors
 from service.errors import Overloaded, ReelsError, Unavailable, Undecodable
 from service.media.child import RANGE_BYTES, from_wire, send_file, serve
+from service.media.colours import Pixels
 from service.media.container import Limits
 from service.media.fingerprint import FINGERPRINT_SIDE, Fingerprint
-from service.media.pixels import Pixels
 from service.media.sampling import Sample
 from service.models import Blob, ImageSpec, Probe, Sampling
 

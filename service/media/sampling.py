@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidInput, Undecodable
+from service.media.colours import Pixels
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import Pixels, Scaler, resize_and_crop
+from service.media.pixels import Scaler, resize_and_crop
 from service.media.timeline import Timeline
 from service.models import ImageSpec, Probe, Sampling
 

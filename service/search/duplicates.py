@@ -54,7 +54,7 @@ _MIN_MOTION = 0.1
 _CONSTANT_WEIGHT = 0.5
 _BLOCKS = FINGERPRINT_SIDE // 2  # a block is 2 x 2 pixels
 
-_FORMAT = b"reelsrs fingerprint 2\n"  # new number if `media.fingerprint` yields other images or facts
+_FORMAT = b"reelsrs fingerprint 3\n"  # new number if `media.fingerprint` yields other images or facts
 _CACHE_SIZE = 512  # fingerprints in memory, at most 256 kB each, twice that with borders
 _PAGE_SIZE = 1024
 

@@ -36,7 +36,7 @@ from tests.support.copies import (
     texture,
 )
 
-FINGERPRINT_HEADER = b"reelsrs fingerprint 2\n"
+FINGERPRINT_HEADER = b"reelsrs fingerprint 3\n"
 
 
 # --- fingerprints

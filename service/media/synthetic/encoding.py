@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from service.media.pixels import Pixels
+from service.media.colours import Pixels
 
 
 def encode(images: Iterable[Pixels], path: Path, *, fps: int, width: int, height: int, crf: int = 20) -> None:
