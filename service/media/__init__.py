@@ -4,6 +4,7 @@ Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child pr
 restricts to the one file that they receive. Inside a child, `container` opens and describes the clip, and `streams`
 chooses the stream that is read. `timeline` finds frames by their time stamps and decodes as few as possible. `colours`
 converts their colours, and `pixels` makes upright images of them. `sampling` and `fingerprint` combine these parts.
+`images` reads image files.
 """
 
 from service.media.colours import Pixels

@@ -21,7 +21,8 @@ import numpy as np
 from service.errors import InternalError, InvalidInput, ReelsError, Undecodable
 from service.media.container import Limits, probe
 from service.media.fingerprint import fingerprint
-from service.media.sampling import read_image, sample
+from service.media.images import read_image
+from service.media.sampling import sample
 from service.media.sandbox import enter_sandbox
 from service.models import ImageSpec, Sampling
 

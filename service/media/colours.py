@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
+# Shown through transparent pixels, as 8-bit grey. White is what a web page shows under a video or image, and what lay
+# under the images that CLIP models are trained on: img2dataset, which made LAION and DataComp, puts alpha on white. The
+# colours that a file hides under transparent pixels never count.
+BACKGROUND = 255
 _HD_LINES = 720  # without a tag, frames of at least this height are read by BT.709, smaller ones by BT.601
 _LIMITED = 1  # AVCOL_RANGE_MPEG: black is 16 and white is 235
 # AVCOL_SPC_BT709, _FCC, _BT470BG, _SMPTE170M, _SMPTE240M and _BT2020_NCL: the matrices that libswscale knows

@@ -1,4 +1,4 @@
-"""Read clips and image files as model input: sampled frames and images at the model's size."""
+"""Read clips as model input: sampled frames at the model's size."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import InvalidInput, Undecodable
+from service.errors import InvalidInput
 from service.media.colours import Pixels
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import Scaler, resize_and_crop
+from service.media.pixels import Scaler
 from service.media.timeline import Timeline
 from service.models import ImageSpec, Probe, Sampling
 
 _FRAME_PIXELS = 100_000  # fixed cost of decoding any frame, in pixels of a large frame
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +101,3 @@ def _check_frames_to_decode(frames: int, clip: Clip, limits: Limits) -> None:
             f"the clip has too few keyframes: {frames:,} frames of {width} x {height} must be decoded to sample a few; "
             "encode it with a keyframe every few seconds, or shorten it",
         )
-
-
-def read_image(source: Path | BinaryIO, image_spec: ImageSpec, limits: Limits) -> Pixels:
-    """Read an image file; return (H, W, 3) uint8 RGB, upright, at the model's size.
-
-    An animation is read as its first frame.
-
-    Raises:
-        Undecodable: If the file is not a readable JPEG, PNG, WebP, GIF or BMP image.
-        InvalidInput: If it has more pixels than `limits` allows; checked before any pixel is decompressed.
-    """
-    from PIL import Image as PillowImage
-    from PIL import ImageOps
-
-    PillowImage.MAX_IMAGE_PIXELS = None  # checked below instead, with an error that names the limit
-    try:
-        with PillowImage.open(source, formats=_IMAGE_FORMATS) as image:
-            if image.width * image.height > limits.max_pixels:
-                size = f"{image.width:,} x {image.height:,}"
-                raise InvalidInput("file", f"the image has {size} pixels; at most {limits.max_pixels:,} are allowed")
-            shown = ImageOps.exif_transpose(image).convert("RGB")
-    except InvalidInput:
-        raise
-    except Exception as error:  # each format's reader raises its own errors
-        raise Undecodable("the file is not a JPEG, PNG, WebP, GIF or BMP image that can be read") from error
-    return resize_and_crop(shown, image_spec, shown.size)

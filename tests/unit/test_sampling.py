@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidInput, Undecodable
-from service.media import Limits, probe, resize_and_crop, sample, select_frames
+from service.media import Limits, probe, sample, select_frames
 from service.media.container import Clip
-from service.media.sampling import Sample, read_image
+from service.media.sampling import Sample
 from service.media.timeline import Timeline
 from service.models import ImageSpec, Probe, Sampling
 from tests.support.clips import ClipMaker, numbered, quarters
@@ -325,62 +325,3 @@ def test_as_many_threads_as_are_asked_for_give_the_same_frames(make_clip: ClipMa
     assert np.array_equal(one.pixels, two.pixels)
     with Clip(clip, LIMITS, 1) as opened:
         assert opened.stream.codec_context.thread_count == 1
-
-
-# --- images
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_a_picture_is_fitted_whatever_its_format(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture"
-    shown = Image.fromarray(quarters())
-    shown.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    with Image.open(path) as saved:
-        expected = resize_and_crop(saved.convert("RGB"), SMALL, (64, 48))
-    assert np.array_equal(read_image(path, SMALL, LIMITS), expected)
-    with path.open("rb") as file:
-        assert np.array_equal(read_image(file, SMALL, LIMITS), expected)
-
-
-def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate 90 degrees clockwise
-    Image.fromarray(quarters(48, 48)).save(path, exif=exif)
-    turned = resize_and_crop(Image.fromarray(np.rot90(quarters(48, 48), -1)), SMALL, (48, 48))
-    assert np.array_equal(read_image(path, SMALL, LIMITS), turned)
-
-
-def test_a_picture_of_any_mode_is_taken(tmp_path: Path) -> None:
-    for mode in ("L", "P", "RGBA", "1", "LA"):
-        Image.fromarray(quarters()).convert(mode).save(tmp_path / "a.png")
-        assert read_image(tmp_path / "a.png", SMALL, LIMITS).shape == (32, 32, 3)
-
-
-def test_a_picture_beyond_the_limit_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.new("1", (20_000, 10_000)).save(path)  # more than Pillow accepts without a warning
-    words = "file: the image has 20,000 x 10,000 pixels; at most 2,000,000 are allowed"
-    with pytest.raises(InvalidInput, match=f"^{re.escape(words)}$"):
-        read_image(path, SMALL, LIMITS)
-    Image.new("L", (2_000, 1_000)).save(path)
-    assert read_image(path, SMALL, LIMITS).shape == (32, 32, 3)
-    Image.new("L", (2_001, 1_000)).save(path)
-    with pytest.raises(InvalidInput, match=r"the image has 2,001 x 1,000 pixels"):
-        read_image(path, SMALL, LIMITS)
-    Image.new("1", (14_000, 14_000)).save(path)
-    assert read_image(path, SMALL, replace(LIMITS, max_pixels=14_000 * 14_000)).shape == (32, 32, 3)
-
-
-@pytest.mark.parametrize("kind", ["empty", "text", "TIFF", "cut"])
-def test_what_is_not_a_picture_is_refused(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"no picture" if kind == "text" else b"")
-    if kind in ("TIFF", "cut"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
-            path, "TIFF" if kind == "TIFF" else "PNG"
-        )
-    if kind == "cut":
-        path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(Undecodable, match=r"^the file is not a JPEG, PNG, WebP, GIF or BMP image that can be read$"):
-        read_image(path, SMALL, LIMITS)

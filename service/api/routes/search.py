@@ -125,7 +125,7 @@ async def search_text(limiter: SearchLimiter, service: Service, search: TextSear
     summary="Search by image",
     response_model=Answer,
     responses=problems(410, 413, 415, 503),
-    openapi_extra=_form(PictureSearch, "The query image: JPEG, PNG, WebP, GIF or BMP."),
+    openapi_extra=_form(PictureSearch, "The query image: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF."),
 )
 async def search_image(request: Request, limiter: SearchLimiter, service: Service) -> Response:
     """Return videos that look like the image, or whose captions describe it.
