@@ -21,6 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 # under the images that CLIP models are trained on: img2dataset, which made LAION and DataComp, puts alpha on white. The
 # colours that a file hides under transparent pixels never count.
 BACKGROUND = 255
+_OPAQUE = 255
+_STRIP_ROWS = 64  # mixed at a time: 32-bit integers of a whole 8K frame would take 600 MB
 _HD_LINES = 720  # without a tag, frames of at least this height are read by BT.709, smaller ones by BT.601
 _LIMITED = 1  # AVCOL_RANGE_MPEG: black is 16 and white is 235
 # AVCOL_SPC_BT709, _FCC, _BT470BG, _SMPTE170M, _SMPTE240M and _BT2020_NCL: the matrices that libswscale knows
@@ -40,6 +42,8 @@ def to_rgb(
         height: Height before rotation, in pixels.
         interpolation: PyAV's `Interpolation`, with flags.
     """
+    if _has_alpha(frame):
+        frame = _opaque(frame, interpolation)
     matrix = _matrix(frame)
     scaled = reformatter.reformat(
         frame,
@@ -55,6 +59,38 @@ def to_rgb(
     if frame.color_range == _LIMITED and _is_grey(frame):
         return _full_range()[pixels]  # libswscale takes grey for full range, whatever its tag
     return pixels
+
+
+def _has_alpha(frame: VideoFrame) -> bool:
+    return frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+
+
+def _opaque(frame: VideoFrame, interpolation: Interpolation) -> VideoFrame:
+    """Return a frame with an alpha channel on the background, as RGB in its own size.
+
+    The frame is not scaled before, because scaling would mix the hidden colours into their neighbours.
+    """
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
+
+    matrix = _matrix(frame)
+    whole = VideoReformatter().reformat(
+        frame,
+        format="rgba",
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        interpolation=interpolation,
+        threads=1,
+    )
+    rgba = np.asarray(whole.to_ndarray(), dtype=np.uint8)
+    shown = np.ascontiguousarray(rgba[..., :3])
+    if rgba[..., 3].min() < _OPAQUE:
+        for row in range(0, len(rgba), _STRIP_ROWS):
+            strip = rgba[row : row + _STRIP_ROWS].astype(np.uint32)
+            alpha = strip[..., 3:]
+            mixed = strip[..., :3] * alpha + BACKGROUND * (_OPAQUE - alpha)
+            shown[row : row + _STRIP_ROWS] = (mixed + _OPAQUE // 2) // _OPAQUE
+    return VideoFrame.from_ndarray(shown, format="rgb24")
 
 
 def _matrix(frame: VideoFrame) -> int | None:

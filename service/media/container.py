@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.errors import InvalidInput, Undecodable
 from service.media.pixels import display_matrix
-from service.media.streams import VIDEO_CODECS, choose_stream
+from service.media.streams import VIDEO_CODECS, alpha_decoder, choose_stream
 from service.models import Probe
 
 if TYPE_CHECKING:
@@ -161,8 +161,9 @@ class Clip:
         except BaseException:
             self.container.close()
             raise
-        self.stream.thread_type = "AUTO"
-        self.stream.codec_context.thread_count = self._threads
+        self._decoder = alpha_decoder(self.stream) or self.stream.codec_context
+        self._decoder.thread_type = "AUTO"
+        self._decoder.thread_count = self._threads
 
     def seek(self, stamp: int) -> bool:
         """Seek to the last keyframe at or before a time stamp; return whether the container can seek.
@@ -171,7 +172,7 @@ class Clip:
         """
         import av
 
-        self.stream.codec_context.flush_buffers()
+        self._decoder.flush_buffers()
         try:
             self.container.seek(stamp, stream=self.stream, backward=True)
         except av.error.FFmpegError:
@@ -203,7 +204,7 @@ class Clip:
         import av
 
         try:
-            return self.stream.codec_context.decode(packet)
+            return self._decoder.decode(packet)
         except av.error.FFmpegError:
             return []
 

@@ -12,6 +12,7 @@ from service.errors import Undecodable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 # FFmpeg reads hundreds of codecs, most of them rarely tested. Uploaded clips use these.
@@ -54,6 +55,21 @@ def choose_stream(container: InputContainer) -> VideoStream:
         return supported[0]
     moving = _moving(container, supported)
     return max(supported, key=lambda stream: (stream.index in moving, *_rank(stream)))
+
+
+def alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
+    """Return another decoder for a stream of VP8 or VP9 with an alpha channel, and None for all other streams.
+
+    FFmpeg's own decoders ignore the alpha channel, which is a second stream inside the packets. Browsers show it.
+    """
+    from av.video.codeccontext import VideoCodecContext
+
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    decoder = VideoCodecContext.create(name, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    return decoder
 
 
 def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int, float, int]:
