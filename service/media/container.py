@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.errors import InvalidInput, Undecodable
 from service.media.pixels import display_matrix
-from service.media.streams import VIDEO_CODECS, alpha_decoder, choose_stream
+from service.media.streams import VIDEO_CODECS, alpha_decoder, choose_stream, photo, photo_kind
 from service.models import Probe
 
 if TYPE_CHECKING:
@@ -258,6 +258,9 @@ def _open_container(file: BinaryIO) -> InputContainer:
             container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "", "codec_whitelist": codecs},
         )
     except (av.error.FFmpegError, ValueError) as error:
+        file.seek(0)
+        if kind := photo_kind(file.read(12)):
+            raise photo(kind) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise Undecodable(f"the file is not a video that can be opened: {reason}") from error
     return opened

@@ -21,6 +21,16 @@ VIDEO_CODECS = (
     "mpeg1video,mpeg2video,mpeg4,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,svq1,svq3,theora,utvideo,vc1,"
     "vp6,vp6f,vp8,vp9,vvc,wmv1,wmv2,wmv3"
 )
+_AVIF_BRANDS = frozenset(("avif", "avis"))
+_PHOTO_BRANDS = _AVIF_BRANDS | frozenset(("heic", "heim", "heis", "heix", "hevc", "hevx", "mif1", "mif2", "msf1"))
+_PHOTO_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+}
 _PICTURES = 0x400 | 0x800  # AV_DISPOSITION_ATTACHED_PIC, _TIMED_THUMBNAILS: covers and thumbnails are not videos
 _DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
 _PART = 0x80000 | 0x100000  # AV_DISPOSITION_DEPENDENT, _STILL_IMAGE: a layer of another stream, a still
@@ -38,7 +48,7 @@ def choose_stream(container: InputContainer) -> VideoStream:
     there are several streams, this may read packets: the position of the container is then unknown.
 
     Raises:
-        Undecodable: If no stream is a video in a codec that is accepted.
+        Undecodable: If no stream is a video in a codec that is accepted, or the file is a photo.
     """
     streams = [
         stream
@@ -46,6 +56,10 @@ def choose_stream(container: InputContainer) -> VideoStream:
         if stream.codec_context is not None and not int(stream.disposition) & _PICTURES
     ]
     supported = [stream for stream in streams if stream.codec_context.name in VIDEO_CODECS.split(",")]
+    brands = _brands(container)
+    if brands & _PHOTO_BRANDS and not any(stream.frames >= _MOVING_PACKETS for stream in supported):
+        # The images of such a file, or the tiles of one image, are streams of one frame.
+        raise photo("AVIF" if brands & _AVIF_BRANDS else "HEIC")
     if not supported:
         if streams:
             raise Undecodable(f"the video codec {streams[0].codec_context.name} is not supported")
@@ -55,6 +69,26 @@ def choose_stream(container: InputContainer) -> VideoStream:
         return supported[0]
     moving = _moving(container, supported)
     return max(supported, key=lambda stream: (stream.index in moving, *_rank(stream)))
+
+
+def _brands(container: InputContainer) -> set[str]:
+    """Return the kinds of file that a container of the MP4 family says it is; empty for others."""
+    declared = container.metadata.get("major_brand", "") + container.metadata.get("compatible_brands", "")
+    return {declared[start : start + 4] for start in range(0, len(declared), 4)}
+
+
+def photo(kind: str) -> Undecodable:
+    """Return the error for a photo; `kind` is its format."""
+    return Undecodable(
+        f"the file is a photo ({kind}), not a video; of a motion photo or Live Photo, only the video part is accepted"
+    )
+
+
+def photo_kind(start: bytes) -> str | None:
+    """Return the image format that the first 12 bytes of a file show; None if it is none."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for signature, kind in _PHOTO_SIGNATURES.items() if start.startswith(signature)), None)
 
 
 def alpha_decoder(stream: VideoStream) -> VideoCodecContext | None:
