@@ -1,7 +1,6 @@
 """Run the migrations on the database whose URL `service.database.db.upgrade` passes in."""
 
 from alembic import context
-from sqlalchemy.engine import make_url
 
 from service.database import dialects
 from service.database.db import metadata
@@ -9,7 +8,7 @@ from service.database.db import metadata
 
 def run() -> None:
     """Bring the database to the requested revision in one transaction, also on SQLite."""
-    url = make_url(context.config.attributes["url"])
+    url = dialects.parse_url(context.config.attributes["url"])
     dialect = dialects.dialect_of(url)
     engine = dialect.engine(url, writes=True)
     try:

@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from service.errors import ConfigurationError
 from service.models import MAX_FRAME_INTERVAL, MAX_FRAMES, Aggregation, Precision, Sampling
+from service.names import readable, sqlite_url
 
 PREFIX = "REELSRS_"
 DEFAULT_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
@@ -137,7 +138,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """URL of the database, with the default filled in."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'reelsrs.db'}"
+        return self.database_url or sqlite_url(self.data_dir / "reelsrs.db")
 
     @property
     def storage(self) -> str:
@@ -194,7 +195,7 @@ def describe(settings: Settings) -> list[dict[str, str | None]]:
         rows.append(
             {
                 "name": PREFIX + name.upper(),
-                "value": None if value is None else _as_text(value),
+                "value": None if value is None else readable(_as_text(value)),
                 "source": source,
                 "description": field.description,
             }

@@ -5,7 +5,6 @@ Units are part of the names: `duration_seconds`, `size_bytes`. Times of frames a
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidInput
+from service.names import has_controls, normalised, one_line
 
 Status = Literal["queued", "processing", "ready", "failed"]
 Aggregation = Literal["mean", "max"]
@@ -261,26 +261,30 @@ def check_seed(seed: int) -> int:
 
 
 def clean_caption(caption: str | None) -> str | None:
-    """Return the caption without NUL characters and surrounding white space; None if nothing is left.
+    """Return the caption in NFC without NUL characters and surrounding white space; None if nothing is left.
 
-    Raises InvalidInput if the caption is longer than MAX_CAPTION_CHARACTERS.
+    Raises InvalidInput if the caption is longer than MAX_CAPTION_CHARACTERS, or is not Unicode text.
     """
-    text = (caption or "").replace("\x00", " ").strip()
+    text = normalised((caption or "").replace("\x00", " ")).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a character, which no database stores
+        raise InvalidInput("caption", f"is not Unicode text: it has a lone surrogate at {error.start}") from None
     if len(text) > MAX_CAPTION_CHARACTERS:
         raise InvalidInput("caption", f"must have at most {MAX_CAPTION_CHARACTERS:,} characters, not {len(text):,}")
     return text or None
 
 
 def clean_category(category: str | None) -> str | None:
-    """Return the category without surrounding white space; None if it is empty.
+    """Return the category in NFC without surrounding white space; None if it is empty.
 
     Raises InvalidInput if the category cannot name a folder on every system, because imports and exports use it as a
     folder name: slashes, control characters, a dot at the start or end, more than MAX_NAME_CHARACTERS.
     """
-    text = (category or "").strip()
+    text = normalised(category or "").strip()
     if not text:
         return None
-    if "/" in text or "\\" in text or any(unicodedata.category(c).startswith("C") for c in text):
+    if "/" in text or "\\" in text or has_controls(text):
         raise InvalidInput(
             "category", f"must not contain slashes or control characters: {text[:MAX_NAME_CHARACTERS]!r}"
         )
@@ -290,26 +294,21 @@ def clean_category(category: str | None) -> str | None:
 
 
 def clean_title(title: str | None) -> str | None:
-    """Return the title on one line; None if it is empty.
+    """Return the title in NFC on one line; None if it is empty.
 
     Raises InvalidInput if the title is longer than MAX_NAME_CHARACTERS.
     """
-    text = _one_line(title or "")
+    text = one_line(title or "")
     return _limited("title", text) if text else None
 
 
 def clean_filename(filename: str | None) -> str:
-    """Return the last part of a file name sent by a client, never a path.
+    """Return the last part of a file name sent by a client, in NFC, never a path.
 
     The result is for display only. If it is too long, only the end is kept. An empty name becomes `video`.
     """
     last = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
-    return _one_line(last)[-MAX_NAME_CHARACTERS:] or "video"
-
-
-def _one_line(text: str) -> str:
-    printable = "".join(" " if unicodedata.category(c).startswith("C") else c for c in text)
-    return " ".join(printable.split())
+    return one_line(last)[-MAX_NAME_CHARACTERS:] or "video"
 
 
 def _limited(field: str, text: str) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from service.cli.console import err, progress
 from service.errors import InvalidInput
+from service.names import shown
 
 
 def backup(
@@ -25,7 +26,9 @@ def backup(
     settings = config.load()
     with progress("backing up") as bar:
         report = back_up(settings, None if file == "-" else Path(file), bar.count)
-    err.print(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {file}", markup=False, soft_wrap=True)
+    err.print(
+        f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {shown(file)}", markup=False, soft_wrap=True
+    )
     for name in report.damaged:
         err.print(f"video {name}: the stored clip is missing or damaged", style="red", markup=False)
     if report.damaged:
@@ -42,10 +45,10 @@ def restore(file: Annotated[str, typer.Argument(metavar="FILE", help="Backup fil
 
     settings = config.load()
     if file != "-" and not Path(file).is_file():
-        raise InvalidInput("FILE", f"there is no file {file}")
+        raise InvalidInput("FILE", f"there is no file {shown(file)}")
     with progress("restoring") as bar:
         report = backups.restore(settings, None if file == "-" else Path(file), bar.count)
-    typer.echo(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {settings.data_dir}")
+    typer.echo(f"{report.videos} videos, {report.size_bytes / 1e6:,.1f} MB in {shown(settings.data_dir)}")
 
 
 def copy_library(

@@ -13,11 +13,12 @@ from service.cli.embed import import_folder, print_report
 from service.cli.serve import run_server
 from service.cli.session import make_model, open_runtime
 from service.errors import InvalidInput
+from service.names import shown, sqlite_url
 
 if TYPE_CHECKING:
     from service.config import Settings
     from service.media.synthetic.scenes import Scene
-    from service.operations.folder_import import Entry
+    from service.operations.folder_scan import Entry
 
 _DEMO_CLIPS = 48
 _DEMO_SEED = 7
@@ -41,36 +42,37 @@ def demo(
     """
     from service.api.app import check_access
     from service.embedding.starter import store
-    from service.operations.folder_import import scan
+    from service.operations.folder_scan import find
 
     settings = _settings(folder, own_clips=data_folder is not None, host=host, port=port)
     if data_folder is not None:  # fail now, before anything is written
         store.check_precision(settings.precision)
         store.check_available(settings.data_dir / "models")
-        scan(data_folder)
+        find(data_folder)
     if serve_it:  # fail now, not after everything is drawn and embedded
         with open_runtime(settings) as runtime:
             check_access(runtime)
     if data_folder is None:
         _draw_demo(folder / "Data")
     make_model(settings)
-    entries = scan(data_folder or folder / "Data")
+    found = find(data_folder or folder / "Data")
     with open_runtime(settings) as runtime:
-        report = import_folder(runtime, entries, settings.sampling)
+        report = import_folder(runtime, found, settings.sampling)
     if data_folder is not None:
         print_report(report)  # clips of a user may fail
     elif report.failures:
         path, reason = report.failures[0]
-        raise InvalidInput("folder", f"{len(report.failures)} clips failed; the first is {path}: {reason}")
-    example = _example(settings, entries)
+        raise InvalidInput("folder", f"{len(report.failures)} clips failed; the first is {shown(path)}: {reason}")
+    example = _example(settings, found.entries)
     if not serve_it:
-        typer.echo(f"{len(entries)} clips in {data_folder or folder / 'Data'}, library in {settings.data_dir}")
+        clips = shown(data_folder or folder / "Data")
+        typer.echo(f"{len(found.entries)} clips in {clips}, library in {shown(settings.data_dir)}")
         if data_folder is not None:
             typer.echo(f"search it by words: {example}")
         if report.failures:
             raise typer.Exit(3)
         return
-    _print_addresses(settings, len(entries), example)
+    _print_addresses(settings, len(found.entries), example)
     run_server(settings, worker=True)
 
 
@@ -81,7 +83,7 @@ def _settings(folder: Path, *, own_clips: bool, host: str | None, port: int | No
     data = folder / ("own" if own_clips else "data")
     return config.load(
         data_dir=data,
-        database_url=f"sqlite:///{data / 'reelsrs.db'}",
+        database_url=sqlite_url(data / "reelsrs.db"),
         storage_url=str(data / "media"),
         model="starter" if own_clips else "tiny",
         host=host,
@@ -91,14 +93,20 @@ def _settings(folder: Path, *, own_clips: bool, host: str | None, port: int | No
 
 def _example(settings: Settings, entries: list[Entry]) -> str:
     """Return a command that searches the library: by words with `starter`, by a clip with `tiny`."""
-    from service.operations.folder_import import sidecar
-
     place = f"REELSRS_DATA_DIR={shlex.quote(str(settings.data_dir))} reelsrs"
     if settings.model == "tiny":
-        return f"{place} similar {entries[0].path}"
-    captions = (sidecar(entry.path) or "" for entry in entries)
-    words = next((caption for caption in captions if caption.strip()), entries[0].category.replace("_", " ")).split()
+        return f"{place} similar {shlex.quote(str(entries[0].path))}"
+    words = next(filter(None, map(_caption, entries)), entries[0].category.replace("_", " ")).split()
     return f"{place} search {shlex.quote(' '.join(words[:_EXAMPLE_WORDS]))}"
+
+
+def _caption(entry: Entry) -> str | None:
+    from service.operations.sidecars import read_sidecar
+
+    try:
+        return read_sidecar(entry.path).caption
+    except InvalidInput:  # the import has named it
+        return None
 
 
 def _print_addresses(settings: Settings, clips: int, example: str) -> None:

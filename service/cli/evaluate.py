@@ -14,6 +14,7 @@ from rich.table import Table
 from service.cli.console import err, out, plain
 from service.cli.options import FUSION, AsJson, TextWeight, VideoWeight
 from service.cli.session import open_runtime
+from service.names import shown
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
@@ -79,7 +80,7 @@ def evaluate(
             write_report(runtime, found, report)
     (_print_json if as_json else _print)(found)
     if report is not None:
-        err.print(f"report: {report}", markup=False)
+        err.print(f"report: {shown(report)}", markup=False)
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ from service.cli.console import err, progress
 from service.cli.options import Dimensions, MethodOption, Seed
 from service.cli.session import open_runtime
 from service.errors import InvalidInput
+from service.names import shown
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
     if (folder is None) == (parquet is None):
         raise InvalidInput("folder", "give either FOLDER or --parquet FILE")
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise InvalidInput("folder", f"{folder} is not a folder")
+        raise InvalidInput("folder", f"{shown(folder)} is not a folder")
     with open_runtime(config.load()) as runtime:
         with runtime.db.read() as connection:
             total = video_rows.status_counts(connection).get("ready", 0)
@@ -79,7 +80,7 @@ def visualize(
         )
         with progress("fitting the map", share=True) as bar:
             state = write_projection(runtime, output, spec, refit=refit, progress=bar.share)
-    typer.echo(f"{state.points} points in {output}")
+    typer.echo(f"{state.points} points in {shown(output)}")
     if state.transformed:
         err.print(f"{state.transformed} of them were placed since the fit; --refit fits the map again")
     if state.missing:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from service.cli.console import err, out
+from service.cli.console import cell, err, out
 from service.cli.options import AsJson
 from service.cli.session import open_database
 
@@ -54,7 +54,7 @@ def keys_list(as_json: AsJson = False) -> None:
         return
     table = Table("name", "rights", "created", box=None, pad_edge=False)
     for key in found:
-        table.add_row(key.name, key.right, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
+        table.add_row(cell(key.name), key.right, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
     out.print(table)
 
 

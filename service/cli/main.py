@@ -14,7 +14,7 @@ import typer
 
 from service import __version__
 from service.cli import backup, demo, embed, evaluate, export, keys, maintenance, search, serve, worker
-from service.cli.console import err
+from service.cli.console import accept_every_character, err
 from service.errors import InvalidInput, ReelsError
 
 app = typer.Typer(
@@ -66,6 +66,7 @@ def run() -> None:
 
 def status(arguments: list[str]) -> int:
     """Run one command and return its exit status. Errors are printed to stderr as one sentence."""
+    accept_every_character()
     try:
         app(args=arguments, prog_name="reelsrs")
     except SystemExit as end:

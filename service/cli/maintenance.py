@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from service.cli.console import err, out, plain
+from service.cli.console import cell, err, out, plain
 from service.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def show_config(as_json: AsJson = False) -> None:
     for column in ("setting", "value", "source", "meaning"):
         table.add_column(column, overflow="fold", no_wrap=column in ("setting", "source"))
     for row in rows:
-        table.add_row(*(str(row[name] or "") for name in ("name", "value", "source", "description")))
+        table.add_row(*(cell(row[name] or "") for name in ("name", "value", "source", "description")))
     out.print(table)
 
 
@@ -42,12 +42,12 @@ def db_upgrade() -> None:
     `serve` and `embed` do the same when they start.
     """
     from service import config
-    from service.database import db
+    from service.database import db, dialects
 
     settings = config.load()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     db.upgrade(settings.database)
-    typer.echo(f"{settings.database} is up to date")
+    typer.echo(f"{dialects.shown_url(settings.database)} is up to date")
 
 
 def index_verify(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from service.cli.console import err, out, plain, progress
+from service.cli.console import cell, err, out, progress
 from service.cli.options import (
     FUSION,
     AsJson,
@@ -23,6 +23,7 @@ from service.cli.options import (
 )
 from service.cli.session import open_runtime
 from service.errors import InvalidInput
+from service.names import shown
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
@@ -155,7 +156,7 @@ def _require_files(*options: tuple[str, list[Path]]) -> None:
     for option, paths in options:
         for path in paths:
             if not path.is_file():
-                raise InvalidInput(option, f"there is no file {path}")
+                raise InvalidInput(option, f"there is no file {shown(path)}")
 
 
 def duplicates(as_json: AsJson = False) -> None:
@@ -193,7 +194,7 @@ def duplicates(as_json: AsJson = False) -> None:
         for one, mark, because in rows:
             seconds = "-" if one.duration_seconds is None else f"{one.duration_seconds:.1f} s"
             size = f"{one.width} x {one.height}"
-            table.add_row(str(number), mark, because, one.category or "-", plain(one.title), size, seconds, one.id)
+            table.add_row(str(number), mark, because, cell(one.category or "-"), cell(one.title), size, seconds, one.id)
     out.print(table)
 
 
@@ -206,7 +207,7 @@ def _resolve_video(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...],
 
     from service.database import video_rows
     from service.errors import NotFound
-    from service.operations.folder_import import sidecar
+    from service.operations.sidecars import read_sidecar
     from service.search.query import Reference
 
     runtime.generation()  # report an empty library before a model is loaded
@@ -225,14 +226,15 @@ def _resolve_video(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...],
         known = video_rows.video_by_sha256(connection, sha256)
     if known and known.status == "ready":
         return (Reference(known.id),), ()
-    return (), (runtime.serving.query_encoder.clip(path, sidecar(path), runtime.settings.sampling),)
+    return (), (runtime.serving.query_encoder.clip(path, read_sidecar(path).caption, runtime.settings.sampling),)
 
 
 def _print_results(results: SearchResults, as_json: bool) -> None:
     if as_json:
         from service.api import schemas
 
-        typer.echo(schemas.Answer.from_results(results).model_dump_json(indent=2))
+        # Escaped by `json`, so that it is JSON in whatever encoding the output has.
+        typer.echo(json.dumps(schemas.Answer.from_results(results).model_dump(mode="json"), indent=2))
         return
     if not results.hits:
         err.print("no hits")
@@ -253,9 +255,9 @@ def _print_results(results: SearchResults, as_json: bool) -> None:
             f"{hit.visual.similarity:.3f}",
             marked,
             f"{moment.time:.1f}" if moment.start is None else f"{moment.start:.1f}-{moment.end:.1f}",
-            hit.video.category or "-",
-            plain(hit.video.title),
-            plain((hit.video.caption or "-")[:100]),
+            cell(hit.video.category or "-"),
+            cell(hit.video.title),
+            cell((hit.video.caption or "-")[:100]),
             hit.video.id,
         )
     out.print(table)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 from service import system_errors
 from service.database import dialects
@@ -217,7 +216,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = make_url(url)
+        self.url = dialects.parse_url(url)
         self._dialect = dialects.dialect_of(self.url)
         self._reader = self._dialect.engine(self.url, writes=False)
         self._writer = self._dialect.engine(self.url, writes=True)
@@ -302,7 +301,7 @@ def upgrade(url: str) -> None:
     from alembic.config import Config
     from alembic.util.exc import CommandError
 
-    parsed = make_url(url)
+    parsed = dialects.parse_url(url)
     if parsed.database and parsed.get_backend_name() == "sqlite":
         with system_errors.converted("the database cannot be used"):
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +315,7 @@ def upgrade(url: str) -> None:
             command.upgrade(config, "head")
     except CommandError as error:
         raise ConfigurationError(
-            f"database {parsed.render_as_string()} has a schema revision that this version does not support; "
+            f"database {dialects.shown_url(parsed)} has a schema revision that this version does not support; "
             f"install the newer version of ReelsRS that wrote it ({error})"
         ) from error
 
@@ -336,7 +335,8 @@ def newest_revision() -> str | None:
 
 def revision(url: str) -> str | None:
     """Return the schema revision of a database, or None if there is no schema yet."""
-    engine = dialects.dialect_of(make_url(url)).engine(make_url(url), writes=False)
+    parsed = dialects.parse_url(url)
+    engine = dialects.dialect_of(parsed).engine(parsed, writes=False)
     try:
         with _converted_errors(), engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):

@@ -8,10 +8,12 @@ releases the lock. Readers see the last commit and never wait.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
@@ -19,6 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import ConfigurationError
+from service.names import readable
 
 BUSY_TIMEOUT_SECONDS = 5
 """Seconds that a write waits for the lock if a client waits for the response."""
@@ -34,6 +37,8 @@ _KEEPALIVE_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+
+_SQLITE_OPTIONS = frozenset({"uri", "timeout", "isolation_level", "detect_types", "check_same_thread"})  # of a URL
 
 Insert = sqlite.Insert | postgresql.Insert
 
@@ -207,6 +212,31 @@ class PostgreSQL:
     def begin_schema_change(self, connection: sa.Connection) -> None:
         """Take the advisory lock, waiting up to 10 minutes."""
         self.acquire_write_lock(connection, _SCHEMA_LOCK_SECONDS)
+
+
+def parse_url(url: str | sa.URL) -> sa.URL:
+    """Return the URL of a database. The file of an SQLite URL is percent-encoded, as `names.sqlite_url` writes it.
+
+    Not all versions of SQLAlchemy decode it, and none keeps bytes that are not UTF-8. Raises ConfigurationError.
+    """
+    if isinstance(url, sa.URL):
+        return url
+    scheme, _, rest = url.partition(":///")
+    if scheme != "sqlite":
+        return sa.make_url(url)
+    file, mark, query = rest.partition("?")
+    options = dict(parse_qsl(query))
+    if mark and not options.keys() & _SQLITE_OPTIONS:  # the path would end here, and another file would be opened
+        raise ConfigurationError(f"{readable(url)}: write %3F for a question mark in the path of an SQLite database")
+    return sa.URL.create(scheme, database=os.fsdecode(unquote_to_bytes(os.fsencode(file))), query=options)
+
+
+def shown_url(url: str | sa.URL) -> str:
+    """Return the URL of a database for a message, without its password and readable whatever its path."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return f"sqlite:///{readable(parsed.database or '')}"
+    return parsed.render_as_string()
 
 
 _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}

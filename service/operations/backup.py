@@ -35,13 +35,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 from service import __version__, system_errors
 from service.config import Settings
-from service.database import db, video_rows
+from service.database import db, dialects, video_rows
 from service.database.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
+from service.names import sqlite_url
 from service.storage import FolderStore
 from service.storage.folder import sync
 
@@ -81,7 +81,7 @@ def back_up(settings: Settings, target: Path | None, progress: ProgressCallback 
         StorageFull: There is no room for the backup.
         Unavailable: The database is busy, or the system temporarily refuses an operation.
     """
-    url = make_url(settings.database)
+    url = dialects.parse_url(settings.database)
     if url.get_backend_name() != "sqlite" or "://" in settings.storage:
         raise ConfigurationError(
             "only a library in SQLite and a local folder can be backed up: copy this one to such a library with "
@@ -123,8 +123,8 @@ def _copy_database(source: Path, copy: Path) -> None:
 
 def _write_backup(settings: Settings, copy: Path, file: IO[bytes], progress: ProgressCallback) -> BackupReport:
     files = FolderStore(Path(settings.storage))
-    revision = db.revision(f"sqlite:///{copy}")
-    copied, live = Database(f"sqlite:///{copy}"), Database(settings.database)
+    revision = db.revision(sqlite_url(copy))
+    copied, live = Database(sqlite_url(copy)), Database(settings.database)
     try:
         with tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
             members = _Members(tar)
@@ -256,7 +256,7 @@ def restore(settings: Settings, source: Path | None, progress: ProgressCallback 
         Unavailable: The system temporarily refuses an operation.
     """
     data = settings.data_dir
-    if settings.storage != str(data / "media") or settings.database != f"sqlite:///{data / _DATABASE}":
+    if settings.storage != str(data / "media") or settings.database != sqlite_url(data / _DATABASE):
         raise ConfigurationError(
             "a backup can only be restored to the data folder: unset REELSRS_DATABASE_URL and REELSRS_STORAGE_URL"
         )
@@ -371,7 +371,7 @@ def _check_header(data: bytes) -> None:
 
 def _check_restored(aside: Path) -> None:
     """Upgrade the restored database, check its integrity, and check that every video has its bytes."""
-    url = f"sqlite:///{aside / _DATABASE}"
+    url = sqlite_url(aside / _DATABASE)
     db.upgrade(url)
     database = Database(url)
     try:

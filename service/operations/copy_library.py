@@ -62,7 +62,7 @@ def copy(
             for table in (db.library, db.videos):
                 if connection.execute(sa.select(table).limit(1)).first() is not None:
                     raise ConfigurationError(
-                        f"{target_db.url.render_as_string()} already holds a library: copy to an empty database"
+                        f"{dialects.shown_url(target_db.url)} already holds a library: copy to an empty database"
                     )
         done: dict[str, int] = {}  # SHA-256 -> size in bytes
         damaged: set[str] = set()

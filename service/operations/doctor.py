@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 from service import __version__
 from service.config import Settings
-from service.database import db, generation_rows, video_rows
+from service.database import db, dialects, generation_rows, video_rows
 from service.database.db import Database
 from service.embedding import loading
 from service.errors import NotFound, ReelsError, Unavailable
@@ -126,7 +125,7 @@ def rebuild(settings: Settings) -> int:
 def _check_database(settings: Settings) -> list[Finding]:
     try:
         if not _exists(settings):
-            message = f"{make_url(settings.database).render_as_string()} does not exist"
+            message = f"{dialects.shown_url(settings.database)} does not exist"
             return [Finding("database", "problem", message, "start `reelsrs serve`, or restore a backup")]
     except ReelsError as error:
         return [Finding("database", "problem", str(error), "check that its server runs and accepts connections")]
@@ -365,7 +364,7 @@ def _check_model(settings: Settings, name: str, precision: str, known: Generatio
 
 def _exists(settings: Settings) -> bool:
     """Return whether the library has a database, without creating one as opening a SQLite file would."""
-    url = make_url(settings.database)
+    url = dialects.parse_url(settings.database)
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").is_file()
     return db.revision(settings.database) is not None

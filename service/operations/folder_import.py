@@ -1,8 +1,8 @@
 """Import a folder of clips, `Data/<Category>/<clip>`, through the same steps as an upload.
 
-The name of the first folder is the category; a sidecar file `<stem>.txt` beside the clip holds the caption. A second
-run reads the bytes of new and changed files only, detected by size and modification time. If only the sidecar, the
-folder or the sampling changed, the existing video is updated. A file that cannot be imported is reported and skipped.
+The name of the first folder is the category; a sidecar beside the clip (`sidecars`) holds the caption. A second run
+reads the bytes of new and changed files only, detected by size and modification time. If only the sidecar, the folder
+or the sampling changed, the existing video is updated. A file that cannot be imported is reported and skipped.
 """
 
 from __future__ import annotations
@@ -14,60 +14,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from service.bootstrap import Runtime
 from service.database import video_rows
-from service.errors import InvalidInput, ReelsError
+from service.errors import NotFound, ReelsError
 from service.ingestion.ingest import ClipMetadata, check_metadata
-from service.media import SUFFIXES
 from service.models import Sampling, Video
+from service.names import path_from_text, path_text, readable
+from service.operations.folder_scan import Entry, Found
+from service.operations.sidecars import read_sidecar
 from service.worker.worker import Worker
+
+log = structlog.get_logger(__name__)
 
 Outcome = Literal["embedded", "updated", "unchanged", "duplicate", "failed"]
 _CHUNK_BYTES = 1 << 20
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Clip found in the folder."""
-
-    path: Path
-    category: str
-
-
 @dataclass
 class ImportReport:
-    """Counts of imported clips by outcome; `duplicates` and `failures` hold pairs of path and reason."""
+    """Counts of imported clips by outcome.
+
+    `duplicates`, `failures` and `skipped` hold pairs of path and reason. What is skipped is a sidecar or a part of one
+    that was not used, besides what `folder_scan.find` skipped.
+    """
 
     embedded: int = 0
     updated: int = 0
     unchanged: int = 0
     duplicates: list[tuple[Path, str]] = field(default_factory=list)
     failures: list[tuple[Path, str]] = field(default_factory=list)
-
-
-def scan(folder: Path) -> list[Entry]:
-    """Return every clip below `folder/<Category>/`, sorted by path; hidden files and folders are skipped.
-
-    Raises InvalidInput if the folder does not exist or contains no clips.
-    """
-    if not folder.is_dir():
-        raise InvalidInput("data_folder", f"folder {folder} does not exist")
-    entries = []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in inside)
-        if len(inside) >= 2 and not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-            entries.append(Entry(path, inside[0]))
-    if not entries:
-        raise InvalidInput("data_folder", f"no clips found below {folder}/<Category>/")
-    return entries
-
-
-def sidecar(path: Path) -> str | None:
-    """Return the content of the text file beside a clip, or None if there is no such file."""
-    text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 class FolderImport:
@@ -83,25 +62,34 @@ class FolderImport:
         self._pending: dict[int, Path] = {}
         self._polled_at = 0.0
 
-    def run(self, entries: list[Entry]) -> ImportReport:
+    def run(self, found: Found | list[Entry]) -> ImportReport:
         """Import every entry, while a worker thread embeds the clips imported so far.
 
-        Errors of single files are recorded in the report.
+        Errors of single files are recorded in the report, with what was skipped and could not be read when the folder
+        was searched.
 
         Raises:
             ConfigurationError: The model, device or precision cannot be used.
             ModelUnavailable: The weights of the model cannot be loaded.
         """
+        if isinstance(found, list):
+            found = Found(found)
+        self._report.skipped += found.skipped
+        self._report.failures += found.failures
         self._runtime.initialise()
         stop = threading.Event()
         worker = threading.Thread(target=Worker(self._runtime).run, args=(stop,), name="worker")
         worker.start()
         try:
-            for entry in entries:
+            for entry in found.entries:
                 try:
                     self.import_clip(entry)
-                except (ReelsError, OSError) as error:
+                except OSError as error:  # without the path, which is named anyway
+                    self._record(entry.path, "failed", error.strerror or str(error))
+                except ReelsError as error:
                     self._record(entry.path, "failed", str(error))
+                except Exception as error:  # of a library, about this file: the others must not fail with it
+                    self._record(entry.path, "failed", f"unexpected {type(error).__name__}: {error}")
                 self._record_finished()
             while self._pending and worker.is_alive():
                 time.sleep(_POLL_SECONDS)
@@ -119,15 +107,22 @@ class FolderImport:
         Raises ReelsError if the clip is refused, OSError if its file cannot be read.
         """
         stat = entry.path.stat()
-        path = str(entry.path.resolve())
+        path = path_text(entry.path.resolve())
         with self._runtime.db.read() as connection:
             source = video_rows.source(connection, path)
             known = None if source is None else video_rows.video_by_pk(connection, source.video_key)
+        sidecar = read_sidecar(entry.path)
+        self._report.skipped += sidecar.notes
         description = check_metadata(
-            entry.path.name, sampling=self._sampling, caption=sidecar(entry.path), category=entry.category
+            # On Linux a backslash is part of a name; `check_metadata` takes it for the end of a folder's name.
+            readable(entry.path.name).replace("\\", "%5C"),
+            sampling=self._sampling,
+            title=sidecar.title,
+            caption=sidecar.caption,
+            category=entry.category if sidecar.category is None else sidecar.category,
         )
         if known and source and (source.size_bytes, source.modified_ns) == (stat.st_size, stat.st_mtime_ns):
-            self._refresh(entry, description, known)
+            self._refresh(entry, description, known, sidecar.title)
             return
         ingest = self._runtime.ingest
         with ingest.receive() as incoming:
@@ -144,26 +139,27 @@ class FolderImport:
         if known and orphaned:
             ingest.delete(known.id)  # the bytes of the file changed, and no other file has the old bytes
         if outcome == "existing":
-            self._refresh(entry, description, video)
+            self._refresh(entry, description, video, sidecar.title)
         else:
             self._pending[video.pk] = entry.path
 
-    def _refresh(self, entry: Entry, description: ClipMetadata, video: Video) -> None:
-        """Update the caption, category and sampling of a video whose bytes are already stored.
+    def _refresh(self, entry: Entry, description: ClipMetadata, video: Video, title: str | None) -> None:
+        """Update the caption, category and sampling of a video whose bytes are already stored; its title, if given.
 
         If several files have the same bytes, only the first by path updates the video, in this run and in later ones.
         The others are reported as duplicates.
         """
         with self._runtime.db.read() as connection:
             first = video_rows.source_paths(connection, video.pk)[0]
-        if first != str(entry.path.resolve()):
-            self._record(entry.path, "duplicate", f"the same bytes as {first}")
+        if first != path_text(entry.path.resolve()):
+            self._record(entry.path, "duplicate", f"the same bytes as {readable(path_from_text(first))}")
             return
         changes = {
             name: new
             for name, new, old in (
                 ("caption", description.caption, video.caption),
                 ("category", description.category, video.category),
+                ("title", description.title if title else video.title, video.title),
             )
             if new != old
         }
@@ -198,7 +194,12 @@ class FolderImport:
                 self._record(path, "embedded")
             elif video.status == "failed":
                 self._record(path, "failed", video.error or "unknown")
-                self._runtime.ingest.delete(video.id)
+                try:
+                    self._runtime.ingest.delete(video.id)
+                except NotFound:
+                    continue  # someone else deleted it
+                except (ReelsError, OSError) as error:  # it stays as failed; the next run tries it again
+                    log.warning("failed clip not removed", video=video.id, reason=str(error))
 
     def _record(self, path: Path, outcome: Outcome, reason: str = "") -> None:
         if outcome == "embedded":

@@ -36,7 +36,7 @@ from service.media import Limits, Pixels, sample
 from service.media.container import Clip
 from service.media.timeline import Timeline
 from service.models import ImageSpec, Sampling
-from service.operations.folder_import import scan
+from service.operations.folder_scan import scan
 
 LIMITS = Limits(max_duration_seconds=36_000, max_pixels=8192 * 4352)
 TEN = Sampling(10)

@@ -42,7 +42,9 @@ from service.config import Settings
 from service.embedding.encoder import BATCH, Encoder
 from service.errors import ReelsError
 from service.media import Sample
-from service.operations.folder_import import Entry, FolderImport, scan, sidecar
+from service.operations.folder_import import FolderImport
+from service.operations.folder_scan import Entry, scan
+from service.operations.sidecars import read_sidecar
 
 CORES = os.cpu_count() or 1
 
@@ -138,7 +140,7 @@ def seeds_way(clip: Any, entries: list[Entry]) -> tuple[float, int]:
             for frame in frames_by_opencv(entry.path):
                 model.encode_image(preprocess(Image.fromarray(frame))[None], normalize=True).numpy()
                 frames += 1
-            if caption := sidecar(entry.path):
+            if caption := read_sidecar(entry.path).caption:
                 model.encode_text(tokenizer([caption]), normalize=True).numpy()
     return time.perf_counter() - started, frames
 
@@ -160,7 +162,7 @@ def clip_video_encodes_way(clip: Any, entries: list[Entry]) -> tuple[float, int]
             pictures = [one for clips in readers.map(read, hundred) for one in clips]
             for start in range(0, len(pictures), BATCH):
                 model.encode_image(torch.stack(pictures[start : start + BATCH]), normalize=True).numpy()
-            captions = [caption for entry in hundred if (caption := sidecar(entry.path))]
+            captions = [caption for entry in hundred if (caption := read_sidecar(entry.path).caption)]
             if captions:
                 model.encode_text(tokenizer(captions), normalize=True).numpy()
             frames += len(pictures)
@@ -170,7 +172,7 @@ def clip_video_encodes_way(clip: Any, entries: list[Entry]) -> tuple[float, int]
 def speed(given: argparse.Namespace, entries: list[Entry], scratch: Path) -> dict[str, object]:
     """Measure every method in turn; return the figures."""
     model = model_folder(given.model, scratch)
-    captions = [caption for entry in entries if (caption := sidecar(entry.path))]
+    captions = [caption for entry in entries if (caption := read_sidecar(entry.path).caption)]
     result: dict[str, object] = {"model": given.model, "clips": 0, "frames": 0}
     for precision in given.precision:
         runtime = library(scratch / precision, model, precision)

@@ -46,7 +46,7 @@ from service.bootstrap import Runtime
 from service.config import Settings
 from service.database import db
 from service.models import Generation, Weights
-from service.operations.folder_import import scan
+from service.operations.folder_scan import scan
 from service.search.query import Reference, SearchQuery
 from service.vectors import normalise, pack
 

@@ -65,7 +65,7 @@ def test_wrong_settings_and_missing_weights_are_sentences(tmp_path: Path) -> Non
 def test_a_second_run_embeds_nothing(embedded: Path, drawn: Path) -> None:
     done = run("embed", "--data_folder", str(drawn), cwd=embedded, REELSRS_MODEL="tiny")
     assert done.returncode == 0
-    assert done.stdout.strip() == "0 embedded, 0 updated, 12 unchanged, 0 duplicates, 0 failed"
+    assert done.stdout.strip() == "0 embedded, 0 updated, 12 unchanged, 0 duplicates, 0 failed, 0 skipped"
 
 
 def test_similar_by_path_by_id_and_for_a_stranger(embedded: Path, drawn: Path, tmp_path: Path) -> None:
@@ -229,7 +229,10 @@ def test_a_bad_file_gives_status_3_and_its_name(tmp_path: Path, drawn: Path) -> 
     (folder / "good.mp4").write_bytes(next(iter(sorted(drawn.rglob("*.mp4")))).read_bytes())
     (folder / "bad.mp4").write_bytes(b"bad")
     done = reelsrs("embed", cwd=tmp_path, REELSRS_MODEL="tiny")  # a real process, to test its exit status
-    assert (done.returncode, done.stdout.strip()) == (3, "1 embedded, 0 updated, 0 unchanged, 0 duplicates, 1 failed")
+    assert (done.returncode, done.stdout.strip()) == (
+        3,
+        "1 embedded, 0 updated, 0 unchanged, 0 duplicates, 1 failed, 0 skipped",
+    )
     assert "bad.mp4: the file is not a video" in done.stderr
     assert run("embed", "--data-folder", "nowhere", cwd=tmp_path, REELSRS_MODEL="tiny").returncode == 2
 

@@ -11,7 +11,9 @@ from service.bootstrap import Runtime
 from service.database import video_rows
 from service.errors import InvalidInput
 from service.models import Sampling, Video
-from service.operations.folder_import import FolderImport, ImportReport, scan, sidecar
+from service.operations.folder_import import FolderImport, ImportReport
+from service.operations.folder_scan import scan
+from service.operations.sidecars import read_sidecar
 from tests.support.clips import ClipMaker, numbered
 
 SAMPLING = Sampling(3)
@@ -49,8 +51,8 @@ def test_a_folder_is_read_as_category_and_clip(data: Path) -> None:
         ("dogs", "bad.mp4"),
         ("dogs", "c.mp4"),
     ]
-    assert sidecar(data / "cats" / "a.mp4") == "a cat\n"
-    assert sidecar(data / "cats" / "b.mp4") is None
+    assert read_sidecar(data / "cats" / "a.mp4").caption == "a cat"
+    assert read_sidecar(data / "cats" / "b.mp4").caption is None
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

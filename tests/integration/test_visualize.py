@@ -16,7 +16,8 @@ from service.database.projection_rows import Embedding
 from service.errors import InvalidInput
 from service.models import Sampling
 from service.operations.export import export_table
-from service.operations.folder_import import FolderImport, scan
+from service.operations.folder_import import FolderImport
+from service.operations.folder_scan import scan
 from service.operations.visualize import write_projection
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $\\frac{"

@@ -13,7 +13,8 @@ from service.bootstrap import Runtime
 from service.media.synthetic.drawing import draw_frame
 from service.media.synthetic.scenes import Scene, distinct_scenes
 from service.models import Sampling, Weights
-from service.operations.folder_import import FolderImport, scan
+from service.operations.folder_import import FolderImport
+from service.operations.folder_scan import scan
 from tests.support.queries import like
 
 RATE = 8

@@ -12,7 +12,8 @@ from service.config import Settings
 from service.embedding.encoder import Encoder
 from service.media import Decoder
 from service.models import Sampling
-from service.operations.folder_import import FolderImport, scan
+from service.operations.folder_import import FolderImport
+from service.operations.folder_scan import scan
 from tests.support import services
 
 

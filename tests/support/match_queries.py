@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from service.models import Flags
-from service.operations.folder_import import Entry, scan
+from service.operations.folder_scan import Entry, scan
 from service.search.ranking import Numbers
 from tests.support.paths import ASSETS, SHARED_CLIPS
 

@@ -22,7 +22,8 @@ from service.media.synthetic.encoding import encode
 from service.models import Generation, ImageSpec, Sampling, Video
 from service.operations.evaluation.figures import Group
 from service.operations.evaluation.library import Common
-from service.operations.folder_import import FolderImport, scan
+from service.operations.folder_import import FolderImport
+from service.operations.folder_scan import scan
 from service.search.duplicates import Duplicates
 
 MAX_CLIPS = 10
