@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.errors import InvalidInput, Undecodable
-from service.media.pixels import display_matrix
+from service.media.shape import displayed_size, measured_pixel_aspect
 from service.media.streams import VIDEO_CODECS, alpha_decoder, choose_stream, photo, photo_kind
 from service.models import Probe
 
@@ -78,19 +78,9 @@ class Header:
             duration_seconds=seconds,
         )
 
-    def probe(self, frame: VideoFrame) -> Probe:
-        """Return the complete probe: the header, with the displayed size that `frame` shows.
-
-        The displayed width and height include the pixel aspect and the rotation.
-        """
-        width, height = frame.width, frame.height
-        # Enlarge one side instead of shrinking the other, as players do, so that no pixel is lost.
-        if self.pixel_aspect >= 1:
-            width = max(1, round(width * self.pixel_aspect))
-        else:
-            height = max(1, round(height / self.pixel_aspect))
-        if abs(display_matrix(frame)[1]) == 1:
-            width, height = height, width
+    def probe(self, displayed_size: tuple[int, int]) -> Probe:
+        """Return the complete probe: the header, with the displayed (width, height) of a frame."""
+        width, height = displayed_size
         return Probe(
             media_type=self.media_type,
             codec=self.codec,
@@ -115,6 +105,7 @@ class Clip:
     def __init__(self, source: Path | BinaryIO, limits: Limits, threads: int = 0) -> None:
         self._file = source.open("rb") if isinstance(source, Path) else source
         self._threads = threads
+        self._aspect_changes = False  # whether frames differ in the aspect of their pixels
         self._stream_index: int | None = None  # of the stream that was chosen when the clip was opened first
         try:
             self._open()
@@ -208,6 +199,19 @@ class Clip:
         except av.error.FFmpegError:
             return []
 
+    def displayed_size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return the displayed (width, height) of a frame, with the aspect of its pixels and its rotation.
+
+        Call before the next frame is decoded.
+        """
+        aspect = self.header.pixel_aspect
+        # MP4 and Matroska declare one aspect for the whole stream, which players use. In other containers, the decoder
+        # has the aspect of the frame that it decoded last, a few frames ahead of the one that it returned.
+        if self.container.format.name.split(",")[0] not in ("mov", "matroska"):
+            latest = self._decoder.sample_aspect_ratio
+            self._aspect_changes = self._aspect_changes or (float(latest) if latest else 1.0) != aspect
+        return displayed_size(frame, measured_pixel_aspect(frame) if self._aspect_changes else aspect)
+
     def read(self, max_packets: int | None = None) -> Iterator[VideoFrame]:
         """Yield every frame from the current position in display order.
 
@@ -230,7 +234,7 @@ def probe(source: Path | BinaryIO, limits: Limits) -> Probe:
         frame = next(clip.read(_PROBE_PACKETS), None)
         if frame is None:
             raise no_frame()
-        return clip.header.probe(frame)
+        return clip.header.probe(clip.displayed_size(frame))
 
 
 def no_frame() -> Undecodable:

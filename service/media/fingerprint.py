@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from service.media.colours import Pixels, to_rgb
 from service.media.container import Clip, Limits, check_frame, no_frame
-from service.media.pixels import display_matrix, orient, to_sdr
+from service.media.pixels import orient, to_sdr
+from service.media.shape import display_matrix, displayed_size, turns_sideways
 from service.media.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -60,34 +61,34 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
 
     images: list[Pixels] = []
     reformatter = VideoReformatter()
-    size, matrix = (0, 0), (1, 0, 0, 1)
+    size = (0, 0)
     with Clip(source, limits, threads) as clip:
         sound = clip.has_sound
         timeline = Timeline.read(clip)
         for _, frame in timeline.frames(clip, timeline.spread(_FINGERPRINT_FRAMES)):
             check_frame(frame, limits)
-            if not images:  # a stream may change its frame size midway; use the first frame's for all
-                scale = min(1.0, _WORKING_SIDE / max(frame.width, frame.height))
-                size = (max(1, round(frame.width * scale)), max(1, round(frame.height * scale)))
-                matrix = display_matrix(frame)
-            images.append(_small_grey(reformatter, frame, size, matrix))
+            if not images:  # a stream may change its size or turn midway; the first frame's size is used for all
+                width, height = displayed_size(frame, 1.0)  # the squares at the end have no aspect
+                scale = min(1.0, _WORKING_SIDE / max(width, height))
+                size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            images.append(_small_grey(reformatter, frame, size))
     if not images:
         raise no_frame()
     squares = _squares(np.stack(images))
     return Fingerprint(squares[:, squares[0].std(axis=(1, 2)) >= _BLANK_DEVIATION], sound)
 
 
-def _small_grey(
-    reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int], matrix: tuple[int, int, int, int]
-) -> Pixels:
+def _small_grey(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
     """Return (H, W) uint8: the frame in grey, upright and in standard dynamic range.
 
-    `size` is the (width, height) before rotation. The frame is scaled down first, which makes a fingerprint cheap.
+    `size` is the (width, height) of the result. The frame is scaled down first, which makes a fingerprint cheap.
     """
     from av.video.reformatter import Interpolation
     from PIL import Image as PillowImage
 
-    small = to_rgb(reformatter, frame, *size, Interpolation.AREA)
+    matrix = display_matrix(frame)
+    width, height = reversed(size) if turns_sideways(matrix) else size
+    small = to_rgb(reformatter, frame, width, height, Interpolation.AREA)
     pixels = orient(to_sdr(small, frame.color_trc), matrix)
     return np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.media.colours import Pixels, to_rgb
+from service.media.shape import Matrix, display_matrix, turns_sideways
 from service.models import ImageSpec
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Scaler:
 
     def _scale(self, reformatter: Any, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         matrix = display_matrix(frame)
-        width, height = reversed(size) if matrix[1] else size
+        width, height = reversed(size) if turns_sideways(matrix) else size
         interpolation = self._image_spec.interpolation
         small = _rgb(reformatter, frame, interpolation, width, height)
         return np.ascontiguousarray(orient(to_sdr(small, frame.color_trc), matrix))
@@ -114,22 +115,7 @@ def resized_size(image_spec: ImageSpec, display: tuple[int, int]) -> tuple[int, 
     return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d), each -1, 0 or 1: pixel (x, y) is shown at (a x + c y, b x + d y).
-
-    Rotations by anything but a multiple of 90 degrees are ignored.
-    """
-    from av.sidedata.sidedata import Type
-
-    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
-    if data is None:
-        return 1, 0, 0, 1
-    matrix = np.frombuffer(bytes(data), dtype=np.int32)
-    a, b, c, d = (int(np.sign(value)) if abs(value) > 0x8000 else 0 for value in matrix[[0, 1, 3, 4]])
-    return (a, b, c, d) if (a and d and not b and not c) or (b and c and not a and not d) else (1, 0, 0, 1)
-
-
-def orient(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
+def orient(pixels: Pixels, matrix: Matrix) -> Pixels:
     """Return the pixels as a display matrix shows them: a view, flipped or turned by quarters."""
     a, b, c, d = matrix
     if b:  # x and y are swapped: a quarter turn

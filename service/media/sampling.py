@@ -77,8 +77,8 @@ def sample(
         _check_frames_to_decode(timeline.frames_to_decode(stamps), clip, limits)
         for time_seconds, frame in timeline.frames(clip, stamps):
             check_frame(frame, limits)
-            probe = probe or clip.header.probe(frame)
-            display = (probe.width, probe.height)
+            display = clip.displayed_size(frame)
+            probe = probe or clip.header.probe(display)
             times.append(time_seconds)
             pixels.append(scaler.model_input(frame, display))
             thumbnails.append(scaler.thumbnail(frame, display))

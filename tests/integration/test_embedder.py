@@ -71,13 +71,13 @@ def test_pictures_scaled_by_the_decoder_stay_within_a_thousandth(tiny: Encoder, 
         try:
             with Clip(clip, Limits(3600, 10**8)) as opened:
                 frame = next(opened.read())
-                display = opened.header.probe(frame)
+                display = opened.displayed_size(frame)
         except Undecodable:
             continue
         if frame.color_trc in (16, 18):
             continue  # HDR: open_clip defines no tone mapping
-        mine.append(scaler.model_input(frame, (display.width, display.height)))
-        theirs.append(resize_and_crop(upright(frame), tiny.image_spec, (display.width, display.height)))
+        mine.append(scaler.model_input(frame, display))
+        theirs.append(resize_and_crop(upright(frame), tiny.image_spec, display))
         names.append(clip.name)
     cosines = (tiny.embed_images(np.stack(mine)) * tiny.embed_images(np.stack(theirs))).sum(axis=1)
     assert len(names) > 70
