@@ -3,8 +3,8 @@
 Clips are untrusted uploads. `Decoder` (`process`) does all decoding in child processes (`child`), which `sandbox`
 restricts to the one file that they receive. Inside a child, `container` opens and describes the clip, and `streams`
 chooses the stream that is read. `timeline` finds frames by their time stamps and decodes as few as possible. `shape`
-finds their displayed size, `colours` converts their colours, and `pixels` makes upright images of them. `sampling` and
-`fingerprint` combine these parts. `images` reads image files.
+finds their displayed size, `fields` deinterlaces them, `colours` converts their colours, and `pixels` makes upright
+images of them. `sampling` and `fingerprint` combine these parts. `images` reads image files.
 """
 
 from service.media.colours import Pixels

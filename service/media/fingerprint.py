@@ -81,7 +81,8 @@ def fingerprint(source: Path | BinaryIO, limits: Limits, *, threads: int = 0) ->
 def _small_grey(reformatter: VideoReformatter, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
     """Return (H, W) uint8: the frame in grey, upright and in standard dynamic range.
 
-    `size` is the (width, height) of the result. The frame is scaled down first, which makes a fingerprint cheap.
+    `size` is the (width, height) of the result. The frame is scaled down first, which makes a
+    fingerprint cheap. An interlaced frame becomes the mean of its fields that way.
     """
     from av.video.reformatter import Interpolation
     from PIL import Image as PillowImage

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from service.errors import InvalidInput
 from service.media.colours import Pixels
 from service.media.container import Clip, Limits, check_frame, no_frame
+from service.media.fields import progressive
 from service.media.pixels import Scaler
 from service.media.timeline import Timeline
 from service.models import ImageSpec, Probe, Sampling
@@ -79,9 +80,10 @@ def sample(
             check_frame(frame, limits)
             display = clip.displayed_size(frame)
             probe = probe or clip.header.probe(display)
+            whole = progressive(frame)
             times.append(time_seconds)
-            pixels.append(scaler.model_input(frame, display))
-            thumbnails.append(scaler.thumbnail(frame, display))
+            pixels.append(scaler.model_input(whole, display))
+            thumbnails.append(scaler.thumbnail(whole, display))
     if probe is None:
         raise no_frame()
     if timeline.duration_seconds:  # measured from the frames, not declared by the container
