@@ -144,8 +144,9 @@ class Clip:
         self.container = _open_container(self._file)
         try:
             if self._stream_index is None:
-                self._stream_index = choose_stream(self.container).index
-                if len(self.container.streams.video) > 1:  # packets may have been read for the choice
+                stream, read = choose_stream(self.container)
+                self._stream_index = stream.index
+                if read:
                     self.container.close()
                     self.container = _open_container(self._file)
             self.stream = next(one for one in self.container.streams.video if one.index == self._stream_index)

@@ -39,13 +39,15 @@ _MOVING_PACKETS = 2  # a stream with this many packets moves
 _COUNTED_PACKETS = 500  # 10 to 20 seconds of two streams; a stream without a second packet by then is a still
 
 
-def choose_stream(container: InputContainer) -> VideoStream:
-    """Return the video stream that players show.
+def choose_stream(container: InputContainer) -> tuple[VideoStream, bool]:
+    """Return the video stream that players show, and whether packets were read to find it.
 
     Moving streams come before stills. A player follows the default flag first, but a library of videos has no use for
     a still beside a video. Streams of pictures, such as previews in Motion JPEG, come after streams of a video codec.
-    Of the rest, the one with the default flag wins, then the one with most pixels, then the longest, then the first. If
-    there are several streams, this may read packets: the position of the container is then unknown.
+    Of the rest, the one with the default flag wins, then the one with most pixels, then the longest, then the first.
+
+    Packets are read only if there are several streams whose number of frames the header does not declare. The position
+    of the container is then unknown.
 
     Raises:
         Undecodable: If no stream is a video in a codec that is accepted, or the file is a photo.
@@ -66,9 +68,11 @@ def choose_stream(container: InputContainer) -> VideoStream:
         kinds = sorted({stream.type for stream in container.streams})
         raise Undecodable(f"the file has no video stream, only {', '.join(kinds) or 'unknown data'}")
     if len(supported) == 1:
-        return supported[0]
-    moving = _moving(container, supported)
-    return max(supported, key=lambda stream: (stream.index in moving, *_rank(stream)))
+        return supported[0], False
+    moving = {stream.index for stream in supported if stream.frames >= _MOVING_PACKETS}
+    if uncounted := [stream for stream in supported if stream.frames == 0]:
+        moving |= _moving(container, uncounted)
+    return max(supported, key=lambda stream: (stream.index in moving, *_rank(stream))), bool(uncounted)
 
 
 def _brands(container: InputContainer) -> set[str]:
@@ -127,22 +131,19 @@ def _seconds(stream: VideoStream) -> float:
 
 
 def _moving(container: InputContainer, streams: list[VideoStream]) -> set[int]:
-    """Return the indices of the streams with more than one frame.
+    """Return the indices of the streams with more than one packet, whose header does not declare the number of frames.
 
-    A header that declares one frame is believed. The packets of the other streams are counted, because headers of most
-    containers do not declare the number of frames.
+    Headers of most containers do not.
     """
     import av
 
-    unknown = [stream for stream in streams if stream.frames == 0]
-    moving = {stream.index for stream in streams if stream.frames >= _MOVING_PACKETS}
     counts: Counter[int] = Counter()
     try:
-        for number, packet in enumerate(container.demux(unknown) if unknown else ()):
+        for number, packet in enumerate(container.demux(streams)):
             if packet.size:
                 counts[packet.stream.index] += 1
-            if number >= _COUNTED_PACKETS or all(counts[stream.index] >= _MOVING_PACKETS for stream in unknown):
+            if number >= _COUNTED_PACKETS or all(counts[stream.index] >= _MOVING_PACKETS for stream in streams):
                 break
     except av.error.FFmpegError:
         pass  # a damaged clip is judged by the packets before the damage
-    return moving | {index for index, count in counts.items() if count >= _MOVING_PACKETS}
+    return {index for index, count in counts.items() if count >= _MOVING_PACKETS}
