@@ -14,7 +14,7 @@ from functools import cached_property
 import structlog
 
 from service.config import Settings
-from service.database import db, generation_rows
+from service.database import db, generation_rows, spellings
 from service.database.db import Database
 from service.embedding import loading
 from service.embedding.encoder import Encoder
@@ -72,6 +72,7 @@ class Runtime:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.upgrade(settings.database)
         self.db = Database(settings.database)
+        spellings.normalise_categories(self.db)
         self.files = open_store(settings.storage, settings.data_dir, link_seconds=settings.link_seconds)
 
     @property

@@ -42,8 +42,11 @@ def normalised(text: str) -> str:
 
 def readable(name: str | os.PathLike[str]) -> str:
     """Return a name or path of the file system as Unicode text; bytes that are not UTF-8 become %E9 and the like."""
-    # By way of the bytes, because the system's encoding may be another one than UTF-8.
-    return os.fsencode(name).decode("utf-8", _PERCENT)
+    try:  # by way of the bytes, because the system's encoding may be another one than UTF-8
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # not of the file system: a character that its encoding lacks
+        encoded = os.fspath(name).encode("utf-8", "surrogatepass")
+    return encoded.decode("utf-8", _PERCENT)
 
 
 def shown(name: str | os.PathLike[str]) -> str:

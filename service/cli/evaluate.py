@@ -14,7 +14,7 @@ from rich.table import Table
 from service.cli.console import err, out, plain
 from service.cli.options import FUSION, AsJson, TextWeight, VideoWeight
 from service.cli.session import open_runtime
-from service.names import shown
+from service.names import readable, shown
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
@@ -75,7 +75,7 @@ def evaluate(
         worst=_WORST if report is not None else 0,
     )
     with open_runtime(config.load(), pictures=False) as runtime, err.status("evaluating") as status:
-        found = _evaluate(runtime, generation or [], options, judgements, copies, status.update)
+        found = _evaluate(runtime, list(map(readable, generation or ())), options, judgements, copies, status.update)
         if report is not None:
             write_report(runtime, found, report)
     (_print_json if as_json else _print)(found)

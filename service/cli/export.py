@@ -11,7 +11,7 @@ from service.cli.console import err, progress
 from service.cli.options import Dimensions, MethodOption, Seed
 from service.cli.session import open_runtime
 from service.errors import InvalidInput
-from service.names import shown
+from service.names import readable, shown
 
 
 def export(
@@ -26,7 +26,8 @@ def export(
     """Write the embeddings of the library to files.
 
     The folder gets frame, aggregated and text embeddings as .npy files, with the metadata as JSON, per category and
-    video. With --parquet everything goes into one Parquet file, which data tools open.
+    video. With --parquet everything goes into one Parquet file, which data tools open. Exit status 3 if some videos
+    could not be written; each is named.
     """
     from service import config
     from service.database import video_rows
@@ -41,14 +42,19 @@ def export(
             total = video_rows.status_counts(connection).get("ready", 0)
         if folder is not None:
             with progress("exporting", total) as bar:
-                count = export_folder(runtime, folder, lambda video: bar.advance(video.title))
-        elif parquet is not None:
+                report = export_folder(runtime, folder, lambda video: bar.advance(video.title))
+        else:
+            assert parquet is not None, "one of the two is given"
             spec = runtime.projections.spec("aggregated", method, dimensions, seed=seed)
             with progress("fitting the map", share=True) as bar:
                 state = runtime.projections.fit_and_wait(spec, progress=bar.share)
             with progress("exporting", total) as bar:
-                count = export_table(runtime, parquet, state, lambda video: bar.advance(video.title))
-    typer.echo(f"{count} videos exported to {folder or parquet}")
+                report = export_table(runtime, parquet, state, lambda video: bar.advance(video.title))
+    for name, reason in report.failures:
+        err.print(f"video {name}: {reason}", style="red", markup=False, soft_wrap=True)
+    typer.echo(f"{report.videos} videos exported to {shown(folder or parquet or '')}")
+    if report.failures:
+        raise typer.Exit(3)
 
 
 def visualize(
@@ -75,8 +81,9 @@ def visualize(
     given = {"n_neighbors": neighbors, "min_dist": min_dist, "perplexity": perplexity}
     parameters = {name: value for name, value in given.items() if value is not None}
     with open_runtime(config.load()) as runtime:
+        only = None if category is None else readable(category)
         spec = runtime.projections.spec(
-            embedding_type, method, dimensions, seed=seed, parameters=parameters, category=category
+            embedding_type, method, dimensions, seed=seed, parameters=parameters, category=only
         )
         with progress("fitting the map", share=True) as bar:
             state = write_projection(runtime, output, spec, refit=refit, progress=bar.share)

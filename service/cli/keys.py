@@ -11,6 +11,7 @@ from rich.table import Table
 from service.cli.console import cell, err, out
 from service.cli.options import AsJson
 from service.cli.session import open_database
+from service.names import readable
 
 
 def keys_create(
@@ -27,6 +28,7 @@ def keys_create(
     from service import config
     from service.database import api_keys
 
+    name = readable(name)
     with open_database(config.load()) as opened, opened.write() as connection:
         secret = api_keys.create(connection, name, rights)
     err.print(f"API key {name} with the right {rights}; its secret cannot be shown again", markup=False)
@@ -66,6 +68,7 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="Name of the key, as `k
     from service import config
     from service.database import api_keys
 
+    name = readable(name)
     settings = config.load()
     with open_database(settings) as opened, opened.write() as connection:
         api_keys.revoke(connection, name)

@@ -23,7 +23,7 @@ from service.cli.options import (
 )
 from service.cli.session import open_runtime
 from service.errors import InvalidInput
-from service.names import shown
+from service.names import readable, shown
 
 if TYPE_CHECKING:
     from service.bootstrap import Runtime
@@ -55,11 +55,12 @@ def similar(
     from service.search.query import Scope, SearchQuery
 
     weights = Weights(video_weight, text_weight)
-    scope = Scope(tuple(category or ()), tuple(exclude_category or ()), category_mode)
+    scope = Scope(tuple(map(readable, category or ())), tuple(map(readable, exclude_category or ())), category_mode)
     with open_runtime(config.load()) as runtime:
         references, vectors = _resolve_video(runtime, video)
         if vectors and category_mode != "any":
-            raise InvalidInput("category_mode", f"{category_mode!r} needs a video of the library; {video} is not in it")
+            needed = f"{category_mode!r} needs a video of the library; {shown(video)} is not in it"
+            raise InvalidInput("category_mode", needed)
         query = SearchQuery(
             references=references,
             vectors=vectors,
@@ -114,14 +115,14 @@ def search(
     weights = Weights(video_weight, text_weight)
     needs_images = bool(images or clips)
     with open_runtime(config.load(), pictures=needs_images) as runtime:
-        references, vectors = _encode_examples(runtime, query, images, clips)
+        references, vectors = _encode_examples(runtime, None if query is None else readable(query), images, clips)
         search_query = SearchQuery(
             references=(*_references(like, 1.0), *_references(unlike, -1.0), *references),
             vectors=tuple(vectors),
             weights=weights,
             fusion=fusion or ("cosine" if query is None and not images else "zscore"),
             k=k,
-            scope=Scope(tuple(category or ()), tuple(exclude_category or ())),
+            scope=Scope(tuple(map(readable, category or ())), tuple(map(readable, exclude_category or ()))),
             diversity=diversity,
             min_score=min_score,
             group_by="moment" if moments else "video",
@@ -134,7 +135,7 @@ def search(
 def _references(video_ids: list[str] | None, weight: float) -> list[Reference]:
     from service.search.query import Reference
 
-    return [Reference(video_id, weight) for video_id in video_ids or ()]
+    return [Reference(readable(video_id), weight) for video_id in video_ids or ()]
 
 
 def _encode_examples(
@@ -215,10 +216,10 @@ def _resolve_video(runtime: Runtime, video: str) -> tuple[tuple[Reference, ...],
     if not path.is_file():
         with runtime.db.read() as connection:
             try:
-                return (Reference(video_rows.video(connection, video).id),), ()
+                return (Reference(video_rows.video(connection, readable(video)).id),), ()
             except NotFound:
                 raise NotFound(
-                    f"{video!r} is neither a file nor the id of a video in {runtime.settings.data_dir}"
+                    f"{shown(video)!r} is neither a file nor the id of a video in {shown(runtime.settings.data_dir)}"
                 ) from None
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

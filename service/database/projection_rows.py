@@ -192,6 +192,12 @@ def is_fitting(connection: sa.Connection) -> bool:
     return connection.execute(running.limit(1)).first() is not None
 
 
+def of_category(connection: sa.Connection, category: str) -> list[Projection]:
+    """Return the projections of one category, without the numbers of their points."""
+    query = sa.select(db.projections).where(db.projections.c.category == category)
+    return [_projection(row) for row in connection.execute(query)]
+
+
 def delete_points_outside(connection: sa.Connection, video_pk: int, category: str | None) -> None:
     """Delete the points of a video from projections of other categories, after its category changed.
 

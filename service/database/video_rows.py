@@ -18,6 +18,7 @@ from service.database.change_log import record_change
 from service.database.common import chunks, utc_now
 from service.errors import NotFound
 from service.models import Probe, Sampling, Status, Video
+from service.names import normalised
 
 # Every search runs these statements. They are built once, because building costs more than running.
 _VIDEO = sa.select(db.videos).where(db.videos.c.id == sa.bindparam("id"))
@@ -115,13 +116,13 @@ def list_videos(
     before: int | None = None,
     limit: int,
 ) -> list[Video]:
-    """Return at most `limit` videos, newest first, optionally of one category or status.
+    """Return at most `limit` videos, newest first, optionally of one category (in any spelling) or status.
 
     If `before` is given, return only videos with a smaller primary key, which are older.
     """
     query = sa.select(db.videos).order_by(db.videos.c.key.desc()).limit(limit)
     if category is not None:
-        query = query.where(db.videos.c.category == category)
+        query = query.where(db.videos.c.category == normalised(category))
     if status is not None:
         query = query.where(db.videos.c.status == status)
     if before is not None:

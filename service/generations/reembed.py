@@ -22,7 +22,7 @@ from service.errors import InvalidInput, NotFound, StorageFull, Unavailable, Und
 from service.generations import generations
 from service.ingestion.pipeline import Embedded, Pipeline
 from service.media import Decoder
-from service.models import Generation, Video
+from service.models import Generation, Vectors, Video
 from service.storage import Store
 from service.vectors import aggregate
 
@@ -186,12 +186,23 @@ class Reembedding:
                 return
             with self._db.read() as connection:
                 videos = video_rows.videos_by_pk(connection, video_pks[start : start + _CAPTION_BATCH])
-            captions = [video.caption for video in videos.values() if video.caption]
-            if not captions:
+            texts = self._embed_texts([video for video in videos.values() if video.caption])
+            if not texts:
                 continue
-            texts = dict(zip(captions, self._encoder().embed_texts(captions), strict=True))
             with self._db.write() as connection:
                 for video_pk, now in video_rows.videos_by_pk(connection, videos).items():
                     if now.caption in texts:
                         vector_rows.put_text(connection, video_pk, self._generation, texts[now.caption])
                         change_log.record_change(connection, video_pk, self._generation.id)
+
+    def _embed_texts(self, videos: list[Video]) -> dict[str, Vectors]:
+        """Return the text vectors (D,) of captions. A caption that the model refuses fails its own video only."""
+        captions = [video.caption or "" for video in videos]
+        try:
+            return dict(zip(captions, self._encoder().embed_texts(captions), strict=True)) if captions else {}
+        except Exception as error:
+            if len(videos) > 1:
+                return {text: vector for one in videos for text, vector in self._embed_texts([one]).items()}
+            self._encoder().embed_texts(["word"])  # raises if the model is at fault, and not the caption
+            self.fail(videos[0], error, transient=False)
+            return {}

@@ -17,6 +17,7 @@ anything is moved into the data folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -42,6 +43,7 @@ from service.database import db, dialects, video_rows
 from service.database.db import Database
 from service.errors import ConfigurationError, InvalidInput, NotFound
 from service.names import sqlite_url
+from service.operations.hashed_files import HashedReader, PaddedReader
 from service.storage import FolderStore
 from service.storage.folder import sync
 
@@ -160,7 +162,7 @@ class _Members:
         info = tarfile.TarInfo(name)
         info.size, info.mode = content.tell(), 0o644
         content.seek(0)
-        reader = _Hashed(content)
+        reader = PaddedReader(content)
         self._tar.addfile(info, reader)
         self.listed[name] = [info.size, reader.sha256]
         self.size_bytes += info.size
@@ -199,7 +201,7 @@ def _write_media(
 
 
 def _open(files: FolderStore, sha256: str, stack: ExitStack) -> dict[str, IO[bytes]] | None:
-    """Open all stored files of a clip, by file name; return None if its bytes are missing.
+    """Open all stored files of a clip, by file name; return None if its bytes are missing or cannot be read.
 
     `stack` closes the files.
     """
@@ -212,7 +214,11 @@ def _open(files: FolderStore, sha256: str, stack: ExitStack) -> dict[str, IO[byt
                 with suppress(FileNotFoundError):
                     kept[path.name] = stack.enter_context(path.open("rb"))
         files.video(sha256)  # raises NotFound if a deletion has begun; otherwise no file is missing
-    except (NotFound, FileNotFoundError):
+    except NotFound:
+        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # not the fault of this clip
+            raise
         return None
     return kept
 
@@ -221,23 +227,6 @@ def _settle_journal(path: Path) -> None:
     """Merge the write-ahead log into the database file, so that one file holds everything."""
     with _sqlite(path) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
-
-
-class _Hashed:
-    """Reader of a file that hashes the bytes as they are read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        return data
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
 
 
 # --- restore
@@ -344,7 +333,7 @@ def _unpack_member(
         raise _incomplete(f"its first member is not {_HEADER}")
     content = tar.extractfile(member)
     assert content is not None
-    reader = _Hashed(content)
+    reader = HashedReader(content)
     if is_stored:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         with (aside / name).open("xb") as out:

@@ -7,7 +7,7 @@ the rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +93,7 @@ def _copy_bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
     try:
         blob = source.video(row.sha256)
         with target.receive(blob.size_bytes) as incoming:
-            for piece in blob.pieces():
+            for piece in _readable(blob.pieces()):
                 incoming.write(piece)
             incoming.finish()
             if incoming.sha256 != row.sha256:
@@ -101,7 +101,7 @@ def _copy_bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
             target.upload(incoming, row.media_type)
             target.commit(incoming, row.media_type)
         pictures = [source.thumbnail(row.sha256, n, seconds) for n, seconds in enumerate(row.frame_times)]
-        jpegs = [picture.read(0, picture.size_bytes) for picture in pictures]
+        jpegs = [b"".join(_readable(picture.pieces())) for picture in pictures]
         target.upload_thumbnails(row.sha256, row.frame_times, jpegs)
         target.commit_thumbnails(row.sha256, jpegs)
         if (fingerprint := source.fingerprint(row.sha256)) is not None:
@@ -109,6 +109,14 @@ def _copy_bytes(source: Store, target: Store, row: sa.Row[Any]) -> int | None:
     except NotFound:
         return None
     return blob.size_bytes
+
+
+def _readable(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a stored file of the source. Raises NotFound if the file cannot be read."""
+    try:
+        yield from pieces
+    except OSError as error:  # such as a bad sector: a fault of this file, and the others are copied
+        raise NotFound(f"a stored file cannot be read: {error.strerror}") from error
 
 
 def _copy_rows(reading: sa.Connection, writing: sa.Connection, without: set[int]) -> None:

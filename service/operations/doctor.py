@@ -232,6 +232,8 @@ def _check_clip(files: Store, sha256: str, size_bytes: int, *, deep: bool) -> st
         return "its bytes are not in the store"
     except OSError as error:
         return f"its bytes cannot be read: {error.strerror}"
+    except ReelsError as error:  # of a store on a server
+        return f"its bytes cannot be read: {error}"
     return ""
 
 

@@ -17,45 +17,79 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
+from service import system_errors
 from service.bootstrap import Runtime
 from service.database import vector_rows, video_rows
 from service.database.projection_rows import Projection
+from service.errors import ReelsError, StorageFull, Unavailable
 from service.models import Blob, Generation, Kind, Vectors, Video
+from service.names import path_from_text, path_text
 from service.projections.arrow import write_parquet
 
 UNCATEGORISED = "_uncategorised"
 _PAGE_VIDEOS = 256
+_MAX_NAME_BYTES = 240  # of a folder; file systems allow 255
 
 
-def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], None] = lambda _: None) -> int:
-    """Write every ready video below `folder`, and return the number of videos.
+@dataclass
+class ExportReport:
+    """Number of exported videos; `failures` holds pairs of id and reason of those that were not exported completely."""
 
-    Files of an earlier export are overwritten. `on_done` is called after each video. Raises ConfigurationError if
-    nothing was ever embedded.
+    videos: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def export_folder(runtime: Runtime, folder: Path, on_done: Callable[[Video], None] = lambda _: None) -> ExportReport:
+    """Write every ready video below `folder`.
+
+    Files of an earlier export are overwritten. `on_done` is called after each video. A video that cannot be written is
+    reported, and the others are written.
+
+    Raises:
+        ConfigurationError: Nothing was ever embedded.
+        StorageFull: There is no room for the files.
+        Unavailable: The system temporarily refuses an operation.
     """
     generation = runtime.generation()
-    count = 0
+    report = ExportReport()
     for connection, page in _pages(runtime):
         for video in page:
-            _write(folder, video, generation, _vectors(runtime, connection, video, generation))
+            with _named(report, video):
+                _write(folder, video, generation, _vectors(runtime, connection, video, generation))
+                report.videos += 1
             on_done(video)
-            count += 1
-    return count
+    return report
+
+
+@contextmanager
+def _named(report: ExportReport, video: Video) -> Iterator[None]:
+    """Record an error of one video in the report. Faults of the machine, which concern all videos, are raised."""
+    try:
+        with system_errors.converted("the export cannot be written"):
+            yield
+    except (StorageFull, Unavailable):
+        raise
+    except OSError as error:
+        report.failures.append((video.id, error.strerror or str(error)))
+    except (ReelsError, ValueError) as error:
+        report.failures.append((video.id, str(error)))
 
 
 def export_table(
     runtime: Runtime, path: Path, state: Projection | None = None, on_done: Callable[[Video], None] = lambda _: None
-) -> int:
-    """Write every ready video to one Parquet file, and return the number of videos.
+) -> ExportReport:
+    """Write every ready video to one Parquet file.
 
-    The file appears under its name only once it is complete.
+    The file appears under its name only once it is complete. A video whose vectors or stored clip cannot be read is
+    reported, and the others are written.
 
     Args:
         runtime: The library to export.
@@ -72,19 +106,19 @@ def export_table(
         points = runtime.projections.points(state)
         coordinates = dict(zip(points.video_pks.tolist(), points.coordinates, strict=True))
     axes = () if state is None else ("x", "y", "z")[: state.spec.dimensions]
-    count = 0
+    report = ExportReport()
 
     def batches() -> Iterator[list[dict[str, Any]]]:
-        nonlocal count
         for connection, page in _pages(runtime):
             rows = []
             for video in page:
-                row = _row(runtime, connection, video, generation)
-                if video.pk in coordinates:
-                    row |= dict(zip(axes, coordinates[video.pk].tolist(), strict=True))
-                rows.append(row)
+                with _named(report, video):
+                    row = _row(runtime, connection, video, generation)
+                    if video.pk in coordinates:
+                        row |= dict(zip(axes, coordinates[video.pk].tolist(), strict=True))
+                    rows.append(row)
                 on_done(video)
-            count += len(page)
+            report.videos += len(rows)
             yield rows
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +128,7 @@ def export_table(
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    return count
+    return report
 
 
 def _pages(runtime: Runtime) -> Iterator[tuple[sa.Connection, list[Video]]]:
@@ -116,13 +150,13 @@ def _vectors(
 
 
 def _path(blob: Blob) -> str | None:
-    return None if blob.path is None else str(blob.path.absolute())
+    return None if blob.path is None else path_text(blob.path.absolute())
 
 
 def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: Generation) -> dict[str, Any]:
     vectors = _vectors(runtime, connection, video, generation)
     frames, aggregated, text = vectors["frame"], vectors["aggregated"], vectors["text"]
-    sources = [path for path in video_rows.source_paths(connection, video.pk) if Path(path).is_file()]
+    sources = [path for path in video_rows.source_paths(connection, video.pk) if path_from_text(path).is_file()]
     return {
         "id": video.id,
         "title": video.title,
@@ -143,10 +177,15 @@ def _row(runtime: Runtime, connection: sa.Connection, video: Video, generation: 
     }
 
 
+def _cut(name: str, reserved_bytes: int = 0) -> str:
+    """Return as much of a name as a file system allows, whose limit is in bytes."""
+    return name.encode()[: _MAX_NAME_BYTES - reserved_bytes].decode(errors="ignore").rstrip()
+
+
 def _write(folder: Path, video: Video, generation: Generation, vectors: dict[str, Vectors | None]) -> None:
     # The title is untrusted text; a category cannot contain a slash or start with a dot (`clean_category`).
     title = re.sub(r"[^\w\- ]+", "_", video.title).strip(" ._")[:80] or "video"
-    target = folder / (video.category or UNCATEGORISED) / f"{title}-{video.id}"
+    target = folder / _cut(video.category or UNCATEGORISED) / f"{_cut(title, len(video.id) + 1)}-{video.id}"
     target.mkdir(parents=True, exist_ok=True)
     for name, array in vectors.items():
         path = target / f"{name}.npy"

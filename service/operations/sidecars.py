@@ -99,7 +99,7 @@ def _read_text(path: Path) -> str:
         text = "\0"
     if "\0" in text:  # also UTF-16 without a mark, which is often valid UTF-8
         raise _wrong(path, "is not text in UTF-8, or in UTF-16 with a byte order mark; save it as UTF-8")
-    return text
+    return text.lstrip("\ufeff")  # two files with marks, joined
 
 
 def _from_json(path: Path, text: str) -> Sidecar:

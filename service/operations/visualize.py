@@ -138,7 +138,7 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
             "mode": "markers",
             "name": escape(name),
             "marker": {"size": size / 2 if spatial else size, "opacity": opacity, "color": colour},
-            "text": [_label(points, row, videos[int(points.video_pks[row])]) for row in rows],
+            "text": [_label(points, row, videos.get(int(points.video_pks[row]))) for row in rows],
             "hovertemplate": "%{text}<extra></extra>",
         }
         figure.add_trace(go.Scatter3d(x=x, y=y, z=z[0], **shared) if spatial else flat(x=x, y=y, **shared))
@@ -159,12 +159,15 @@ def _figure(points: Points, videos: dict[int, Video], title: str) -> Any:
     return figure
 
 
-def _label(points: Points, row: int, video: Video) -> str:
-    """Return the hover text of a point as HTML. Title and caption are untrusted text and are escaped."""
-    lines = [f"<b>{escape(video.title)}</b>"]
+def _label(points: Points, row: int, video: Video | None) -> str:
+    """Return the hover text of a point as HTML. Title and caption are untrusted text and are escaped.
+
+    `video` None: it was deleted after the points were read.
+    """
+    lines = ["deleted" if video is None else f"<b>{escape(video.title)}</b>"]
     if points.frames[row] >= 0:
         lines.append(f"frame {points.frames[row]} at {points.times[row]:.2f} s")
-    if video.caption:
+    if video is not None and video.caption:
         lines.append(escape(video.caption if len(video.caption) <= 80 else video.caption[:79] + "…"))
     return "<br>".join(lines)
 

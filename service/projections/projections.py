@@ -32,6 +32,7 @@ from service.errors import InvalidInput, NotFound, ReelsError
 from service.index import graph
 from service.index.files import write_synced
 from service.models import Aggregation, Generation, Kind, Method, Neighbours, Vectors, VideoPks, check_seed
+from service.names import normalised
 from service.projections import reduction
 from service.projections.arrays import prefixed, unprefixed, vectors_digest
 from service.projections.fits import Fit, ProgressCallback
@@ -85,7 +86,7 @@ class Projections:
             dimensions=dimensions,
             seed=check_seed(seed),
             parameters=reduction.complete_parameters(method, parameters or {}),
-            category=category,
+            category=None if category is None else normalised(category),
         )
 
     def request(self, spec: ProjectionSpec) -> tuple[Projection, bool]:

@@ -20,6 +20,7 @@ from service.embedding.random_words import random_words
 from service.errors import InvalidInput
 from service.media import Decoder
 from service.models import Aggregation, Sampling, Vectors, clean_caption
+from service.names import normalised
 from service.search.query import QueryVector
 from service.vectors import aggregate
 
@@ -54,6 +55,7 @@ class QueryEncoder:
         """Embed a text, which is compared with the visual and the text vectors. Raises InvalidInput if it is empty."""
         if not query.strip():
             raise InvalidInput("query", "must not be empty")
+        query = normalised(query)  # like captions
         encoder = self._encoder_provider()
 
         def encode() -> QueryVector:

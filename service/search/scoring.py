@@ -17,6 +17,7 @@ from service.errors import InvalidInput, NotReady
 from service.index.base import Searchable
 from service.index.layout import RowNumbers
 from service.models import Aggregation, CategoryFilter, Generation, Vectors, VideoPks, Weights
+from service.names import normalised
 from service.search.query import Cursor, Scope, SearchQuery
 from service.search.ranking import Line, Numbers, rounded, select_diverse, sort_key
 from service.search.results import Candidate, Contribution, Hit
@@ -231,8 +232,8 @@ def category_filter(scope: Scope, combined: CombinedQuery) -> CategoryFilter:
 
     Raises InvalidInput if the modes `same` or `other` are used without a positive reference.
     """
-    include: frozenset[str | None] | None = frozenset(scope.category) or None
-    exclude: frozenset[str | None] = frozenset(scope.exclude_category)
+    include: frozenset[str | None] | None = frozenset(map(normalised, scope.category)) or None
+    exclude: frozenset[str | None] = frozenset(map(normalised, scope.exclude_category))
     if scope.category_mode != "any" and not combined.categories:
         raise InvalidInput("category_mode", "same and other need a reference video of the library")
     if scope.category_mode == "other":

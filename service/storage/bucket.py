@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -48,11 +47,14 @@ class BucketStore:
         `incoming` is a folder on this machine for uploads in progress. Links are valid for `link_seconds`; None means
         no links.
         """
-        parts = urlsplit(url)
-        if not parts.netloc:
+        # Not parsed as a URL, which would end the prefix at a question mark or a number sign: an object may have both.
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
             raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} has no bucket name; write s3://BUCKET/PREFIX")
-        prefix = parts.path.strip("/")
-        self._prefix = f"{prefix}/" if prefix else ""
+        folders = [part for part in prefix.split("/") if part]
+        if {".", ".."} & set(folders):
+            raise ConfigurationError(f"REELSRS_STORAGE_URL: {url} must not have . or .. in its prefix")
+        self._prefix = "".join(f"{part}/" for part in folders)
         self._url = url
         self._incoming = incoming
         self._link_seconds = link_seconds
@@ -64,7 +66,7 @@ class BucketStore:
             raise ConfigurationError(f"AWS_ENDPOINT_URL: must start with http:// or https://, not {endpoint!r}")
         try:
             self._store = S3Store(
-                parts.netloc,
+                bucket,
                 client_options={"connect_timeout": _CONNECT_TIMEOUT, "timeout": _TIMEOUT, "allow_http": True},
                 retry_config={"max_retries": 3, "retry_timeout": _RETRY_TIMEOUT},
             )

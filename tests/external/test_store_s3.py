@@ -25,6 +25,28 @@ class TestStore(StoreProperties):
         return open_store(objects.url(secrets.token_hex(4)), tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["lib?1", "a#b/c", "100%25 data", "ünï 日本", "a//b/"])
+def test_a_prefix_may_have_any_character(
+    tmp_path: Path, objects: services.ObjectStore, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    for name, value in objects.environment.items():
+        monkeypatch.setenv(name, value)
+    top = secrets.token_hex(4)
+    files = open_store(objects.url(f"{top}/{prefix}"), tmp_path)
+    with files.receive(10) as incoming:
+        incoming.write(b"bytes")
+        incoming.finish()
+        with files.mark(incoming.sha256):
+            files.upload(incoming, "video/mp4")
+            assert files.marked() == [incoming.sha256]
+        files.commit(incoming, "video/mp4")
+    assert read_all(files.video(incoming.sha256)) == b"bytes"
+    placed = f"{prefix.replace('//', '/').strip('/')}/{incoming.sha256[:2]}/{incoming.sha256}/video"
+    assert objects.names(top) == {placed}
+    files.delete(incoming.sha256)
+    assert objects.names(top) == set()
+
+
 def test_a_bucket_that_cannot_be_had_is_named(
     tmp_path: Path, objects: services.ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

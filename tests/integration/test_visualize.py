@@ -75,7 +75,7 @@ def test_other_endings_and_empty_libraries_are_refused(runtime: Runtime, tmp_pat
 
 def test_the_table_holds_the_library(library: Runtime, tmp_path: Path) -> None:
     state = library.projections.fit_and_wait(library.projections.spec("aggregated", "pca", 3))
-    assert export_table(library, tmp_path / "new" / "library.parquet", state) == 12
+    assert export_table(library, tmp_path / "new" / "library.parquet", state).videos == 12
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["library.parquet"]
     rows = {row["id"]: row for row in pq.read_table(tmp_path / "new" / "library.parquet").to_pylist()}
     points = library.projections.points(state)

@@ -32,15 +32,15 @@ def reelsrs(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     )
 
 
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, encoding: str = "utf-8", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end in this process; return its exit status and output.
 
-    The command gets its own environment variables, working directory, output streams and logging. All are restored
-    afterwards.
+    The command gets its own environment variables, working directory, output streams (in this encoding) and logging.
+    All are restored afterwards.
     """
     servers = services.environment(cwd / environment.get("REELSRS_DATA_DIR", "data"))
     before, handlers = dict(os.environ), logging.getLogger().handlers[:]
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2))
     try:
         os.environ.clear()
         os.environ.update({**CHILD_ENVIRONMENT, **servers, **environment})
@@ -53,5 +53,5 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         os.environ.update(before)
         logging.getLogger().handlers = handlers
         structlog.reset_defaults()
-    said, told = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    said, told = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))  # type: ignore[attr-defined]
     return subprocess.CompletedProcess(arguments, status, said, told)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from service.bootstrap import Runtime
 from service.database import video_rows
@@ -25,6 +26,8 @@ from service.operations.evaluation.library import Common
 from service.operations.folder_import import FolderImport
 from service.operations.folder_scan import scan
 from service.search.duplicates import Duplicates
+
+log = structlog.get_logger(__name__)
 
 MAX_CLIPS = 10
 """Clips that are copied, at most."""
@@ -73,7 +76,7 @@ def copies(
         values = []
         for generation in generations:
             on_done(f"searching copies with {generation.model}")
-            values.append(_embed_and_search(runtime, generation, folder, copied))
+            values.append(_embed_and_search(runtime, generation, folder, copied) if copied else {})
     # The same clips for all generations, because differences are paired.
     whole = [one for one in copied if all(one in by_clip for by_clip in values)]
     left_out = min(MAX_CLIPS, len(wanted)) - len(whole)
@@ -129,8 +132,8 @@ def _write(runtime: Runtime, videos: list[Video], folder: Path, on_done: Callabl
                     path = folder / "copies" / f"{video.id}-{name}.mp4"
                     encode(pixels, path, fps=fps, width=width, height=height, crf=copy.crf)
                 copied.append(video.id)
-        except ReelsError:  # deleted meanwhile, or not decodable any more: counted as left out
-            continue
+        except Exception as error:  # deleted meanwhile, or not decodable or encodable any more: counted as left out
+            log.warning("clip not copied", video=video.id, reason=str(error))
     return copied
 
 
@@ -159,10 +162,13 @@ def _search(scratch: Runtime, copied: list[str]) -> dict[str, tuple[float, float
         family = [name, *(f"{name}-{kind}" for kind in COPIES)]
         if not all(title in by_title for title in family):
             continue  # the clip or a copy was refused
-        near = _titles(duplicates, by_title[name])
+        try:
+            near, *others = (_titles(duplicates, by_title[title]) for title in family)
+        except ReelsError as error:  # of this clip or its copies: the others are measured
+            log.warning("clip not copied", video=name, reason=str(error))
+            continue
         found, clean = [], []
-        for title in family[1:]:
-            titles = _titles(duplicates, by_title[title])
+        for titles in others:
             found.append(name in titles)
             clean.append(all(one.startswith(name) for one in titles - near))
         values[name] = (float(np.mean(found)), float(np.mean(clean)))

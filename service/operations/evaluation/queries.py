@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from service.database import video_rows
 from service.errors import InvalidInput
 from service.models import Vectors
+from service.names import normalised
 from service.operations.evaluation.figures import Group, Options, Ranking
 from service.operations.evaluation.library import Common
 from service.operations.evaluation.measures import (
@@ -88,12 +89,12 @@ def relevant_rows(connection: sa.Connection, common: Common, judgements: Sequenc
     by_name: dict[str, list[int]] = {}
     for row in video_rows.names(connection):
         for name in (row.id, row.filename, f"{row.category}/{row.filename}"):
-            by_name.setdefault(name, []).append(row.key)
+            by_name.setdefault(normalised(name), []).append(row.key)
     found = []
     for one in judgements:
         numbers = set()
         for name in one.relevant:
-            video_pks = by_name.get(name, [])
+            video_pks = by_name.get(normalised(name), [])
             if len(video_pks) != 1:
                 several = f"{len(video_pks)} videos have this name; give the id or CATEGORY/FILE"
                 why = several if video_pks else "the library has no video with this id or file name"
