@@ -161,6 +161,30 @@ def test_what_changes_meanwhile_is_as_it_is_now(
     assert {name for name, _ in _like(moved, videos[0])} == {videos[n].id for n in (1, 2, 4, 5)} | {late.id}
 
 
+def test_a_caption_that_the_model_refuses_fails_its_own_video_only(
+    filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, videos = filled
+    moved = other()
+    moved.initialise()
+    generation = _states(moved)["bfloat16"].generation
+    moved.request_model("tiny", "bfloat16", activate=False)
+    moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    for number in range(3):
+        runtime.ingest.edit(videos[number].id, {"caption": f"edited {number}"})
+    real = Encoder.embed_texts
+
+    def fussy(encoder: Encoder, texts: list[str]) -> Any:
+        if "edited 1" in texts:
+            raise RuntimeError("this text cannot be embedded")
+        return real(encoder, texts)
+
+    monkeypatch.setattr(Encoder, "embed_texts", fussy)
+    moved.reembedding(generation).run(threading.Event(), keep_up=False)
+    has_text = ["text" in _kinds(runtime, video, "bfloat16") for video in videos[:3]]
+    assert has_text == [True, False, True]
+
+
 def test_what_comes_after_it_was_complete_is_queued_when_it_is_switched_to(
     filled: tuple[Runtime, list[Video]], other: Callable[..., Runtime], make_clip: ClipMaker
 ) -> None:
