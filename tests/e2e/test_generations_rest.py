@@ -37,7 +37,7 @@ def _state(client: httpx.Client, url: str, condition: Callable[[dict[str, Any]],
         states.append(client.get(url).json())
         return condition(states[-1])
 
-    until(asked, 90, lambda: states[-1])
+    until(asked, 240, lambda: states[-1])
     return states[-1]
 
 
