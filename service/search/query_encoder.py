@@ -25,7 +25,7 @@ from service.search.query import QueryVector
 from service.vectors import aggregate
 
 _CACHE_SIZE = 64
-_NOISE_WORDS = 512
+_NOISE_WORDS = 128  # more are hardly better, and each costs the text tower as much as a query
 
 
 class EncoderProvider(Protocol):
@@ -65,7 +65,7 @@ class QueryEncoder:
         return self._cached(("text", query), encode, weight)
 
     def noise(self) -> Vectors:
-        """Return the vectors of 512 random words, (512, D), which are computed once."""
+        """Return the vectors of 128 random words, (128, D), which are computed once."""
         with self._noise_lock:
             if self._noise is None:
                 self._noise = self._encoder_provider().embed_texts(random_words(_NOISE_WORDS))
