@@ -30,7 +30,7 @@ def _state(client: httpx.Client, url: str, met: Callable[[dict[str, Any]], bool]
         states.append(client.get(url).raise_for_status().json())
         return met(states[-1])
 
-    until(asked, 120, lambda: states[-1], every=0.05)
+    until(asked, 300, lambda: states[-1], every=0.05)
     return states[-1]
 
 
