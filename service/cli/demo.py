@@ -48,14 +48,14 @@ def demo(
     if data_folder is not None:  # fail now, before anything is written
         store.check_precision(settings.precision)
         store.check_available(settings.data_dir / "models")
-        find(data_folder)
+        found = find(data_folder)
     if serve_it:  # fail now, not after everything is drawn and embedded
         with open_runtime(settings) as runtime:
             check_access(runtime)
     if data_folder is None:
         _draw_demo(folder / "Data")
+        found = find(folder / "Data")
     make_model(settings)
-    found = find(data_folder or folder / "Data")
     with open_runtime(settings) as runtime:
         report = import_folder(runtime, found, settings.sampling)
     if data_folder is not None:
